@@ -1,0 +1,34 @@
+//! Every constant limit of the system, with its reason. Reaching one is an error or a metric,
+//! never a surprise.
+
+/// Largest frame on the wire, header excluded. Bodies go in chunks of [`CHUNK_OCTETS`].
+pub const FRAME_OCTETS_MAX: usize = 1 << 20;
+
+/// Octets of a message in one frame: large enough to be cheap, small enough to let other
+/// mailboxes' frames in between.
+pub const CHUNK_OCTETS: usize = 64 << 10;
+
+/// Changes in one apply. With [`SLICE_OCTETS`], bounds the time a mailbox's lock is held and the
+/// work lost when a connection breaks.
+pub const SLICE_CHANGES: usize = 500;
+
+/// Octets of message bodies in one apply, unless a single message is larger.
+pub const SLICE_OCTETS: u64 = 16 << 20;
+
+/// Records in one frame of a listing.
+pub const RECORDS_PER_FRAME: usize = 1000;
+
+/// Mailboxes visited at once on one link.
+pub const IN_FLIGHT: usize = 16;
+
+/// Longest account file (Sieve script, subscriptions, access list) that is replicated.
+pub const FILE_OCTETS_MAX: u64 = 512 << 10;
+
+/// Keywords of one mailbox: what a Maildir file name has letters for.
+pub const KEYWORDS_MAX: usize = 26;
+
+/// Longest keyword, in octets.
+pub const KEYWORD_OCTETS_MAX: usize = 255;
+
+/// Longest hint (see `Record::hint`), in octets.
+pub const HINT_OCTETS_MAX: usize = 2048;

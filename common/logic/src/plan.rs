@@ -1,0 +1,321 @@
+//! What it takes to make a replica equal: compares two sides, returns steps and reasons.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{Guid, MailboxId, Uid},
+    mailbox::{AccountState, FileKey, Flags, Head, Keywords, MailboxName, MailboxState, Record},
+};
+
+/// One change to a replica's mailbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// A message the replica lacks.
+    Add(Record),
+    /// Other flags, keywords or INTERNALDATE than the replica has.
+    Update {
+        /// Which message.
+        uid: Uid,
+        /// INTERNALDATE in seconds since 1970.
+        internal_date: i64,
+        /// All its system flags.
+        flags: Flags,
+        /// All its keywords.
+        keywords: Keywords,
+    },
+    /// A message the master no longer has.
+    Expunge(Uid),
+}
+
+/// How a replica's mailbox is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// It is not there: built aside, shown when whole.
+    Build,
+    /// In place; new UIDs are at or above its UIDNEXT.
+    Update,
+    /// In place, with other UIDs below UIDNEXT, or under another UIDVALIDITY or identity. Costs
+    /// connected clients their session.
+    Repair,
+}
+
+/// Steps for one mailbox, and what stands against full equality.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// How.
+    pub mode: Mode,
+    /// Expunges and updates first, then additions by ascending UID.
+    pub changes: Vec<Change>,
+    /// UIDs of messages that only the replica has and that replication did not put there. They
+    /// are kept (I2).
+    pub foreign: Vec<Uid>,
+    /// UIDs that mean another message on each side. Not touched (I3).
+    pub clashes: Vec<Uid>,
+}
+
+/// Compares the records of one mailbox, both in order of UID.
+///
+/// `held` is the replica's head, `None` if it has no such mailbox.
+pub fn mailbox(master: &[Record], target: Head, replica: &[Record], held: Option<Head>) -> Plan {
+    let theirs: BTreeMap<Uid, &Record> = replica.iter().map(|r| (r.uid, r)).collect();
+    let ours: BTreeSet<Uid> = master.iter().map(|r| r.uid).collect();
+    let (mut changes, mut adds) = (Vec::new(), Vec::new());
+    let (mut foreign, mut clashes) = (Vec::new(), Vec::new());
+    for record in replica.iter().filter(|record| !ours.contains(&record.uid)) {
+        if record.replicated {
+            changes.push(Change::Expunge(record.uid));
+        } else {
+            foreign.push(record.uid);
+        }
+    }
+    for record in master {
+        match theirs.get(&record.uid) {
+            None => adds.push(record),
+            Some(held) if held.guid != record.guid => clashes.push(record.uid),
+            Some(held) if same_state(held, record) => {}
+            Some(_) => changes.push(update(record)),
+        }
+    }
+    let mode = mode(target, held, adds.first().map(|record| record.uid));
+    changes.extend(adds.into_iter().cloned().map(Change::Add));
+    Plan { mode, changes, foreign, clashes }
+}
+
+/// The change that gives the replica `record`'s flags, keywords and date.
+pub fn update(record: &Record) -> Change {
+    Change::Update {
+        uid: record.uid,
+        internal_date: record.internal_date,
+        flags: record.flags,
+        keywords: record.keywords.clone(),
+    }
+}
+
+/// How a mailbox with head `held` gets to `target` when `first` is the lowest UID it lacks.
+pub fn mode(target: Head, held: Option<Head>, first: Option<Uid>) -> Mode {
+    match held {
+        None => Mode::Build,
+        Some(held) if held.uid_validity != target.uid_validity => Mode::Repair,
+        Some(held) if first.is_some_and(|uid| uid < held.uid_next) => Mode::Repair,
+        Some(_) => Mode::Update,
+    }
+}
+
+fn same_state(a: &Record, b: &Record) -> bool {
+    a.flags == b.flags && a.keywords == b.keywords && a.internal_date == b.internal_date
+}
+
+/// A change to a replica's list of mailboxes. All of one account's are carried out together, so
+/// that names may be swapped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// To the graveyard, whole.
+    Delete {
+        /// Which.
+        id: MailboxId,
+        /// Where it stands.
+        name: MailboxName,
+    },
+    /// To another place in the hierarchy.
+    Rename {
+        /// Which.
+        id: MailboxId,
+        /// Where it stands.
+        from: MailboxName,
+        /// Where it goes.
+        to: MailboxName,
+    },
+    /// The mailbox standing at `name` takes another identity. Only for the INBOX, which cannot be
+    /// moved away, and only when replication may empty it: its messages go to the graveyard.
+    Reset {
+        /// Identity it has.
+        id: MailboxId,
+        /// Where it stands.
+        name: MailboxName,
+    },
+}
+
+/// Steps for one account.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccountPlan {
+    /// Deletes, then renames.
+    pub steps: Vec<Step>,
+    /// Mailboxes of the master whose messages need a visit afterwards, with the replica's head.
+    pub visits: Vec<(MailboxState, Option<Head>)>,
+    /// Files to write: the master's content differs.
+    pub write: Vec<FileKey>,
+    /// Files the master no longer has.
+    pub remove: Vec<(FileKey, Guid)>,
+    /// Mailboxes only the replica has that hold mail replication did not put there: kept.
+    pub extra: Vec<MailboxName>,
+    /// Mailboxes of the master whose place on the replica is taken by such a one.
+    pub blocked: Vec<MailboxName>,
+}
+
+/// Compares two accounts' lists.
+pub fn account(master: &AccountState, replica: &AccountState) -> AccountPlan {
+    let mut plan = AccountPlan::default();
+    let ours: BTreeSet<MailboxId> = master.mailboxes.iter().map(|m| m.id).collect();
+    let theirs: BTreeMap<MailboxId, &MailboxState> =
+        replica.mailboxes.iter().map(|m| (m.id, m)).collect();
+    let mut taken = BTreeSet::new();
+    for extra in replica.mailboxes.iter().filter(|m| !ours.contains(&m.id)) {
+        let (id, name) = (extra.id, extra.name.clone());
+        if extra.foreign > 0 {
+            taken.insert(name.clone());
+            plan.extra.push(name);
+        } else if name.is_inbox() {
+            plan.steps.push(Step::Reset { id, name });
+        } else {
+            plan.steps.push(Step::Delete { id, name });
+        }
+    }
+    for mailbox in &master.mailboxes {
+        let held = theirs.get(&mailbox.id);
+        if taken.contains(&mailbox.name) {
+            plan.blocked.push(mailbox.name.clone());
+            continue;
+        }
+        if let Some(held) = held.filter(|held| held.name != mailbox.name) {
+            let (from, to) = (held.name.clone(), mailbox.name.clone());
+            plan.steps.push(Step::Rename { id: mailbox.id, from, to });
+        }
+        if held.is_none_or(|held| held.head != mailbox.head) {
+            plan.visits.push((mailbox.clone(), held.map(|held| held.head)));
+        }
+    }
+    let theirs: BTreeMap<&FileKey, Guid> = replica.files.iter().map(|f| (&f.key, f.guid)).collect();
+    let ours: BTreeSet<&FileKey> = master.files.iter().map(|f| &f.key).collect();
+    let changed = master.files.iter().filter(|file| theirs.get(&file.key) != Some(&file.guid));
+    plan.write = changed.map(|file| file.key.clone()).collect();
+    let gone = replica.files.iter().filter(|file| !ours.contains(&file.key));
+    plan.remove = gone.map(|file| (file.key.clone(), file.guid)).collect();
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::{format, string::String};
+
+    use crate::{
+        digest::Digest,
+        ids::{ModSeq, UidValidity},
+    };
+
+    use super::*;
+
+    /// `"1a 2bS f3c n9"`: UID 1 with content `a`, UID 2 with content `b` and `\Seen`, UID 3 not put
+    /// there by replication, UIDNEXT 9; without `n`, UIDNEXT follows the last UID.
+    fn parse(text: &str) -> (Vec<Record>, Head) {
+        let mut records = Vec::new();
+        let mut head = Head { uid_validity: UidValidity(1), uid_next: Uid(1), ..Head::default() };
+        for word in text.split_whitespace() {
+            if let Some(next) = word.strip_prefix('n') {
+                head.uid_next = Uid(next.parse().unwrap());
+                continue;
+            }
+            let bare = word.strip_prefix('f').unwrap_or(word);
+            let uid = Uid(u32::from(bare.as_bytes()[0] - b'0'));
+            records.push(Record {
+                uid,
+                guid: Guid([bare.as_bytes()[1]; 20]),
+                octets: 1,
+                internal_date: 0,
+                flags: if bare.ends_with('S') { Flags::SEEN } else { Flags::default() },
+                keywords: Keywords::default(),
+                modseq: ModSeq(1),
+                replicated: bare == word,
+                hint: [].into(),
+            });
+            head.uid_next = uid.next();
+        }
+        head.digest = Digest::of(&records);
+        (records, head)
+    }
+
+    fn show(plan: &Plan) -> String {
+        let mut text = format!("{:?}", plan.mode);
+        for change in &plan.changes {
+            text += &match change {
+                Change::Add(record) => format!(" +{}", record.uid),
+                Change::Update { uid, .. } => format!(" ~{uid}"),
+                Change::Expunge(uid) => format!(" -{uid}"),
+            };
+        }
+        plan.foreign.iter().for_each(|uid| text += &format!(" keep{uid}"));
+        plan.clashes.iter().for_each(|uid| text += &format!(" clash{uid}"));
+        text
+    }
+
+    #[test]
+    fn mailbox_cases() {
+        let cases = [
+            ("both empty", "", "", "Update"),
+            ("equal", "1a", "1a", "Update"),
+            ("appended", "1a 2b", "1a", "Update +2"),
+            ("flag changed", "1aS", "1a", "Update ~1"),
+            ("first one expunged", "2b", "1a 2b", "Update -1"),
+            ("delivered to the replica", "1a", "1a f2b", "Update keep2"),
+            ("same UID, other content", "1a", "1b", "Update clash1"),
+            ("lost on the replica", "1a 2b", "2b", "Repair +1"),
+            ("several", "1aS 4d", "1a 3c", "Update -3 ~1 +4"),
+        ];
+        for (name, master, replica, want) in cases {
+            let ((ours, target), (theirs, held)) = (parse(master), parse(replica));
+            assert_eq!(show(&mailbox(&ours, target, &theirs, Some(held))), want, "{name}");
+        }
+        let (ours, target) = parse("1a");
+        assert_eq!(show(&mailbox(&ours, target, &[], None)), "Build +1");
+    }
+
+    fn state(text: &str) -> AccountState {
+        let mailboxes = text.split_whitespace().map(|word| {
+            let (id, name) = word.split_once('=').unwrap();
+            let foreign = u32::from(id.starts_with('f'));
+            let id = MailboxId([id.as_bytes()[id.len() - 1]; 16]);
+            let name = MailboxName::new(name.as_bytes()).unwrap();
+            let head = Head::default();
+            MailboxState { id, name, head, highest_modseq: ModSeq(0), foreign }
+        });
+        AccountState { mailboxes: mailboxes.collect(), files: Vec::new() }
+    }
+
+    #[test]
+    fn account_cases() {
+        let cases = [
+            ("equal", "1= 2=A", "1= 2=A", "[] visits [] extra [] blocked []"),
+            ("created", "1= 2=A", "1=", "[] visits [A] extra [] blocked []"),
+            ("deleted", "1=", "1= 2=A", "[-A] visits [] extra [] blocked []"),
+            ("recreated", "1= 3=A", "1= 2=A", "[-A] visits [A] extra [] blocked []"),
+            ("chain", "1=B 2=C", "1=A 2=B", "[A>B B>C] visits [] extra [] blocked []"),
+            ("swap", "1=B 2=A", "1=A 2=B", "[A>B B>A] visits [] extra [] blocked []"),
+            ("foreign inbox", "1=", "2=", "[!INBOX] visits [INBOX] extra [] blocked []"),
+            ("foreign mail", "1=A", "f2=A", "[] visits [] extra [A] blocked [A]"),
+        ];
+        for (name, master, replica, want) in cases {
+            let plan = account(&state(master), &state(replica));
+            let steps: Vec<String> = plan.steps.iter().map(show_step).collect();
+            let visits: Vec<_> = plan.visits.iter().map(|(mailbox, _)| &mailbox.name).collect();
+            let got = format!(
+                "[{}] visits {visits:?} extra {:?} blocked {:?}",
+                steps.join(" "),
+                plan.extra,
+                plan.blocked
+            );
+            assert_eq!(got, want, "{name}");
+        }
+    }
+
+    fn show_step(step: &Step) -> String {
+        match step {
+            Step::Delete { name, .. } => format!("-{name}"),
+            Step::Rename { from, to, .. } => format!("{from}>{to}"),
+            Step::Reset { name, .. } => format!("!{name}"),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! What agent and replica say to each other.

@@ -1,0 +1,193 @@
+//! Why a store call did nothing, and what is wrong with a store.
+
+use std::{fmt, io, path::PathBuf};
+
+use mailtwin_logic::{
+    ids::{Account, Guid, Uid},
+    mailbox::{Head, MailboxName},
+};
+
+/// Why a call did nothing, or stopped half-way where its contract says so.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The mailbox is not what the changes were planned for; plan again.
+    #[error("the mailbox has changed since the changes were planned")]
+    Stale(Option<Head>),
+    /// There is no such account, mailbox or message.
+    #[error("{what} is not there")]
+    NotFound {
+        /// Which, for humans.
+        what: String,
+    },
+    /// The octets do not hash to the GUID they came under, or are not as many as said.
+    #[error("verify {what}: expected {want}, found {got}")]
+    Mismatch {
+        /// Which message.
+        what: String,
+        /// Announced or recorded.
+        want: Guid,
+        /// Computed.
+        got: Guid,
+    },
+    /// The UID is taken by another message.
+    #[error("UID {0} already denotes another message here")]
+    UidTaken(Uid),
+    /// The name cannot be stored by this engine.
+    #[error("store {name}: {why}")]
+    Name {
+        /// Which.
+        name: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A lock could not be had in time.
+    #[error("lock {path}: held by {holder} for over {waited_ms} ms", path = path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// What it says of its owner.
+        holder: String,
+        /// How long we waited, in milliseconds.
+        waited_ms: u64,
+    },
+    /// The mail server's own file is damaged.
+    #[error("read {path}: {why}", path = path.display())]
+    Corrupt {
+        /// Which.
+        path: PathBuf,
+        /// How.
+        why: String,
+    },
+    /// The store's root is empty, or is another one than last time (I2).
+    #[error("{path} is not the mail store it was: {why}", path = path.display())]
+    WrongStore {
+        /// Its root.
+        path: PathBuf,
+        /// How that shows.
+        why: String,
+    },
+    /// The operating system refused.
+    #[error("{op} {path}", path = path.display())]
+    Io {
+        /// Present-tense verb.
+        op: &'static str,
+        /// What.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    /// The code that metrics, quarantine and `explain` use.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Stale(_) => Reason::Busy,
+            Self::NotFound { .. } => Reason::Missing,
+            Self::Mismatch { .. } => Reason::GuidMismatch,
+            Self::UidTaken(_) => Reason::Conflict,
+            Self::Name { .. } => Reason::Name,
+            Self::Locked { .. } => Reason::Locked,
+            Self::Corrupt { .. } => Reason::Corrupt,
+            Self::WrongStore { .. } => Reason::WrongStore,
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => Reason::Denied,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Reason::Full,
+                io::ErrorKind::NotFound => Reason::Missing,
+                _ => Reason::Io,
+            },
+        }
+    }
+
+    /// Whether the disk itself failed to make something durable: then nothing it said before can
+    /// be relied on and the process must end (fsync is never tried again).
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Io { op: "sync", source, .. }
+            if !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+}
+
+/// Why a mailbox fails, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// Changes all the time.
+    Busy,
+    /// Vanishes while it is read.
+    Missing,
+    /// Octets and GUID differ.
+    GuidMismatch,
+    /// One UID, two messages.
+    Conflict,
+    /// The name cannot be stored.
+    Name,
+    /// A lock is never free.
+    Locked,
+    /// A file of the mail server is damaged.
+    Corrupt,
+    /// Not the store it was.
+    WrongStore,
+    /// Permission denied.
+    Denied,
+    /// Disk full or over quota.
+    Full,
+    /// Any other error of the operating system.
+    Io,
+    /// The peer refused or broke off.
+    Refused,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Busy => "busy",
+            Self::Missing => "missing",
+            Self::GuidMismatch => "guid-mismatch",
+            Self::Conflict => "conflict",
+            Self::Name => "name",
+            Self::Locked => "locked",
+            Self::Corrupt => "corrupt",
+            Self::WrongStore => "wrong-store",
+            Self::Denied => "denied",
+            Self::Full => "full",
+            Self::Io => "io",
+            Self::Refused => "refused",
+        })
+    }
+}
+
+/// Something wrong in a store that does not stop replication of the rest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// Of which kind.
+    pub kind: ProblemKind,
+    /// Whose.
+    pub account: Option<Account>,
+    /// Where.
+    pub mailbox: Option<MailboxName>,
+    /// The file or directory, printable.
+    pub object: String,
+    /// What is wrong and what to do.
+    pub detail: String,
+}
+
+/// Kinds of [`Problem`], worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProblemKind {
+    /// The store is not the one it was; deletions are held.
+    WrongStore,
+    /// A mailbox that cannot be read.
+    MailboxUnreadable,
+    /// A message that cannot be read.
+    MessageUnreadable,
+    /// The mail server's own list is damaged.
+    ListDamaged,
+    /// A name that cannot be replicated.
+    Name,
+    /// A file in `cur/` or `new/` that is no message.
+    NotAMessage,
+    /// The keyword table is full; further ones live only in the mail server's index.
+    KeywordsFull,
+    /// A file that is not replicated because it is too large or not a regular one.
+    FileSkipped,
+}

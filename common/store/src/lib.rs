@@ -1,0 +1,190 @@
+//! The mail store trait, and the engines behind it. Blocking; knows nothing of tokio.
+//!
+//! A store is shared with a live mail server: it changes under our hands. So every change names the
+//! head it was planned for, and a mailbox that has moved on answers [`StoreError::Stale`] and
+//! changes nothing. Differences between engines are data ([`Capabilities`]), never an `if` in a
+//! planner.
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod memory;
+mod staged;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+pub mod maildir;
+
+use mailtwin_logic::{
+    ids::{Account, Guid, MailboxId, ModSeq, Uid},
+    mailbox::{AccountState, FileKey, Head, Keyword, MailboxName, MailboxState, Record},
+    plan::{Change, Mode, Step},
+};
+
+pub use error::{Problem, ProblemKind, Reason, StoreError};
+pub use staged::{Octets, Staged, Staging};
+
+/// One account's or mailbox's mail, in whatever form a mail server keeps it.
+///
+/// All calls block and may be made from several threads at once; an engine serialises what must
+/// be. "Refreshes" means: looks at the store as it is now, cheaply where nothing changed.
+pub trait MailStore: Send + Sync {
+    /// What this engine can and cannot do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Every account the store has now, in order.
+    fn accounts(&self) -> Result<Vec<Account>, StoreError>;
+
+    /// An account's mailboxes and files; `None` if there is no such account. Refreshes all of
+    /// it. A mailbox that cannot be read is left out and listed in [`MailStore::problems`]; it is
+    /// then also in [`Listing::unread`], so that nobody takes it for deleted.
+    fn account(&self, account: &Account) -> Result<Option<Listing>, StoreError>;
+
+    /// One mailbox, refreshed; `None` if there is none of that name.
+    fn find(
+        &self,
+        account: &Account,
+        name: &MailboxName,
+    ) -> Result<Option<MailboxState>, StoreError>;
+
+    /// What changed in a mailbox after `since`, refreshed; everything if `since` is 0, or too long
+    /// ago to tell (then [`Delta::complete`] is set).
+    fn delta(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+        since: ModSeq,
+    ) -> Result<Delta, StoreError>;
+
+    /// Opens a message's octets.
+    fn open(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+        uid: Uid,
+    ) -> Result<Octets, StoreError>;
+
+    /// Reads one of an account's files; `None` if it is not there.
+    fn file(&self, account: &Account, key: &FileKey) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Replaces (or with `None` removes) one of an account's files; durable on return.
+    fn set_file(
+        &self,
+        account: &Account,
+        key: &FileKey,
+        content: Option<&[u8]>,
+    ) -> Result<(), StoreError>;
+
+    /// Moves, deletes and resets mailboxes, all of `steps` together; durable on return. A step
+    /// whose mailbox is no longer what it says is refused before anything is changed. What
+    /// is deleted goes to the graveyard.
+    fn restructure(&self, account: &Account, steps: &[Step]) -> Result<(), StoreError>;
+
+    /// Starts taking in the octets of a message that `destination` will get.
+    fn stage(
+        &self,
+        destination: &Destination,
+        record: &Record,
+    ) -> Result<Box<dyn Staging>, StoreError>;
+
+    /// Stages a message from octets this store already holds somewhere, by link or copy; `None` if
+    /// it holds none of that GUID and size.
+    fn stage_held(
+        &self,
+        destination: &Destination,
+        record: &Record,
+    ) -> Result<Option<Staged>, StoreError>;
+
+    /// Applies batches, each to another mailbox, with as few waits for the disk as possible.
+    ///
+    /// On `Ok` a batch is durable, contents, names and directories; the new head is returned. A
+    /// refusal ([`StoreError::Stale`]) comes before the first change. Any other error, or a crash,
+    /// may leave a prefix of the changes, each one whole: planning again is the repair. What is
+    /// expunged goes to the graveyard.
+    fn apply(&self, batches: Vec<Batch>) -> Vec<Result<Head, StoreError>>;
+
+    /// Forgets half-built mailboxes and staged octets of `mailbox` (its link broke).
+    fn abandon(&self, account: &Account, mailbox: MailboxId);
+
+    /// Removes what has been in the graveyard for longer than it is to be kept; returns how many
+    /// messages went.
+    fn bury(&self) -> Result<u64, StoreError>;
+
+    /// What is wrong in this store now, worst first, bounded in number.
+    fn problems(&self) -> Vec<Problem>;
+}
+
+/// What an engine can do, for those who must decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Engine name, as in the configuration.
+    pub engine: &'static str,
+    /// Whether MODSEQs of the mail server itself are kept equal.
+    pub sets_modseq: bool,
+    /// Keywords a mailbox can hold.
+    pub keywords_max: usize,
+}
+
+/// An account as [`MailStore::account`] found it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// What could be read.
+    pub state: AccountState,
+    /// Mailboxes that are there but could not be read, and why.
+    pub unread: Vec<(MailboxName, Reason, String)>,
+}
+
+/// What changed in a mailbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delta {
+    /// The mailbox after the changes.
+    pub state: MailboxState,
+    /// Every keyword of the mailbox in the store's own order (Maildir: of the letters), so that
+    /// an engine of the same kind can keep it.
+    pub keywords: Vec<Keyword>,
+    /// Whether `records` is all there is, rather than what changed.
+    pub complete: bool,
+    /// New and changed records, by UID.
+    pub records: Vec<Record>,
+    /// UIDs that went; empty when `complete`.
+    pub expunged: Vec<Uid>,
+}
+
+/// A mailbox that is about to be changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// Whose.
+    pub account: Account,
+    /// Which.
+    pub mailbox: MailboxId,
+    /// Where it stands, or will.
+    pub name: MailboxName,
+    /// How it will be changed.
+    pub mode: Mode,
+}
+
+/// Changes to one mailbox.
+#[derive(Debug)]
+pub struct Batch {
+    /// Which mailbox, and how.
+    pub to: Destination,
+    /// The head the changes were planned for; `None`: it must not exist. Of a mailbox being built
+    /// over several batches, only the first is checked.
+    pub expect: Option<Head>,
+    /// UIDVALIDITY and UIDNEXT it shall have afterwards, once `last` is set. Its `messages` and
+    /// `digest` are not looked at.
+    pub target: Head,
+    /// The master's keywords in its own order.
+    pub keywords: Vec<Keyword>,
+    /// In order; expunges and updates first, additions by ascending UID.
+    pub changes: Vec<Change>,
+    /// Octets of the additions, in their order, as many as there are additions.
+    pub staged: Vec<Staged>,
+    /// Whether this is the last batch for now: a mailbox being built becomes visible with it.
+    pub last: bool,
+}
+
+/// SHA-1 of octets in memory.
+pub fn guid_of(octets: &[u8]) -> Guid {
+    use sha1::Digest as _;
+    Guid(sha1::Sha1::digest(octets).into())
+}

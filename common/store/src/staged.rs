@@ -1,0 +1,110 @@
+//! Octets on their way: being read from a message, or taken in and verified before they get a name.
+
+use std::{
+    fmt,
+    io::{self, Read},
+    path::PathBuf,
+};
+
+use mailtwin_logic::ids::Guid;
+
+use crate::StoreError;
+
+/// A message's octets, opened for reading once.
+pub struct Octets {
+    octets: u64,
+    source: Box<dyn Read + Send>,
+}
+
+impl Octets {
+    /// Wraps a reader that gives `octets` octets.
+    pub fn new(octets: u64, source: impl Read + Send + 'static) -> Self {
+        Self { octets, source: Box::new(source) }
+    }
+
+    /// How many there are.
+    pub fn octets(&self) -> u64 {
+        self.octets
+    }
+}
+
+impl Read for Octets {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.source.read(buffer)
+    }
+}
+
+impl fmt::Debug for Octets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Octets({})", self.octets)
+    }
+}
+
+/// Takes in one message's octets.
+pub trait Staging: Send {
+    /// Takes the next octets. More than announced is an error.
+    fn write(&mut self, octets: &[u8]) -> Result<(), StoreError>;
+
+    /// Ends: checks number and SHA-1. On an error what was taken in is thrown away.
+    fn finish(self: Box<Self>) -> Result<Staged, StoreError>;
+}
+
+/// Octets whose number and SHA-1 were checked, waiting in the store for a name. Dropping it
+/// throws them away.
+#[derive(Debug)]
+pub struct Staged {
+    guid: Guid,
+    octets: u64,
+    place: Place,
+}
+
+/// Where staged octets wait.
+pub(crate) enum Place {
+    /// In a file.
+    File(PathBuf),
+    /// In memory (memory engine).
+    Memory(Vec<u8>),
+    /// Already taken.
+    Taken,
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "File({})", path.display()),
+            Self::Memory(octets) => write!(f, "Memory({})", octets.len()),
+            Self::Taken => f.write_str("Taken"),
+        }
+    }
+}
+
+impl Staged {
+    /// Evidence that the octets at `place` hash to `guid`: only engines make it, after checking.
+    pub(crate) fn new(guid: Guid, octets: u64, place: Place) -> Self {
+        Self { guid, octets, place }
+    }
+
+    /// What they hash to.
+    pub fn guid(&self) -> Guid {
+        self.guid
+    }
+
+    /// How many there are.
+    pub fn octets(&self) -> u64 {
+        self.octets
+    }
+
+    /// Hands the octets over to whoever gives them a name; nothing is thrown away any more.
+    pub(crate) fn take(mut self) -> Place {
+        std::mem::replace(&mut self.place, Place::Taken)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if let Place::File(path) = &self.place {
+            // A leftover is found and removed at the next start.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
