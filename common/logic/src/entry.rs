@@ -1,6 +1,7 @@
 //! One entry of the sync log: which account or mailbox is dirty, never how.
 
 use alloc::vec::Vec;
+use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,26 @@ pub enum Target {
     Account(Account),
     /// The messages of one mailbox, by its name when it was noticed.
     Mailbox(Account, MailboxName),
+}
+
+impl Target {
+    /// Whose mail it is about, if not everybody's.
+    pub fn account(&self) -> Option<&Account> {
+        match self {
+            Self::Store => None,
+            Self::Account(account) | Self::Mailbox(account, _) => Some(account),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store => f.write_str("everything"),
+            Self::Account(account) => write!(f, "{account}"),
+            Self::Mailbox(account, mailbox) => write!(f, "{account}/{mailbox}"),
+        }
+    }
 }
 
 /// An entry as it stands in the log.

@@ -91,6 +91,15 @@ impl Uid {
     pub const MAX: Self = Self(u32::MAX - 1);
 
     /// The UID after this one; saturates.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl LogSeq {
+    /// The position after this one; saturates.
+    #[must_use]
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }

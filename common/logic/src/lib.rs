@@ -27,8 +27,10 @@ extern crate alloc;
 
 pub mod digest;
 pub mod entry;
+pub mod evidence;
 pub mod ids;
 pub mod limits;
+pub mod link;
 pub mod mailbox;
 pub mod plan;
 pub mod wire;

@@ -32,3 +32,6 @@ pub const KEYWORD_OCTETS_MAX: usize = 255;
 
 /// Longest hint (see `Record::hint`), in octets.
 pub const HINT_OCTETS_MAX: usize = 2048;
+
+/// Visits waiting on one link before no more log entries are read for it.
+pub const PENDING_MAX: usize = 10_000;

@@ -1,1 +1,3 @@
-//! What agent and replica say to each other.
+//! What agent and replica say to each other: see docs/protocol.md.
+
+pub mod message;

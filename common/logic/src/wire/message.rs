@@ -1,0 +1,292 @@
+//! Messages between agent and replica, and their encoding (postcard, documented in docs/protocol.md).
+//!
+//! A connection carries many *streams*. Stream 0 is the greeting and the heartbeat. The agent
+//! opens every other one with a [`Request`]; the replica answers with one or more [`Reply`]s.
+//! Enums only ever grow at their end; a number of protocol versions is agreed on in the greeting.
+
+use alloc::{string::String, vec::Vec};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    digest::Digest,
+    ids::{Account, Epoch, LogId, LogSeq, MailboxId},
+    mailbox::{FileKey, FileState, Head, Keyword, MailboxName, MailboxState, Record},
+    plan::{Change, Mode, Step},
+};
+
+/// Oldest protocol version this build speaks.
+pub const VERSION_MIN: u16 = 1;
+/// Newest protocol version this build speaks.
+pub const VERSION_MAX: u16 = 1;
+/// Version of what digests cover. Two sides with another one would never be equal.
+pub const MODEL: u16 = 1;
+
+/// What a node says first, on stream 0; the agent begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Oldest protocol version spoken.
+    pub version_min: u16,
+    /// Newest protocol version spoken.
+    pub version_max: u16,
+    /// Version of the digest.
+    pub model: u16,
+    /// Node name, as in the peer's configuration.
+    pub node: String,
+    /// Highest epoch this node knows.
+    pub epoch: Epoch,
+    /// Optional abilities, one bit each; unknown bits are ignored.
+    pub features: u64,
+    /// The agent's sync log.
+    pub log: LogId,
+}
+
+/// The replica's answer to a [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Greeting {
+    /// Go ahead.
+    Welcome {
+        /// Protocol version from here on.
+        version: u16,
+        /// The replica's node name.
+        node: String,
+        /// Highest epoch the replica knows.
+        epoch: Epoch,
+        /// Optional abilities both may use.
+        features: u64,
+    },
+    /// No; the connection ends.
+    Refused {
+        /// Why.
+        why: Refusal,
+        /// For humans: what, and what to do about it.
+        detail: String,
+    },
+}
+
+/// Why a replica refuses an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Protocol or digest versions do not meet.
+    Version,
+    /// The replica knows a higher epoch: this agent is fenced.
+    Epoch(Epoch),
+    /// This node is a master itself.
+    Role,
+    /// Name or key is not one this node was told of.
+    Identity,
+}
+
+/// Heartbeat on stream 0, in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    /// The sender's clock, in milliseconds since 1970.
+    pub at: u64,
+    /// End of the sync log (agent), echoed by the replica.
+    pub head: LogSeq,
+    /// The cursor of this replica (agent), echoed by the replica.
+    pub cursor: LogSeq,
+}
+
+/// Everything on stream 0 after the greeting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Control {
+    /// Still there.
+    Beat(Beat),
+}
+
+/// Opens a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Every account with its digest. Answered by [`Reply::Accounts`].
+    Accounts,
+    /// One account's lists. Answered by [`Reply::Account`].
+    Account(Account),
+    /// One mailbox's records. Answered by [`Reply::Records`].
+    Records {
+        /// Whose.
+        account: Account,
+        /// Which.
+        mailbox: MailboxId,
+    },
+    /// Moves, deletes, resets. Answered by [`Reply::Done`].
+    Restructure {
+        /// Whose.
+        account: Account,
+        /// All together.
+        steps: Vec<Step>,
+    },
+    /// Writes (or with `None` removes) a file. Answered by [`Reply::Done`].
+    SetFile {
+        /// Whose.
+        account: Account,
+        /// Which.
+        key: FileKey,
+        /// At most `limits::FILE_OCTETS_MAX` octets.
+        content: Option<Vec<u8>>,
+    },
+    /// Changes one mailbox. Answered by [`Reply::Need`]; then the octets asked for follow in
+    /// order and without gaps, in frames of octets; then comes [`Reply::Applied`].
+    Apply(Apply),
+}
+
+/// Changes to one mailbox: see `MailStore::apply` for the fields.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Apply {
+    /// Whose.
+    pub account: Account,
+    /// Which.
+    pub mailbox: MailboxId,
+    /// Where it stands, or will.
+    pub name: MailboxName,
+    /// How.
+    pub mode: Mode,
+    /// The replica's head that this was planned for.
+    pub expect: Option<Head>,
+    /// The master's head.
+    pub target: Head,
+    /// The master's keywords in its order.
+    pub keywords: Vec<Keyword>,
+    /// At most `limits::SLICE_CHANGES`.
+    pub changes: Vec<Change>,
+    /// Whether this is the last slice.
+    pub last: bool,
+}
+
+/// The agent's word inside an apply, instead of octets: the message is gone, forget this apply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abort;
+
+/// Answers a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Some accounts, in order.
+    Accounts {
+        /// Name and `digest::account`.
+        accounts: Vec<(Account, Digest)>,
+        /// Whether another part follows.
+        more: bool,
+    },
+    /// An account's lists, in parts.
+    Account {
+        /// Mailboxes, in order of their names.
+        mailboxes: Vec<MailboxState>,
+        /// Files, in order of their keys.
+        files: Vec<FileState>,
+        /// Mailboxes that are there but cannot be read, and why.
+        unread: Vec<(MailboxName, String)>,
+        /// Whether another part follows.
+        more: bool,
+    },
+    /// Records of a mailbox, in parts.
+    Records {
+        /// The mailbox; `None` if it is not there.
+        state: Option<MailboxState>,
+        /// By UID.
+        records: Vec<Record>,
+        /// Whether another part follows.
+        more: bool,
+    },
+    /// Durable.
+    Done,
+    /// Which additions' octets the replica lacks, by their place among the additions.
+    Need(Vec<u32>),
+    /// Durable; the mailbox's new head.
+    Applied(Head),
+    /// The mailbox is not at the head expected: plan again.
+    Stale(Option<Head>),
+    /// It did not work; nothing acked.
+    Failed(Failure),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What the agent should do.
+    pub remedy: Remedy,
+    /// One-word code, as in metrics and quarantine.
+    pub reason: String,
+    /// For humans: operation, object, cause.
+    pub detail: String,
+}
+
+/// What to do about an error: the only thing most callers need to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Remedy {
+    /// Back off and dial again; nothing is wrong with the mail.
+    Reconnect,
+    /// Set this mailbox aside and carry on with the others.
+    SetAside,
+    /// Stop and tell a human.
+    Stop,
+}
+
+/// Encodes a message for a frame.
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    postcard::to_allocvec(message).expect("a buffer that grows takes every message")
+}
+
+/// Decodes a frame's payload: one whole message and nothing behind it.
+pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Option<T> {
+    match postcard::take_from_bytes(payload) {
+        Ok((message, [])) => Some(message),
+        _ => None,
+    }
+}
+
+/// Agrees on a protocol version, or says which side is too old.
+pub fn agree(hello: &Hello) -> Result<u16, &'static str> {
+    if hello.model != MODEL {
+        return Err(if hello.model > MODEL {
+            "the replica's version is too old: upgrade the replica"
+        } else {
+            "the agent's version is too old: upgrade the agent"
+        });
+    }
+    if hello.version_min > VERSION_MAX {
+        return Err("the replica's version is too old: upgrade the replica");
+    }
+    if hello.version_max < VERSION_MIN {
+        return Err("the agent's version is too old: upgrade the agent");
+    }
+    Ok(hello.version_max.min(VERSION_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+
+    fn hello(min: u16, max: u16, model: u16) -> Hello {
+        Hello {
+            version_min: min,
+            version_max: max,
+            model,
+            node: "mx1".to_string(),
+            epoch: Epoch(1),
+            features: 0,
+            log: LogId([7; 16]),
+        }
+    }
+
+    #[test]
+    fn versions() {
+        assert_eq!(agree(&hello(1, 9, MODEL)), Ok(VERSION_MAX));
+        assert!(agree(&hello(VERSION_MAX + 1, 9, MODEL)).unwrap_err().contains("the replica"));
+        assert!(agree(&hello(0, 0, MODEL)).unwrap_err().contains("the agent"));
+        assert!(agree(&hello(1, 1, MODEL + 1)).unwrap_err().contains("the replica"));
+    }
+
+    #[test]
+    fn round_trip_and_trailing_octets() {
+        let request = Request::Account(Account::new("ann").unwrap());
+        let mut octets = encode(&request);
+        assert_eq!(decode(&octets), Some(request));
+        octets.push(0);
+        assert_eq!(decode::<Request>(&octets), None);
+        // A name with `..` is refused while it is being read.
+        let hostile = encode(&(1_u8, "../x"));
+        assert_eq!(decode::<Request>(&hostile), None);
+    }
+}
