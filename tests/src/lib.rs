@@ -1,1 +1,16 @@
-//! placeholder
+//! Harness of the end-to-end suites: real Dovecots, our daemons as children, an oracle that compares
+//! two servers, and a workload. Nothing here is a mock, and nothing waits by sleeping a fixed
+//! time.
+
+pub mod corpus;
+pub mod daemon;
+pub mod dovecot;
+pub mod dovecot24;
+pub mod files;
+pub mod imap;
+pub mod lab;
+pub mod lmtp;
+pub mod oracle;
+pub mod process;
+pub mod random;
+pub mod workload;

@@ -1,0 +1,234 @@
+//! Says whether two servers hold the same mail, as an IMAP client sees it, and the same Sieve
+//! scripts, access rights and subscriptions, as they lie on disk.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    fs,
+};
+
+use anyhow::Context as _;
+
+use crate::{corpus, dovecot::Dovecot, files, imap::Imap, lab::Lab};
+
+/// Differences that a report lists at most.
+const SHOWN_MAX: usize = 40;
+
+/// One account.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// LIST: names, and whether they can be opened.
+    pub list: BTreeMap<String, bool>,
+    /// LSUB.
+    pub subscribed: BTreeSet<String>,
+    /// Every mailbox that can be opened.
+    pub mailboxes: BTreeMap<String, Mailbox>,
+    /// Sieve scripts, the active one, access rights, subscriptions; by their path below the home.
+    pub files: BTreeMap<String, String>,
+}
+
+/// One mailbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mailbox {
+    /// UIDVALIDITY.
+    pub uid_validity: u32,
+    /// UIDNEXT.
+    pub uid_next: u32,
+    /// By UID.
+    pub messages: BTreeMap<u32, Message>,
+}
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Flags and keywords but `\Recent`, which belongs to sessions. Keywords know no case (RFC 9051
+    /// section 2.3.2), so they are in small letters.
+    pub flags: BTreeSet<String>,
+    /// INTERNALDATE, seconds since 1970.
+    pub internal_date: i64,
+    /// RFC822.SIZE.
+    pub size: u32,
+    /// SHA-1 of BODY[].
+    pub sha1: String,
+    /// Its serial number, if a test gave it one.
+    pub serial: Option<String>,
+}
+
+impl Account {
+    /// Reads all of an account; changes nothing but what looking changes.
+    pub fn read(server: &Dovecot, account: &str) -> anyhow::Result<Self> {
+        let mut imap = server.imap(account)?;
+        let mut state = Self { files: account_files(server, account)?, ..Self::default() };
+        for name in imap.list(None, Some("*")).context("LIST")?.iter() {
+            let closed = |attribute: &imap_proto::NameAttribute<'_>| {
+                matches!(attribute, imap_proto::NameAttribute::NoSelect)
+            };
+            let opens = !name.attributes().iter().any(closed);
+            state.list.insert(name.name().to_owned(), opens);
+        }
+        for name in imap.lsub(None, Some("*")).context("LSUB")?.iter() {
+            state.subscribed.insert(name.name().to_owned());
+        }
+        for (name, _) in state.list.iter().filter(|(_, opens)| **opens) {
+            let mailbox =
+                Mailbox::read(&mut imap, name).with_context(|| format!("read {account} {name}"))?;
+            state.mailboxes.insert(name.clone(), mailbox);
+        }
+        imap.logout().context("LOGOUT")?;
+        Ok(state)
+    }
+
+    /// Serial numbers of all messages, each as often as it is there.
+    pub fn serials(&self) -> BTreeMap<String, usize> {
+        let mut serials = BTreeMap::new();
+        for message in self.mailboxes.values().flat_map(|mailbox| mailbox.messages.values()) {
+            if let Some(serial) = &message.serial {
+                *serials.entry(serial.clone()).or_insert(0) += 1;
+            }
+        }
+        serials
+    }
+
+    /// What differs, one line each.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        compare_maps("LIST", &self.list, &other.list, &mut found);
+        if self.subscribed != other.subscribed {
+            found.push(pair("LSUB", &self.subscribed, &other.subscribed));
+        }
+        compare_maps("file", &self.files, &other.files, &mut found);
+        for (name, mailbox) in &self.mailboxes {
+            if let Some(other) = other.mailboxes.get(name) {
+                mailbox.compare(name, other, &mut found);
+            }
+        }
+        found
+    }
+}
+
+impl Mailbox {
+    /// Reads a mailbox without selecting it for writing.
+    pub fn read(imap: &mut Imap, name: &str) -> anyhow::Result<Self> {
+        let opened = imap.examine(name).context("EXAMINE")?;
+        let mut mailbox = Self {
+            uid_validity: opened.uid_validity.context("the server tells UIDVALIDITY")?,
+            uid_next: opened.uid_next.context("the server tells UIDNEXT")?,
+            messages: BTreeMap::new(),
+        };
+        if opened.exists == 0 {
+            return Ok(mailbox);
+        }
+        let what = "(UID FLAGS INTERNALDATE RFC822.SIZE BODY.PEEK[])";
+        for fetch in imap.uid_fetch("1:*", what).context("UID FETCH")?.iter() {
+            // Flag changes of others come in between, without a body.
+            let (Some(uid), Some(body)) = (fetch.uid, fetch.body()) else { continue };
+            let flags = fetch.flags().iter().map(|flag| flag.to_string().to_ascii_lowercase());
+            let message = Message {
+                flags: flags.filter(|flag| flag != "\\recent").collect(),
+                internal_date: fetch.internal_date().context("INTERNALDATE")?.timestamp(),
+                size: fetch.size.context("RFC822.SIZE")?,
+                sha1: files::sha1(body),
+                serial: corpus::serial(body),
+            };
+            mailbox.messages.insert(uid, message);
+        }
+        Ok(mailbox)
+    }
+
+    fn compare(&self, name: &str, other: &Self, found: &mut Vec<String>) {
+        if self.uid_validity != other.uid_validity {
+            found.push(pair(
+                &format!("{name}: UIDVALIDITY"),
+                &self.uid_validity,
+                &other.uid_validity,
+            ));
+        }
+        if self.uid_next != other.uid_next {
+            found.push(pair(&format!("{name}: UIDNEXT"), &self.uid_next, &other.uid_next));
+        }
+        compare_maps(&format!("{name}: UID"), &self.messages, &other.messages, found);
+    }
+}
+
+/// Compares the accounts of two servers now; one line a difference.
+pub fn differences(
+    left: &Dovecot,
+    right: &Dovecot,
+    accounts: &[String],
+) -> anyhow::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for account in accounts {
+        let here = Account::read(left, account)?;
+        let there = Account::read(right, account)?;
+        found.extend(here.differences(&there).iter().map(|line| format!("{account} {line}")));
+    }
+    let more = found.len().saturating_sub(SHOWN_MAX);
+    found.truncate(SHOWN_MAX);
+    if more > 0 {
+        found.push(format!("and {more} more"));
+    }
+    Ok(found)
+}
+
+/// Waits until two servers are equal.
+pub fn wait_equal(
+    lab: &Lab,
+    left: &Dovecot,
+    right: &Dovecot,
+    accounts: &[String],
+) -> anyhow::Result<()> {
+    let what = format!("{} equals {}", right.name(), left.name());
+    lab.wait(&what, || {
+        // A mailbox may go while it is being read; that is a difference like any other.
+        let found = match differences(left, right, accounts) {
+            Ok(found) => found,
+            Err(error) => vec![format!("cannot compare: {error:#}")],
+        };
+        Ok(if found.is_empty() { Ok(()) } else { Err(format!("\n  {}", found.join("\n  "))) })
+    })
+}
+
+/// Files of an account that are replicated beside its mail, by their path below the home.
+fn account_files(server: &Dovecot, account: &str) -> anyhow::Result<BTreeMap<String, String>> {
+    let home = server.home(account);
+    let mut found = BTreeMap::new();
+    if !home.exists() {
+        return Ok(found);
+    }
+    for path in files::walk(&home)? {
+        let below = path.strip_prefix(&home).context("a path below the home")?;
+        let below = below.to_string_lossy().into_owned();
+        let is_script = below.starts_with("sieve/") && below.ends_with(".sieve");
+        let is_rights = path.file_name().is_some_and(|name| name == "dovecot-acl");
+        if below == ".dovecot.sieve" {
+            let target = fs::read_link(&path).with_context(|| format!("read {below}"))?;
+            found.insert(below, target.to_string_lossy().into_owned());
+        } else if (is_script || is_rights) && path.is_file() {
+            let content = fs::read(&path).with_context(|| format!("read {below}"))?;
+            found.insert(below, content.escape_ascii().to_string());
+        }
+    }
+    Ok(found)
+}
+
+fn compare_maps<K: Ord + Debug, V: PartialEq + Debug>(
+    what: &str,
+    left: &BTreeMap<K, V>,
+    right: &BTreeMap<K, V>,
+    found: &mut Vec<String>,
+) {
+    let keys: BTreeSet<&K> = left.keys().chain(right.keys()).collect();
+    for key in keys {
+        let what = || format!("{what} {key:?}");
+        match (left.get(key), right.get(key)) {
+            (Some(value), None) => found.push(format!("{}: only left: {value:?}", what())),
+            (None, Some(value)) => found.push(format!("{}: only right: {value:?}", what())),
+            (Some(here), Some(there)) if here != there => found.push(pair(&what(), here, there)),
+            _ => {}
+        }
+    }
+}
+
+fn pair(what: &str, left: &impl Debug, right: &impl Debug) -> String {
+    format!("{what}: left {left:?}, right {right:?}")
+}
