@@ -1,0 +1,121 @@
+//! `cargo xtask bench`: Mailtwin beside the tools it is compared with, in one run, in one table.
+
+mod copy;
+mod image;
+mod measure;
+pub(crate) mod report;
+mod tree;
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, ValueEnum};
+use mailtwin_disk::clock::{Clock, SystemClock};
+
+use image::Image;
+use report::talk;
+use tree::Samples;
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Measures only this; may be given more than once.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<Suite>,
+
+    /// How often each thing is measured; the table shows medians.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+
+    /// Where the image with all trees is made; needs about 10 GB, and everybody must be able to
+    /// enter it.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+
+    /// Folder of .eml files that all messages are made from [default: the demo's sample mail].
+    #[arg(long, value_name = "DIR")]
+    corpus: Option<PathBuf>,
+
+    /// Writes the table to this file, too.
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+
+    /// Measures only the tools that we compare with.
+    #[arg(long)]
+    peers_only: bool,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// Initial copy and no-change pass.
+    Copy,
+}
+
+/// What all measurements share.
+#[derive(Debug)]
+struct Bench {
+    clock: Arc<dyn Clock>,
+    image: Image,
+    samples: Samples,
+    /// Folder of the release binaries.
+    binaries: PathBuf,
+    runs: usize,
+    peers_only: bool,
+    /// Takes what the measured programs say.
+    log: PathBuf,
+}
+
+/// Measures what `options` ask for.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    ensure!(options.runs > 0, "--runs 0 measures nothing");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let sample = workspace.join("ops/replctl/sample");
+    let samples = Samples::read(options.corpus.as_ref().unwrap_or(&sample))?;
+    if !options.peers_only {
+        build_binaries(&workspace)?;
+    }
+    let dir = options.dir.clone().unwrap_or_else(|| std::env::temp_dir().join("mailtwin-bench"));
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let bench = Bench {
+        clock: SystemClock::shared(),
+        image: Image::make(&dir)?,
+        samples,
+        binaries: std::env::current_exe()?.parent().context("find the binaries")?.to_owned(),
+        runs: options.runs,
+        peers_only: options.peers_only,
+        log: dir.join("bench.log"),
+    };
+
+    let wanted = |suite| options.only.is_empty() || options.only.contains(&suite);
+    let mut rows = Vec::new();
+    if wanted(Suite::Copy) {
+        rows.extend(copy::measure(&bench)?);
+    }
+    let page = report::page(&bench.clock, options.runs, &rows);
+    if let Some(path) = &options.write {
+        fs::File::create(path)
+            .and_then(|mut file| file.write_all(page.as_bytes()))
+            .with_context(|| format!("write {}", path.display()))?;
+    }
+    report::print(&page).context("print the table")
+}
+
+fn build_binaries(workspace: &Path) -> Result<()> {
+    talk("building the release binaries");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--release", "-p", "replctl", "-p", "mailtwin-agent"])
+        .args(["-p", "mailtwin-replica"])
+        .current_dir(workspace)
+        .status()
+        .context("start cargo")?;
+    ensure!(status.success(), "building the release binaries ended with {status}");
+    Ok(())
+}
