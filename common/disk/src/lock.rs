@@ -1,0 +1,92 @@
+//! One process per state directory.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::FlockOperation;
+
+use crate::{DiskError, replace};
+
+const NAME: &str = "lock";
+
+/// A state directory that is ours until this is dropped or the process ends, however it ends.
+#[derive(Debug)]
+pub struct DirLock {
+    _file: File,
+}
+
+/// Why a directory could not be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has it.
+    #[error("lock {path}: held by process {holder}", path = path.display())]
+    Held {
+        /// The lock file.
+        path: PathBuf,
+        /// Process id of the holder, as it wrote it; `unknown` if it has not yet.
+        holder: String,
+    },
+    /// The operating system refused.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+impl DirLock {
+    /// Takes `dir` without waiting. The lock file stays there for ever, with the id of the process
+    /// that took it last.
+    pub fn take(dir: &Path) -> Result<Self, LockError> {
+        let path = dir.join(NAME);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(replace::PRIVATE)
+            .open(&path)
+            .map_err(DiskError::during("open", &path))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(LockError::Held { holder: holder(&mut file), path });
+            }
+            Err(errno) => {
+                return Err(DiskError::during("lock", &path)(io::Error::from(errno)).into());
+            }
+        }
+        let pid = format!("{}\n", std::process::id());
+        file.set_len(0)
+            .and_then(|()| file.write_all_at(pid.as_bytes(), 0))
+            .map_err(DiskError::during("write", &path))?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    let digits = match file.take(20).read_to_string(&mut text) {
+        Ok(_) => text.trim(),
+        Err(_) => "",
+    };
+    let known = !digits.is_empty() && digits.bytes().all(|octet| octet.is_ascii_digit());
+    if known { digits.to_string() } else { "unknown".to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_told_who_has_it_and_gets_it_afterwards() {
+        let root = tempfile::tempdir().unwrap();
+        let first = DirLock::take(root.path()).unwrap();
+        let error = DirLock::take(root.path()).unwrap_err();
+        let pid = std::process::id().to_string();
+        assert!(matches!(&error, LockError::Held { holder, .. } if *holder == pid), "{error}");
+        drop(first);
+        DirLock::take(root.path()).unwrap();
+    }
+}
