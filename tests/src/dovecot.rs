@@ -82,6 +82,18 @@ impl Dovecot {
         version: Version,
         layout: Layout,
     ) -> anyhow::Result<Self> {
+        Self::with_extra(lab, name, version, layout, "")
+    }
+
+    /// Starts one with a chosen layout and settings of the caller's, placed before those of the
+    /// plug-ins.
+    pub fn with_extra(
+        lab: &Lab,
+        name: &str,
+        version: Version,
+        layout: Layout,
+        extra: &str,
+    ) -> anyhow::Result<Self> {
         let dir = lab.dir().join(name);
         for part in ["etc", "run", "state"] {
             fs::create_dir_all(dir.join(part))?;
@@ -91,8 +103,8 @@ impl Dovecot {
         let mut dovecot =
             Self { name: name.to_owned(), dir, version, layout, imap, lmtp, process: None };
         let configuration = match version {
-            Version::V23 => dovecot.configuration_23(),
-            Version::V24 => dovecot.configuration_24(),
+            Version::V23 => dovecot.configuration_23(extra),
+            Version::V24 => dovecot.configuration_24(extra),
         };
         files::write(&dovecot.dir.join("etc/dovecot.conf"), configuration)?;
         dovecot.resume(lab)?;
@@ -180,9 +192,13 @@ impl Dovecot {
 
     /// Delivers a message by LMTP.
     pub fn deliver(&self, account: &str, message: &[u8]) -> anyhow::Result<()> {
-        let address = SocketAddr::from(([127, 0, 0, 1], self.lmtp));
-        lmtp::deliver(address, account, message)
+        lmtp::deliver(self.lmtp_address(), account, message)
             .with_context(|| format!("deliver to {account} at {}", self.name))
+    }
+
+    /// Where it takes deliveries.
+    pub fn lmtp_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.lmtp))
     }
 
     /// Its log.
@@ -206,7 +222,7 @@ impl Dovecot {
         Ok(())
     }
 
-    fn configuration_23(&self) -> String {
+    fn configuration_23(&self, extra: &str) -> String {
         let layout = match self.layout {
             Layout::MaildirPlusPlus => "",
             Layout::Fs => ":LAYOUT=fs",
@@ -214,6 +230,7 @@ impl Dovecot {
         let home = format!("{}/%u", path_text(&self.mail_root()));
         format!(
             "{common}
+{extra}
 disable_plaintext_auth = no
 mail_location = maildir:~/Maildir{layout}
 mail_max_userip_connections = 500
@@ -243,7 +260,7 @@ protocol lmtp {{
         )
     }
 
-    fn configuration_24(&self) -> String {
+    fn configuration_24(&self, extra: &str) -> String {
         let layout = match self.layout {
             Layout::MaildirPlusPlus => "maildir++",
             Layout::Fs => "fs",
@@ -252,6 +269,7 @@ protocol lmtp {{
             "dovecot_config_version = 2.4.0
 dovecot_storage_version = 2.4.0
 {common}
+{extra}
 auth_allow_cleartext = yes
 mail_driver = maildir
 mail_path = ~/Maildir

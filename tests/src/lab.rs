@@ -44,12 +44,20 @@ impl Lab {
     /// Runs a test in a folder of its own. If it fails or panics, the error ends with the last
     /// lines of every log; with `MAILTWIN_KEEP=1` the folder stays.
     pub fn run(body: impl FnOnce(&Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        Self::run_in(&std::env::temp_dir(), body)
+    }
+
+    /// [`Lab::run`] with the folder below `parent`, for those who care what disk it is on.
+    pub fn run_in(
+        parent: &Path,
+        body: impl FnOnce(&Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         if !rustix::process::geteuid().is_root() {
             bail!("run the end-to-end tests as root: Dovecot must become the mail user");
         }
         let dir = tempfile::Builder::new()
             .prefix("mailtwin-")
-            .tempdir()
+            .tempdir_in(parent)
             .context("make the test's folder")?;
         files::chmod(dir.path(), 0o755)?;
         let (path, _guard) = match std::env::var_os("MAILTWIN_KEEP") {
@@ -62,7 +70,10 @@ impl Lab {
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
             Err(anyhow!("panic: {}", text.unwrap_or("without a message")))
         });
-        outcome.map_err(|error| anyhow!("{error:?}\n{}", lab.log_tails()))
+        outcome.map_err(|error| {
+            let causes = error.chain().map(ToString::to_string).collect::<Vec<_>>();
+            anyhow!("{}\n{}", causes.join(": "), lab.log_tails())
+        })
     }
 
     /// The folder; anybody may enter it.

@@ -1,7 +1,7 @@
 //! Delivery by LMTP (RFC 2033), as a mail transfer agent would. No maintained library speaks it.
 
 use std::{
-    io::{BufReader, Write as _},
+    io::{BufRead as _, BufReader, Write as _},
     net::{SocketAddr, TcpStream},
 };
 
@@ -11,26 +11,61 @@ use crate::lab::PATIENCE;
 
 /// Delivers one message to one account; returns once the server has accepted it.
 pub fn deliver(server: SocketAddr, account: &str, message: &[u8]) -> anyhow::Result<()> {
-    let stream = TcpStream::connect(server).context("connect")?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut replies = BufReader::new(stream.try_clone()?);
-    let mut stream = stream;
-    expect(&mut replies, "220")?;
-    let commands = [
-        ("LHLO client.example.org".to_owned(), "250"),
-        ("MAIL FROM:<sender@example.org>".to_owned(), "250"),
-        (format!("RCPT TO:<{account}>"), "250"),
-        ("DATA".to_owned(), "354"),
-    ];
-    for (command, reply) in commands {
-        stream.write_all(format!("{command}\r\n").as_bytes())?;
-        expect(&mut replies, reply).with_context(|| command)?;
+    let mut connection = Connection::open(server)?;
+    connection.deliver(account, message)?;
+    connection.say("QUIT", "221")
+}
+
+/// A connection that delivers one message after the other.
+#[derive(Debug)]
+pub struct Connection {
+    replies: BufReader<TcpStream>,
+    stream: TcpStream,
+}
+
+impl Connection {
+    /// Connects and greets.
+    pub fn open(server: SocketAddr) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(server).context("connect")?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        let mut connection = Self { replies: BufReader::new(stream.try_clone()?), stream };
+        connection.expect("220")?;
+        connection.say("LHLO client.example.org", "250")?;
+        Ok(connection)
     }
-    stream.write_all(&stuffed(message))?;
-    stream.write_all(b".\r\n")?;
-    expect(&mut replies, "250").context("after the message")?;
-    stream.write_all(b"QUIT\r\n")?;
-    Ok(())
+
+    /// Delivers one message to one account; returns once the server has accepted it.
+    pub fn deliver(&mut self, account: &str, message: &[u8]) -> anyhow::Result<()> {
+        self.say("MAIL FROM:<sender@example.org>", "250")?;
+        self.say(&format!("RCPT TO:<{account}>"), "250")?;
+        self.say("DATA", "354")?;
+        let mut octets = stuffed(message);
+        octets.extend_from_slice(b".\r\n");
+        self.stream.write_all(&octets)?;
+        self.expect("250").context("after the message")
+    }
+
+    fn say(&mut self, command: &str, code: &str) -> anyhow::Result<()> {
+        self.stream.write_all(format!("{command}\r\n").as_bytes())?;
+        self.expect(code).with_context(|| command.to_owned())
+    }
+
+    /// Reads a reply, which may go over several lines.
+    fn expect(&mut self, code: &str) -> anyhow::Result<()> {
+        loop {
+            let mut line = String::new();
+            if self.replies.read_line(&mut line)? == 0 {
+                bail!("the server closed the connection");
+            }
+            if !line.starts_with(code) {
+                bail!("the server said {}", line.trim_end());
+            }
+            if line.as_bytes().get(3) != Some(&b'-') {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// The message with dots doubled at line starts and a line end at its end (RFC 5321 section 4.5.2).
@@ -46,20 +81,4 @@ fn stuffed(message: &[u8]) -> Vec<u8> {
         out.extend_from_slice(b"\r\n");
     }
     out
-}
-
-/// Reads a reply, which may go over several lines.
-fn expect(replies: &mut impl std::io::BufRead, code: &str) -> anyhow::Result<()> {
-    loop {
-        let mut line = String::new();
-        if replies.read_line(&mut line)? == 0 {
-            bail!("the server closed the connection");
-        }
-        if !line.starts_with(code) {
-            bail!("the server said {}", line.trim_end());
-        }
-        if line.as_bytes().get(3) != Some(&b'-') {
-            return Ok(());
-        }
-    }
 }
