@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: Mailtwin beside the tools it is compared with, in one run, in one table.
 
+mod arrivals;
 mod copy;
 mod image;
+mod live;
 mod measure;
 pub(crate) mod report;
 mod tree;
@@ -56,6 +58,10 @@ pub(crate) struct Options {
 enum Suite {
     /// Initial copy and no-change pass.
     Copy,
+    /// Deliveries into a live pair, as fast as they go.
+    Burst,
+    /// Deliveries into a live pair, 50 a second.
+    Steady,
 }
 
 /// What all measurements share.
@@ -97,6 +103,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut rows = Vec::new();
     if wanted(Suite::Copy) {
         rows.extend(copy::measure(&bench)?);
+    }
+    if wanted(Suite::Burst) {
+        rows.extend(live::burst(&bench)?);
+    }
+    if wanted(Suite::Steady) {
+        rows.extend(live::steady(&bench)?);
     }
     let page = report::page(&bench.clock, options.runs, &rows);
     if let Some(path) = &options.write {
