@@ -25,6 +25,8 @@
 
 extern crate alloc;
 
+pub mod chain;
+pub mod cursor;
 pub mod digest;
 pub mod entry;
 pub mod evidence;

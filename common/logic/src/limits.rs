@@ -15,8 +15,11 @@ pub const SLICE_CHANGES: usize = 500;
 /// Octets of message bodies in one apply, unless a single message is larger.
 pub const SLICE_OCTETS: u64 = 16 << 20;
 
-/// Records in one frame of a listing.
-pub const RECORDS_PER_FRAME: usize = 1000;
+/// Octets of records in one message, by `Record::weight`: leaves room for the rest of the frame.
+pub const RECORDS_WEIGHT_MAX: usize = FRAME_OCTETS_MAX / 2;
+
+/// Mailboxes or files in one frame of a listing: names may be long.
+pub const LISTING_PER_FRAME: usize = 400;
 
 /// Mailboxes visited at once on one link.
 pub const IN_FLIGHT: usize = 16;
@@ -35,3 +38,6 @@ pub const HINT_OCTETS_MAX: usize = 2048;
 
 /// Visits waiting on one link before no more log entries are read for it.
 pub const PENDING_MAX: usize = 10_000;
+
+/// Streams open at once on one connection: every visit has one, and the link itself a few.
+pub const STREAMS_MAX: usize = 2 * IN_FLIGHT;

@@ -63,8 +63,8 @@ pub enum Outcome {
     /// Equal, durably, when it was looked at. What else turned out to be dirty must be visited
     /// before the entry counts as done.
     Done(Vec<Target>),
-    /// Failed, and durably set aside.
-    SetAside,
+    /// Failed, at least in part, and durably set aside. What else turned out to be dirty as before.
+    SetAside(Vec<Target>),
 }
 
 /// What the driver shall do.
@@ -260,11 +260,14 @@ impl Link {
                     self.add(target, covers);
                 }
             }
-            Outcome::SetAside => {
+            Outcome::SetAside(dirty) => {
                 let retry = self.aside.entry(target).or_insert(Retry { tries: 0, due: now });
                 let wait = RETRY_FIRST.saturating_mul(1 << retry.tries.min(16)).min(RETRY_MAX);
                 retry.tries = retry.tries.saturating_add(1);
                 retry.due = now + wait;
+                for target in dirty {
+                    self.add(target, covers);
+                }
             }
         }
     }

@@ -183,6 +183,14 @@ pub struct Record {
     pub hint: Box<[u8]>,
 }
 
+impl Record {
+    /// Octets this record takes on the wire, at most.
+    pub fn weight(&self) -> usize {
+        let keywords: usize = self.keywords.iter().map(|keyword| keyword.len() + 5).sum();
+        128 + self.hint.len() + keywords
+    }
+}
+
 /// What two sides compare first: equal heads mean equal mailboxes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {

@@ -108,7 +108,7 @@ impl World {
         let target = self.running.remove(at);
         if self.faults && self.dice.roll(10) == 0 {
             self.aside.insert(target.clone());
-            return self.feed(Input::Visited(target, Outcome::SetAside));
+            return self.feed(Input::Visited(target, Outcome::SetAside(vec![])));
         }
         let dirty = match &target {
             Target::Store => (0..24).map(self::target).filter(|t| self.differs(t)).collect(),

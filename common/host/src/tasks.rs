@@ -1,0 +1,79 @@
+//! Tasks by name, and a shutdown that waits for them and says who hangs.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Spawns tasks that the process waits for when it ends. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    running: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+}
+
+/// Tasks that did not end in time, by name.
+#[derive(Debug, thiserror::Error)]
+#[error("still running after the grace period: {}", .names.join(", "))]
+pub struct Hanging {
+    /// Each name once.
+    pub names: Vec<&'static str>,
+}
+
+impl Tasks {
+    /// Tasks that end when `stop` is cancelled.
+    pub fn new(stop: CancellationToken) -> Self {
+        Self { tracker: TaskTracker::new(), stop, running: Arc::default() }
+    }
+
+    /// The token that ends everything.
+    pub fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Starts a task. It must end soon after the token it was given is cancelled.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let running = Arc::clone(&self.running);
+        *running.lock().expect("no panic while it is held").entry(name).or_default() += 1;
+        let gone = Gone { name, running };
+        tokio::spawn(self.tracker.track_future(async move {
+            let _gone = gone;
+            task.await;
+        }));
+    }
+
+    /// Stops everything and waits for at most `grace`.
+    pub async fn shutdown(&self, grace: Duration) -> Result<(), Hanging> {
+        self.stop.cancel();
+        self.tracker.close();
+        if tokio::time::timeout(grace, self.tracker.wait()).await.is_ok() {
+            return Ok(());
+        }
+        let running = self.running.lock().expect("no panic while it is held");
+        Err(Hanging { names: running.keys().copied().collect() })
+    }
+}
+
+/// Counts a task out, also when it panics.
+struct Gone {
+    name: &'static str,
+    running: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        let mut running = self.running.lock().expect("no panic while it is held");
+        if let Some(count) = running.get_mut(self.name) {
+            *count -= 1;
+            if *count == 0 {
+                running.remove(self.name);
+            }
+        }
+    }
+}
