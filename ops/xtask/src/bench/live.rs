@@ -3,6 +3,7 @@
 
 use std::{
     fmt, fs,
+    path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -18,6 +19,7 @@ use mailtwin_tests::{
 use super::{
     Bench,
     arrivals::{Arrivals, Side},
+    daemons::Daemons,
     measure::{median, quantile},
     report::{Figure, Goal, Row, talk},
     tree,
@@ -225,10 +227,11 @@ struct Pair {
     master: Dovecot,
     replica: Dovecot,
     keeper: Keeper,
+    daemons: Option<Daemons>,
 }
 
 impl Pair {
-    fn start(_bench: &Bench, lab: &Lab, keeper: Keeper, run: usize) -> Result<Self> {
+    fn start(bench: &Bench, lab: &Lab, keeper: Keeper, run: usize) -> Result<Self> {
         let ports = [lab.port()?, lab.port()?];
         let server = |role: &str, own: u16, other: u16| {
             // Every round has folders of its own; nothing is removed in between.
@@ -241,7 +244,15 @@ impl Pair {
         };
         let master = server("master", ports[0], ports[1])?;
         let replica = server("replica", ports[1], ports[0])?;
-        Ok(Self { master, replica, keeper })
+        let daemons = match keeper {
+            Keeper::Mailtwin => {
+                let mail = [master.mail_root(), replica.mail_root()];
+                let mail = mail.each_ref().map(PathBuf::as_path);
+                Some(Daemons::start(lab, &bench.binaries, &format!("{keeper}-{run}"), mail)?)
+            }
+            Keeper::Nobody | Keeper::Replicator => None,
+        };
+        Ok(Self { master, replica, keeper, daemons })
     }
 
     /// One message for everybody, so that first-time work is not measured.
@@ -273,6 +284,10 @@ impl Pair {
     }
 
     fn stop(mut self) -> Result<()> {
+        if let Some(Daemons { agent, replica, .. }) = self.daemons.take() {
+            agent.terminate().context("stop the agent")?;
+            replica.terminate().context("stop the replica daemon")?;
+        }
         self.master.stop()?;
         self.replica.stop()
     }

@@ -2,9 +2,11 @@
 
 mod arrivals;
 mod copy;
+mod daemons;
 mod image;
 mod live;
 mod measure;
+mod memory;
 pub(crate) mod report;
 mod tree;
 
@@ -62,6 +64,8 @@ enum Suite {
     Burst,
     /// Deliveries into a live pair, 50 a second.
     Steady,
+    /// Peak memory with few and many messages, and idling.
+    Memory,
 }
 
 /// What all measurements share.
@@ -109,6 +113,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if wanted(Suite::Steady) {
         rows.extend(live::steady(&bench)?);
+    }
+    if wanted(Suite::Memory) && !options.peers_only {
+        rows.extend(memory::measure(&bench)?);
     }
     let page = report::page(&bench.clock, options.runs, &rows);
     if let Some(path) = &options.write {

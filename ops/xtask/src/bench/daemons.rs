@@ -1,0 +1,144 @@
+//! A Mailtwin pair as the benchmark runs it: both daemons as a service would, from their own
+//! configuration files, keys pinned at first contact.
+
+use std::{
+    ffi::OsStr,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use mailtwin_tests::{
+    files,
+    lab::Lab,
+    process::{self, Launch, Process},
+};
+
+/// Both daemons, running.
+pub(super) struct Daemons {
+    /// On the master's mail.
+    pub(super) agent: Process,
+    /// On the replica's.
+    pub(super) replica: Process,
+    agent_metrics: u16,
+}
+
+/// One node's side of a pair.
+struct Node<'a> {
+    name: &'a str,
+    /// Folder of all homes.
+    mail: &'a Path,
+    listen: u16,
+    metrics: [u16; 2],
+    peer: &'a str,
+    peer_listen: u16,
+}
+
+impl Daemons {
+    /// Starts them between two folders of homes (`USER/Maildir` in each). `name` is this pair's own
+    /// in the lab.
+    pub(super) fn start(
+        lab: &Lab,
+        binaries: &Path,
+        name: &str,
+        [master, replica]: [&Path; 2],
+    ) -> Result<Self> {
+        let state = lab.mail_dir(name)?;
+        let mut ports = [0; 6];
+        for port in &mut ports {
+            *port = lab.port()?;
+        }
+        let [a, b, metrics @ ..] = ports;
+        let node = |name, mail, listen, metrics, peer, peer_listen| {
+            let node = Node { name, mail, listen, metrics, peer, peer_listen };
+            node.prepare(lab, binaries, &state)
+        };
+        let on_master = node("mx1", master, a, [metrics[0], metrics[1]], "mx2", b)?;
+        let on_replica = node("mx2", replica, b, [metrics[2], metrics[3]], "mx1", a)?;
+        let start = |program: &str, config: &Path| {
+            let command = [binaries.join(program).into(), "--config".into(), config.into()];
+            let log = state.join(format!("{program}.log"));
+            let name = program.to_owned();
+            let launch = Launch { name, command: command.into(), as_mail_user: true, log };
+            Process::start(lab, &launch)
+        };
+        Ok(Self {
+            replica: start("mailtwin-replica", &on_replica)?,
+            agent: start("mailtwin-agent", &on_master)?,
+            agent_metrics: metrics[0],
+        })
+    }
+
+    /// Waits until the replica has acked everything that is in the log.
+    pub(super) fn settle(&self, lab: &Lab) -> Result<()> {
+        lab.wait("the replica has no lag", || {
+            let page = scrape(self.agent_metrics)?;
+            let lag = "mailtwin_replica_lag_entries{replica=\"mx2\"} ";
+            let line = page.lines().find_map(|line| line.strip_prefix(lag));
+            Ok(match line {
+                Some("0") => Ok(()),
+                other => Err(format!("lag is {other:?}")),
+            })
+        })
+    }
+}
+
+impl Node<'_> {
+    /// Writes the configuration and makes state and key; returns the configuration's path.
+    fn prepare(&self, lab: &Lab, binaries: &Path, state: &Path) -> Result<PathBuf> {
+        let home = state.join(self.name);
+        for part in ["state", "run"] {
+            files::make_mail_dir(&home.join(part))?;
+        }
+        let config = home.join("mailtwin.toml");
+        files::write(&config, self.configuration(&home))?;
+        let role = if self.name == "mx1" { "master" } else { "replica" };
+        let program = binaries.join("replctl");
+        let words: [&OsStr; 6] = [
+            program.as_ref(),
+            "--config".as_ref(),
+            config.as_ref(),
+            "init".as_ref(),
+            "--role".as_ref(),
+            role.as_ref(),
+        ];
+        process::run(lab, &words, true)?
+            .expect(0)
+            .with_context(|| format!("init {}", self.name))?;
+        Ok(config)
+    }
+
+    fn configuration(&self, home: &Path) -> String {
+        let Self { name, mail, listen, metrics: [agent, replica], peer, peer_listen } = self;
+        let (home, mail) = (home.display(), mail.display());
+        format!(
+            "config_version = 1
+[node]
+name = \"{name}\"
+state_dir = \"{home}/state\"
+run_dir = \"{home}/run\"
+[store]
+engine = \"maildir\"
+root = \"{mail}/{{user}}/Maildir\"
+home = \"{mail}/{{user}}\"
+[replica]
+listen = \"127.0.0.1:{listen}\"
+[metrics]
+agent = \"127.0.0.1:{agent}\"
+replica = \"127.0.0.1:{replica}\"
+[[peer]]
+name = \"{peer}\"
+address = \"127.0.0.1:{peer_listen}\"
+"
+        )
+    }
+}
+
+fn scrape(port: u16) -> Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).context("connect to /metrics")?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).context("read /metrics")?;
+    Ok(page)
+}
