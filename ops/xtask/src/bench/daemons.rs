@@ -3,14 +3,12 @@
 
 use std::{
     ffi::OsStr,
-    io::{Read as _, Write as _},
-    net::TcpStream,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use mailtwin_tests::{
-    files,
+    daemon as tests, files,
     lab::Lab,
     process::{self, Launch, Process},
 };
@@ -47,7 +45,7 @@ impl Daemons {
         let state = lab.mail_dir(name)?;
         let mut ports = [0; 6];
         for port in &mut ports {
-            *port = lab.port()?;
+            *port = Lab::port()?;
         }
         let [a, b, metrics @ ..] = ports;
         let node = |name, mail, listen, metrics, peer, peer_listen| {
@@ -73,7 +71,7 @@ impl Daemons {
     /// Waits until the replica has acked everything that is in the log.
     pub(super) fn settle(&self, lab: &Lab) -> Result<()> {
         lab.wait("the replica has no lag", || {
-            let page = scrape(self.agent_metrics)?;
+            let page = tests::Node::page(self.agent_metrics, "/metrics")?;
             let lag = "mailtwin_replica_lag_entries{replica=\"mx2\"} ";
             let line = page.lines().find_map(|line| line.strip_prefix(lag));
             Ok(match line {
@@ -133,12 +131,4 @@ address = \"127.0.0.1:{peer_listen}\"
 "
         )
     }
-}
-
-fn scrape(port: u16) -> Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).context("connect to /metrics")?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut page = String::new();
-    stream.read_to_string(&mut page).context("read /metrics")?;
-    Ok(page)
 }

@@ -74,7 +74,7 @@ struct Bench {
     clock: Arc<dyn Clock>,
     image: Image,
     samples: Samples,
-    /// Folder of the release binaries.
+    /// Folder of Mailtwin's programs, which everybody can enter.
     binaries: PathBuf,
     runs: usize,
     peers_only: bool,
@@ -93,11 +93,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let dir = options.dir.clone().unwrap_or_else(|| std::env::temp_dir().join("mailtwin-bench"));
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let image = Image::make(&dir)?;
+    let binaries = image.path().join("bin");
+    if !options.peers_only {
+        copy_binaries(&binaries)?;
+    }
     let bench = Bench {
         clock: SystemClock::shared(),
-        image: Image::make(&dir)?,
+        image,
         samples,
-        binaries: std::env::current_exe()?.parent().context("find the binaries")?.to_owned(),
+        binaries,
         runs: options.runs,
         peers_only: options.peers_only,
         log: dir.join("bench.log"),
@@ -126,12 +131,26 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     report::print(&page).context("print the table")
 }
 
+const PROGRAMS: [&str; 3] = ["mailtwin-agent", "mailtwin-replica", "replctl"];
+
+/// The mail user may be kept out of the checkout.
+fn copy_binaries(to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("create {}", to.display()))?;
+    let own = std::env::current_exe()?;
+    let built = own.parent().context("find the release binaries")?;
+    for program in PROGRAMS {
+        fs::copy(built.join(program), to.join(program))
+            .with_context(|| format!("copy {program} to {}", to.display()))?;
+    }
+    Ok(())
+}
+
 fn build_binaries(workspace: &Path) -> Result<()> {
     talk("building the release binaries");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--release", "-p", "replctl", "-p", "mailtwin-agent"])
-        .args(["-p", "mailtwin-replica"])
+        .args(["build", "--release"])
+        .args(PROGRAMS.iter().flat_map(|program| ["-p", program]))
         .current_dir(workspace)
         .status()
         .context("start cargo")?;
