@@ -1,1 +1,204 @@
-//! placeholder
+//! The daemon on the master: notices changes, logs them durably, replays them to each replica.
+//!
+//! ```text
+//! source ──▶ log (durable) ──▶ link, one per replica ──▶ visits ──▶ wire
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod cursor;
+pub mod daemon;
+pub mod link;
+pub mod log;
+pub mod metrics;
+mod passed;
+mod pause;
+pub mod quarantine;
+pub mod source;
+mod visit;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use mailtwin_host::{clock::Clock, tasks::Tasks, workers::Workers};
+use mailtwin_logic::{
+    entry::Target,
+    ids::{Epoch, LogSeq},
+    link::Phase,
+};
+use mailtwin_store::MailStore;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cursor::CursorFile,
+    link::{Dial, LinkParts, LinkStatus},
+    log::Log,
+    metrics::{LinkMetrics, Metrics},
+    passed::Passed,
+    pause::Pauses,
+    quarantine::Quarantine,
+};
+
+/// What an agent works with.
+pub struct AgentParts {
+    /// This node's name.
+    pub node: String,
+    /// The epoch it is master in.
+    pub epoch: Epoch,
+    /// Where cursors and quarantine lie.
+    pub state_dir: PathBuf,
+    /// The master's mail.
+    pub store: Arc<dyn MailStore>,
+    /// Threads for its calls.
+    pub workers: Workers,
+    /// The sync log.
+    pub log: Arc<Log>,
+    /// Where tasks run.
+    pub tasks: Tasks,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// One replica to replay to.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// Its node name.
+    pub name: String,
+    /// How to reach it.
+    pub dialer: Arc<dyn Dial>,
+}
+
+/// Why an agent did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A file in the state directory.
+    #[error("open the state of replica {replica}")]
+    State {
+        /// Whose.
+        replica: String,
+        /// Cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// A running agent: one link per replica, over one log.
+pub struct Agent {
+    log: Arc<Log>,
+    links: Vec<Running>,
+    pauses: Arc<Pauses>,
+    clock: Arc<dyn Clock>,
+}
+
+struct Running {
+    status: watch::Receiver<LinkStatus>,
+    metrics: LinkMetrics,
+}
+
+impl Agent {
+    /// Starts a link to each replica; they run until `stop`.
+    pub fn start(
+        parts: AgentParts,
+        replicas: Vec<Replica>,
+        stop: &CancellationToken,
+    ) -> Result<Self, StartError> {
+        let state = |replica: &str| {
+            let replica = replica.to_owned();
+            move |source: Box<dyn std::error::Error + Send + Sync>| StartError::State { replica, source }
+        };
+        let pauses = Pauses::open(&parts.state_dir).map_err(|e| state("list")(e.into()))?;
+        let names = replicas.iter().map(|replica| replica.name.clone());
+        let passed = Arc::new(Passed::new(Arc::clone(&parts.log), names));
+        let mut links = Vec::new();
+        for Replica { name, dialer } in replicas {
+            let cursor = CursorFile::open(&parts.state_dir, &name, parts.log.id())
+                .map_err(|error| state(&name)(error.into()))?;
+            let quarantine = Quarantine::open(&parts.state_dir, &name)
+                .map_err(|error| state(&name)(error.into()))?;
+            let status = watch::Sender::new(LinkStatus::new(&name));
+            let metrics = parts.metrics.link(&name);
+            links.push(Running { status: status.subscribe(), metrics: metrics.clone() });
+            passed.up_to(&name, cursor.seq());
+            let link = LinkParts {
+                paused: pauses.watch(&name),
+                replica: name,
+                node: parts.node.clone(),
+                epoch: parts.epoch,
+                dialer,
+                store: Arc::clone(&parts.store),
+                workers: parts.workers.clone(),
+                reader: parts.log.reader(cursor.seq()),
+                log: Arc::clone(&parts.log),
+                passed: Arc::clone(&passed),
+                cursor,
+                quarantine,
+                tasks: parts.tasks.clone(),
+                clock: Arc::clone(&parts.clock),
+                metrics,
+                status,
+            };
+            parts.tasks.spawn("link", link::run(link, stop.child_token()));
+        }
+        Ok(Self { log: parts.log, links, pauses: Arc::new(pauses), clock: parts.clock })
+    }
+
+    /// The sync log.
+    pub fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// Every link, in the order of the configuration.
+    pub fn links(&self) -> Vec<LinkStatus> {
+        self.links.iter().map(|link| link.status.borrow().clone()).collect()
+    }
+
+    /// Messages, octets sent and octets saved so far, over all links.
+    pub fn totals(&self) -> (u64, u64, u64) {
+        self.links.iter().map(|link| link.metrics.totals()).fold((0, 0, 0), |sum, one| {
+            (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2)
+        })
+    }
+
+    /// Stops or resumes replaying to one replica, also over a restart; `None` if there is no such.
+    pub fn pause(&self, replica: &str, pause: bool) -> Option<Result<(), mailtwin_disk::DiskError>> {
+        self.links.iter().find(|link| link.status.borrow().name == replica)?;
+        Some(self.pauses.set(replica, pause))
+    }
+
+    /// Logs `targets` and returns the position of the last.
+    pub async fn append(&self, targets: Vec<Target>) -> Result<LogSeq, log::LogError> {
+        self.log.append(targets).await
+    }
+
+    /// Waits until every link that is not paused has replayed up to `upto` and has nothing else to
+    /// do; `false` if that took longer than `within`.
+    pub async fn drained(&self, upto: LogSeq, within: Duration) -> bool {
+        let all = async {
+            for link in &self.links {
+                let mut status = link.status.clone();
+                let there = |status: &LinkStatus| {
+                    let quiet = matches!(status.phase, Phase::InSync | Phase::Degraded);
+                    status.cursor >= upto && quiet || status.phase == Phase::Paused
+                };
+                if status.wait_for(there).await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::time::timeout(within, all).await.unwrap_or(false)
+    }
+
+    /// Waits until some link has news.
+    pub async fn changed(&self) {
+        let mut receivers: Vec<_> = self.links.iter().map(|link| link.status.clone()).collect();
+        let news = receivers.iter_mut().map(|receiver| Box::pin(receiver.changed()));
+        let _ = futures_util::future::select_all(news).await;
+    }
+
+    /// Milliseconds since 1970.
+    pub fn now(&self) -> u64 {
+        self.clock.unix_ms()
+    }
+}

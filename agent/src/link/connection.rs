@@ -1,0 +1,253 @@
+//! One TCP life of a link: frames in and out, many streams at once.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use mailtwin_host::{
+    net::{Frame, FrameReader, FrameWriter, Kind},
+    tasks::Tasks,
+};
+use mailtwin_logic::wire::message::{
+    Abort, Beat, Control, Greeting, Hello, Reply, Request, decode, encode,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Frames waiting to be written; whoever sends more waits.
+const OUT_QUEUE: usize = 32;
+/// Replies a stream may be behind.
+const STREAM_QUEUE: usize = 8;
+/// How often a heartbeat is sent.
+const BEAT_EVERY: Duration = Duration::from_secs(5);
+/// How long the replica may be silent.
+const SILENT_MAX: Duration = Duration::from_secs(30);
+/// How long one request may go without any answer while the heartbeat goes on: longer than any
+/// group of changes takes to get to a slow disk.
+const REPLY_WITHIN: Duration = Duration::from_mins(10);
+
+/// The connection is gone, or its peer broke the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the connection is gone")]
+pub(crate) struct Gone;
+
+/// Why a greeting failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GreetError {
+    /// The connection broke.
+    #[error("greet the replica")]
+    Net(#[source] mailtwin_host::net::FrameError),
+    /// It closed, or did not answer in time, or what it said is no greeting.
+    #[error("greet the replica: {0}")]
+    NoAnswer(&'static str),
+    /// It refused.
+    #[error("{detail}")]
+    Refused {
+        /// Why.
+        why: mailtwin_logic::wire::message::Refusal,
+        /// For humans.
+        detail: String,
+    },
+}
+
+type Streams = Arc<Mutex<HashMap<u32, mpsc::Sender<Reply>>>>;
+
+/// Handle to a connection; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    out: mpsc::Sender<Frame>,
+    streams: Streams,
+    next: Arc<AtomicU32>,
+    lost: CancellationToken,
+}
+
+impl Connection {
+    /// Greets, then serves the connection with two tasks until it breaks or is closed.
+    pub(crate) async fn greet<I>(
+        io: I,
+        hello: &Hello,
+        tasks: &Tasks,
+        beat: watch::Receiver<Beat>,
+        stop: &CancellationToken,
+    ) -> Result<Self, GreetError>
+    where
+        I: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let (input, output) = tokio::io::split(io);
+        let (mut reader, mut writer) = (FrameReader::new(input), FrameWriter::new(output));
+        writer.send(&message(0, hello)).await.map_err(GreetError::Net)?;
+        writer.flush().await.map_err(GreetError::Net)?;
+        let answer = timeout(mailtwin_logic::link::ANSWER_WITHIN, reader.next()).await;
+        let answer = answer.map_err(|_| GreetError::NoAnswer("no answer in time"))?;
+        let frame = answer.map_err(GreetError::Net)?;
+        let frame = frame.ok_or(GreetError::NoAnswer("it closed the connection"))?;
+        match decode::<Greeting>(&frame.payload) {
+            Some(Greeting::Welcome { .. }) => {}
+            Some(Greeting::Refused { why, detail }) => {
+                return Err(GreetError::Refused { why, detail });
+            }
+            None => return Err(GreetError::NoAnswer("its answer is no greeting")),
+        }
+        let (out, queue) = mpsc::channel(OUT_QUEUE);
+        let connection = Self {
+            out,
+            streams: Streams::default(),
+            next: Arc::new(AtomicU32::new(1)),
+            lost: stop.child_token(),
+        };
+        let (streams, lost) = (Arc::clone(&connection.streams), connection.lost.clone());
+        tasks.spawn("link reader", read(reader, streams, lost.clone()));
+        tasks.spawn("link writer", write(writer, queue, beat, lost));
+        Ok(connection)
+    }
+
+    /// Opens a stream with `request`.
+    pub(crate) async fn ask(&self, request: &Request) -> Result<Stream, Gone> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (tell, replies) = mpsc::channel(STREAM_QUEUE);
+        self.streams.lock().expect("no panic while it is held").insert(id, tell);
+        let stream = Stream { id, connection: self.clone(), replies };
+        if id == u32::MAX {
+            self.lost.cancel(); // numbers are used up: the next connection starts anew
+            return Err(Gone);
+        }
+        stream.send(message(id, request)).await?;
+        Ok(stream)
+    }
+
+    /// Resolves when the connection is gone.
+    pub(crate) async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+
+    /// Drops the connection.
+    pub(crate) fn close(&self) {
+        self.lost.cancel();
+    }
+}
+
+/// One request and what comes of it.
+pub(crate) struct Stream {
+    id: u32,
+    connection: Connection,
+    replies: mpsc::Receiver<Reply>,
+}
+
+impl Stream {
+    /// Waits for the next reply.
+    pub(crate) async fn reply(&mut self) -> Result<Reply, Gone> {
+        let reply = tokio::select! {
+            biased;
+            () = self.connection.lost.cancelled() => return Err(Gone),
+            reply = timeout(REPLY_WITHIN, self.replies.recv()) => reply,
+        };
+        if let Ok(Some(reply)) = reply {
+            return Ok(reply);
+        }
+        self.connection.close();
+        Err(Gone)
+    }
+
+    /// Sends octets of the messages asked for.
+    pub(crate) async fn octets(&self, payload: Bytes) -> Result<(), Gone> {
+        self.send(Frame { kind: Kind::Octets, stream: self.id, payload }).await
+    }
+
+    /// Takes the apply back: a message that was offered is gone.
+    pub(crate) async fn abort(&self) -> Result<(), Gone> {
+        self.send(message(self.id, &Abort)).await
+    }
+
+    async fn send(&self, frame: Frame) -> Result<(), Gone> {
+        tokio::select! {
+            biased;
+            () = self.connection.lost.cancelled() => Err(Gone),
+            sent = self.connection.out.send(frame) => sent.map_err(|_| Gone),
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let mut streams = self.connection.streams.lock().expect("no panic while it is held");
+        streams.remove(&self.id);
+    }
+}
+
+fn message<T: serde::Serialize>(stream: u32, message: &T) -> Frame {
+    Frame { kind: Kind::Message, stream, payload: encode(message).into() }
+}
+
+async fn read<R: AsyncRead + Unpin + Send>(
+    mut reader: FrameReader<R>,
+    streams: Streams,
+    lost: CancellationToken,
+) {
+    let _ends_all = lost.clone().drop_guard();
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = lost.cancelled() => return,
+            next = timeout(SILENT_MAX, reader.next()) => next,
+        };
+        let frame = match next {
+            Ok(Ok(Some(frame))) => frame,
+            Ok(Ok(None)) => return,
+            Ok(Err(error)) => {
+                let error = mailtwin_logic::chain::Chain(&error).to_string();
+                return tracing::warn!(%error, "the connection to the replica broke");
+            }
+            Err(_) => {
+                let seconds = SILENT_MAX.as_secs();
+                return tracing::warn!(seconds, "the replica is silent: dropping the connection");
+            }
+        };
+        if frame.stream == 0 {
+            continue; // the echo of a heartbeat: having been heard is its purpose
+        }
+        let Some(reply) = decode::<Reply>(&frame.payload) else {
+            return tracing::warn!("the replica broke the protocol: dropping the connection");
+        };
+        let stream = streams.lock().expect("no panic while it is held").get(&frame.stream).cloned();
+        if let Some(stream) = stream {
+            // A stream nobody waits for any more has taken itself off the list.
+            let _ = stream.send(reply).await;
+        }
+    }
+}
+
+async fn write<W: AsyncWrite + Unpin + Send>(
+    mut writer: FrameWriter<W>,
+    mut queue: mpsc::Receiver<Frame>,
+    mut beat: watch::Receiver<Beat>,
+    lost: CancellationToken,
+) {
+    let _ends_all = lost.clone().drop_guard();
+    let mut ticks = tokio::time::interval(BEAT_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let frame = tokio::select! {
+            biased;
+            () = lost.cancelled() => return,
+            Some(frame) = queue.recv() => frame,
+            _ = ticks.tick() => message(0, &Control::Beat(*beat.borrow_and_update())),
+        };
+        // The reader says what is wrong with a connection that broke.
+        if writer.send(&frame).await.is_err() {
+            return;
+        }
+        if queue.is_empty() && writer.flush().await.is_err() {
+            return;
+        }
+    }
+}

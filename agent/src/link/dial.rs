@@ -1,0 +1,27 @@
+//! How a link gets its connection: over TLS to another machine, or within one process.
+
+use std::{fmt, future::Future, pin::Pin};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Something frames can go over.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+#[error("connect to {address}")]
+pub struct DialError {
+    /// Where to.
+    pub address: String,
+    /// Cause.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Makes connections to one replica.
+pub trait Dial: Send + Sync + fmt::Debug {
+    /// Makes one.
+    fn dial(&self) -> Pin<Box<dyn Future<Output = Result<Box<dyn Io>, DialError>> + Send + '_>>;
+}

@@ -1,0 +1,443 @@
+//! Drives one replica's link: one task owns the machine, visits run beside it.
+
+pub(crate) mod connection;
+mod dial;
+mod status;
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::Duration,
+};
+
+use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
+use mailtwin_logic::{
+    chain::Chain,
+    entry::{Entry, Target},
+    evidence::Acked,
+    ids::{Epoch, LogSeq},
+    link::{Action, Input, Link, Outcome},
+    wire::message::{Beat, Hello, MODEL, Refusal, VERSION_MAX, VERSION_MIN},
+};
+use mailtwin_store::MailStore;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cursor::CursorFile,
+    log::{Log, LogError, Reader},
+    passed::Passed,
+    metrics::LinkMetrics,
+    quarantine::{Aside, Quarantine},
+    visit::{Held, Trouble, VisitError, Visited, Visitor},
+};
+use connection::{Connection, GreetError};
+
+pub use dial::{Dial, DialError, Io};
+pub use status::LinkStatus;
+
+/// Log entries read in one go.
+const ENTRIES_MAX: usize = 1000;
+/// Events of visits and dials that wait for the task; visits are bounded, so this never fills.
+const EVENTS: usize = 64;
+/// How often a moved cursor is written, at most: what is lost with it is looked at again.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// How often the age of the lag is published.
+const PUBLISH_EVERY: Duration = Duration::from_secs(5);
+
+/// What a link needs of its agent.
+pub(crate) struct LinkParts {
+    pub(crate) replica: String,
+    pub(crate) node: String,
+    pub(crate) epoch: Epoch,
+    pub(crate) dialer: Arc<dyn Dial>,
+    pub(crate) store: Arc<dyn MailStore>,
+    pub(crate) workers: Workers,
+    pub(crate) log: Arc<Log>,
+    pub(crate) reader: Reader,
+    pub(crate) passed: Arc<Passed>,
+    pub(crate) cursor: CursorFile,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) tasks: Tasks,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: LinkMetrics,
+    pub(crate) paused: watch::Receiver<bool>,
+    pub(crate) status: watch::Sender<LinkStatus>,
+}
+
+/// What tasks beside the link's report. `life` is the connection they belong to.
+enum Event {
+    Dialed { life: u64, io: Result<Box<dyn Io>, DialError> },
+    Greeted { life: u64, result: Result<Connection, GreetError> },
+    Visited { life: u64, target: Target, result: Result<Visited, VisitError> },
+}
+
+struct Driver {
+    parts: LinkParts,
+    link: Link,
+    /// Counts connections, so that reports of an old one are not taken for the present one's.
+    life: u64,
+    stop: CancellationToken,
+    /// Ends everything that belongs to the present connection.
+    life_stop: CancellationToken,
+    connection: Option<Connection>,
+    visitor: Option<Visitor>,
+    dialed: Option<Box<dyn Io>>,
+    events: mpsc::Sender<Event>,
+    beat: watch::Sender<Beat>,
+    retry: Retry,
+    start: Instant,
+    saved_at: Instant,
+    unsaved: Option<Acked>,
+    last_error: Option<String>,
+    aside: Arc<Vec<Aside>>,
+}
+
+/// Runs until `stop`.
+pub(crate) async fn run(parts: LinkParts, stop: CancellationToken) {
+    let (events, mut reports) = mpsc::channel(EVENTS);
+    let mut driver = Driver::new(parts, stop.clone(), events);
+    let mut tail = driver.parts.log.tail();
+    let mut paused = driver.parts.paused.clone();
+    driver.begin(*tail.borrow_and_update(), *paused.borrow_and_update());
+    loop {
+        let now = Instant::now();
+        let due = driver.link.deadline().map_or(now + PUBLISH_EVERY, |due| driver.start + due);
+        let due = due.min(now + PUBLISH_EVERY);
+        let connection = driver.connection.clone();
+        let lost = async {
+            match connection {
+                Some(connection) => connection.lost().await,
+                None => std::future::pending().await,
+            }
+        };
+        // The select only picks what happens next; every effect happens below it.
+        let next = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Some(event) = reports.recv() => Next::Event(event),
+            Ok(()) = paused.changed() => Next::Input(Input::Paused(*paused.borrow_and_update())),
+            Ok(()) = tail.changed() => Next::Input(Input::Appended(*tail.borrow_and_update())),
+            () = lost => Next::Lost,
+            () = sleep_until(due) => Next::Input(Input::Tick),
+        };
+        match next {
+            Next::Input(input) => driver.feed(input),
+            Next::Event(event) => driver.on_event(event),
+            Next::Lost => driver.lose("the connection broke"),
+        }
+        driver.save(false);
+        driver.publish();
+    }
+    driver.life_stop.cancel();
+    driver.save(true);
+    driver.publish();
+}
+
+enum Next {
+    Input(Input),
+    Event(Event),
+    Lost,
+}
+
+impl Driver {
+    fn new(parts: LinkParts, stop: CancellationToken, events: mpsc::Sender<Event>) -> Self {
+        let now = Instant::now();
+        Self {
+            link: Link::new(parts.cursor.seq(), parts.cursor.seq()),
+            parts,
+            life: 0,
+            life_stop: stop.child_token(),
+            stop,
+            connection: None,
+            visitor: None,
+            dialed: None,
+            events,
+            beat: watch::Sender::new(Beat { at: 0, head: LogSeq(0), cursor: LogSeq(0) }),
+            retry: Retry::new(),
+            start: now,
+            saved_at: now,
+            unsaved: None,
+            last_error: None,
+            aside: Arc::default(),
+        }
+    }
+
+    fn begin(&mut self, tail: LogSeq, paused: bool) {
+        let aside = self.parts.quarantine.all().map(Aside::target).collect();
+        self.feed(Input::Appended(tail));
+        self.feed(Input::Aside(aside));
+        self.count_aside();
+        if paused {
+            self.feed(Input::Paused(true));
+        }
+        self.feed(Input::Tick);
+        self.publish();
+    }
+
+    fn feed(&mut self, input: Input) {
+        let mut actions = Vec::new();
+        self.link.on(self.start.elapsed(), input, &mut actions);
+        for action in actions {
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Dial => self.dial(),
+            Action::Greet => self.greet(),
+            Action::Read(after) => self.read(after),
+            Action::Visit(target) => self.visit(target),
+            Action::Save(acked) => self.unsaved = Some(acked),
+            Action::Close => self.close(),
+        }
+    }
+
+    fn dial(&mut self) {
+        self.close();
+        self.life += 1;
+        self.life_stop = self.stop.child_token();
+        let (life, events) = (self.life, self.events.clone());
+        let (dialer, stop) = (Arc::clone(&self.parts.dialer), self.life_stop.clone());
+        self.parts.tasks.spawn("dial", async move {
+            let io = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                io = dialer.dial() => io,
+            };
+            let _ = events.send(Event::Dialed { life, io }).await;
+        });
+    }
+
+    fn greet(&mut self) {
+        let Some(io) = self.dialed.take() else { return };
+        let hello = Hello {
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            model: MODEL,
+            node: self.parts.node.clone(),
+            epoch: self.parts.epoch,
+            features: 0,
+            log: self.parts.log.id(),
+        };
+        let (life, events, beat) = (self.life, self.events.clone(), self.beat.subscribe());
+        let (tasks, stop) = (self.parts.tasks.clone(), self.life_stop.clone());
+        self.parts.tasks.spawn("greet", async move {
+            let greeting = Connection::greet(io, &hello, &tasks, beat, &stop);
+            let result = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                result = greeting => result,
+            };
+            let _ = events.send(Event::Greeted { life, result }).await;
+        });
+    }
+
+    /// Reads log entries. They are in memory, or a short sequential read away.
+    fn read(&mut self, after: LogSeq) {
+        let input = match self.parts.reader.read(after, ENTRIES_MAX) {
+            Ok(taken) => Input::Entries(taken.entries, taken.upto),
+            Err(error) => self.skip(&error),
+        };
+        self.feed(input);
+    }
+
+    /// What cannot be read, or is gone, is covered by looking at everything as it is now.
+    fn skip(&mut self, error: &LogError) -> Input {
+        let (replica, error) = (&self.parts.replica, Chain(error));
+        tracing::error!(%replica, %error, "cannot read the sync log: comparing everything instead");
+        let seq = *self.parts.log.tail().borrow();
+        // Later changes must not hide behind entries that this reader will never see.
+        self.parts.reader = self.parts.log.reader(seq);
+        let entry = Entry { seq, at: self.parts.clock.unix_ms(), target: Target::Store };
+        Input::Entries(vec![entry], seq)
+    }
+
+    fn visit(&mut self, target: Target) {
+        let Some(visitor) = self.visitor.clone() else { return };
+        let (life, events, stop) = (self.life, self.events.clone(), self.life_stop.clone());
+        self.parts.tasks.spawn("visit", async move {
+            let result = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                result = visitor.visit(&target) => result,
+            };
+            let _ = events.send(Event::Visited { life, target, result }).await;
+        });
+    }
+
+    fn close(&mut self) {
+        self.life_stop.cancel();
+        if let Some(connection) = self.connection.take() {
+            connection.close();
+        }
+        self.visitor = None;
+        self.dialed = None;
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Dialed { life, .. } | Event::Greeted { life, .. } | Event::Visited { life, .. }
+                if life != self.life => {}
+            Event::Dialed { io: Ok(io), .. } => {
+                self.dialed = Some(io);
+                self.feed(Input::Connected);
+            }
+            Event::Dialed { io: Err(error), .. } => self.lose(&Chain(&error).to_string()),
+            Event::Greeted { result: Ok(connection), .. } => self.on_welcome(connection),
+            Event::Greeted { result: Err(error), .. } => self.on_refused(&error),
+            Event::Visited { target, result, .. } => self.on_visited(target, result),
+        }
+    }
+
+    fn on_welcome(&mut self, connection: Connection) {
+        tracing::info!(replica = %self.parts.replica, "connected");
+        self.visitor = Some(Visitor {
+            store: Arc::clone(&self.parts.store),
+            workers: self.parts.workers.clone(),
+            connection: connection.clone(),
+            held: Arc::new(Held::default()),
+            metrics: self.parts.metrics.clone(),
+        });
+        self.connection = Some(connection);
+        self.feed(Input::Welcome);
+    }
+
+    fn on_refused(&mut self, error: &GreetError) {
+        if let GreetError::Refused { why: Refusal::Epoch(by), detail } = error {
+            tracing::error!(replica = %self.parts.replica, %detail, "fenced: this node is no longer the master");
+            self.last_error = Some(detail.clone());
+            return self.feed(Input::Fenced(*by));
+        }
+        self.lose(&Chain(error).to_string());
+    }
+
+    fn on_visited(&mut self, target: Target, result: Result<Visited, VisitError>) {
+        let since = self.link.since(&target);
+        let outcome = match result {
+            Ok(Visited { dirty, trouble: None }) => {
+                self.retry.reset();
+                self.last_error = None;
+                self.release(&target);
+                if let Some(at) = since.filter(|_| dirty.is_empty()) {
+                    let ms = self.parts.clock.unix_ms().saturating_sub(at);
+                    self.parts.metrics.delivery.observe(Duration::from_millis(ms).as_secs_f64());
+                }
+                Outcome::Done(dirty)
+            }
+            Ok(Visited { dirty, trouble: Some(trouble) }) => {
+                if !self.set_aside(&target, &trouble) {
+                    return;
+                }
+                Outcome::SetAside(dirty)
+            }
+            Err(VisitError::Target(trouble)) => {
+                if !self.set_aside(&target, &trouble) {
+                    return;
+                }
+                Outcome::SetAside(Vec::new())
+            }
+            Err(VisitError::Gone) => return self.lose("the connection broke"),
+            Err(VisitError::Replica(trouble)) => return self.lose(&trouble.detail),
+        };
+        self.feed(Input::Visited(target, outcome));
+    }
+
+    /// Sets aside durably; if even that fails, the cursor must not move: start over.
+    fn set_aside(&mut self, target: &Target, trouble: &Trouble) -> bool {
+        if *target == Target::Store {
+            self.lose(&trouble.detail);
+            return false;
+        }
+        match self.parts.quarantine.put(target, trouble, self.parts.clock.unix_ms()) {
+            Ok(new) => {
+                if new {
+                    let Trouble { reason, detail } = trouble;
+                    tracing::warn!(replica = %self.parts.replica, %target, %reason, %detail, "set aside; the rest goes on");
+                }
+                self.count_aside();
+                true
+            }
+            Err(error) => {
+                self.lose(&Chain(&error).to_string());
+                false
+            }
+        }
+    }
+
+    fn release(&mut self, target: &Target) {
+        match self.parts.quarantine.release(target) {
+            Ok(true) => {
+                tracing::info!(replica = %self.parts.replica, %target, "healed; no longer set aside");
+                self.count_aside();
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(replica = %self.parts.replica, error = %Chain(&error), "cannot save the quarantine list");
+            }
+        }
+    }
+
+    fn count_aside(&mut self) {
+        self.aside = Arc::new(self.parts.quarantine.all().cloned().collect());
+        let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+        for aside in self.aside.iter() {
+            *reasons.entry(&aside.reason).or_default() += 1;
+        }
+        self.parts.metrics.set_quarantined(&reasons);
+    }
+
+    fn lose(&mut self, why: &str) {
+        self.close();
+        self.life += 1; // whatever the old connection still reports is late
+        let wait = self.retry.next_wait();
+        let news = self.last_error.as_deref() != Some(why);
+        if news {
+            tracing::warn!(replica = %self.parts.replica, why, retry_ms = wait.as_millis(), "not connected");
+        }
+        self.last_error = Some(why.to_owned());
+        self.feed(Input::Lost(self.start.elapsed() + wait));
+    }
+
+    /// Makes the cursor durable, at most once in a while: it may stand too low, never too high.
+    fn save(&mut self, now: bool) {
+        let Some(acked) = self.unsaved else { return };
+        if !now && self.saved_at.elapsed() < SAVE_EVERY {
+            return;
+        }
+        match self.parts.cursor.advance(acked) {
+            Ok(()) => {
+                self.unsaved = None;
+                self.saved_at = Instant::now();
+                self.parts.passed.up_to(&self.parts.replica, acked.upto());
+            }
+            Err(error) => {
+                self.saved_at = Instant::now();
+                tracing::error!(replica = %self.parts.replica, error = %Chain(&error), "cannot save the cursor; free space or mend the state directory");
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let (head, cursor) = (*self.parts.log.tail().borrow(), self.link.cursor());
+        let phase = self.link.phase();
+        let status = LinkStatus {
+            name: self.parts.replica.clone(),
+            phase,
+            connected: self.connection.is_some(),
+            cursor,
+            lag_entries: head.0.saturating_sub(cursor.0),
+            oldest_at: self.link.oldest_at(),
+            last_error: self.last_error.clone(),
+            aside: Arc::clone(&self.aside),
+        };
+        let now = self.parts.clock.unix_ms();
+        self.parts.metrics.publish(&status, now);
+        self.beat.send_replace(Beat { at: now, head, cursor });
+        self.parts.status.send_replace(status);
+    }
+}

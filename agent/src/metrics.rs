@@ -1,0 +1,224 @@
+//! Every metric of the agent. No account or mailbox is ever a label.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, exponential_buckets,
+};
+
+use crate::link::LinkStatus;
+
+/// Handles, cloned into tasks.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// 1 for the role this node has, 0 for the other.
+    pub role: IntGaugeVec,
+    /// The epoch.
+    pub epoch: IntGauge,
+    /// End of the log.
+    pub log_head: IntGauge,
+    /// Size of the log.
+    pub log_bytes: IntGauge,
+    /// Appends that failed.
+    pub log_append_errors: IntCounter,
+    /// Time of one durable append.
+    pub sync_seconds: Histogram,
+    /// Times the watcher lost events and everything was looked at instead.
+    pub watch_overflows: IntCounter,
+    connected: IntGaugeVec,
+    cursor: IntGaugeVec,
+    lag_seconds: IntGaugeVec,
+    lag_entries: IntGaugeVec,
+    messages: IntCounterVec,
+    octets_sent: IntCounterVec,
+    octets_saved: IntCounterVec,
+    delivery: HistogramVec,
+    quarantined: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Registers every metric once.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let r = Registrar(registry);
+        Ok(Self {
+            role: r.gauges("mailtwin_role", "1 for the role this node has", &["role"])?,
+            epoch: r.gauge("mailtwin_epoch", "Highest epoch this node knows")?,
+            log_head: r.gauge("mailtwin_log_head_seq", "Sequence number of the newest entry")?,
+            log_bytes: r.gauge("mailtwin_log_bytes", "Octets of all segments of the sync log")?,
+            log_append_errors: r.counter(
+                "mailtwin_log_append_errors_total",
+                "Appends to the sync log that failed",
+            )?,
+            sync_seconds: r.histogram(
+                "mailtwin_sync_seconds",
+                "Time to make one group of log entries durable",
+                exponential_buckets(0.000_25, 2.0, 14)?,
+            )?,
+            watch_overflows: r.counter(
+                "mailtwin_watch_overflows_total",
+                "Times change events were lost and everything was looked at instead",
+            )?,
+            connected: r.gauges(
+                "mailtwin_replica_connected",
+                "1 while the replica is connected",
+                &["replica"],
+            )?,
+            cursor: r.gauges(
+                "mailtwin_replica_cursor_seq",
+                "Everything up to here is on the replica, or set aside",
+                &["replica"],
+            )?,
+            lag_seconds: r.gauges(
+                "mailtwin_replica_lag_seconds",
+                "Age of the oldest entry the replica lacks",
+                &["replica"],
+            )?,
+            lag_entries: r.gauges(
+                "mailtwin_replica_lag_entries",
+                "Entries the replica lacks",
+                &["replica"],
+            )?,
+            messages: r.counters(
+                "mailtwin_messages_replicated_total",
+                "Messages acked by the replica",
+                &["replica"],
+            )?,
+            octets_sent: r.counters(
+                "mailtwin_octets_sent_total",
+                "Octets of messages sent",
+                &["replica"],
+            )?,
+            octets_saved: r.counters(
+                "mailtwin_octets_saved_total",
+                "Octets of messages the replica had already",
+                &["replica"],
+            )?,
+            delivery: r.histograms(
+                "mailtwin_delivery_to_replica_seconds",
+                "Time from a change being logged to its ack",
+                exponential_buckets(0.001, 2.0, 16)?,
+                &["replica"],
+            )?,
+            quarantined: r.gauges(
+                "mailtwin_quarantined_mailboxes",
+                "Mailboxes and accounts set aside",
+                &["replica", "reason"],
+            )?,
+        })
+    }
+
+    /// The metrics of one replica.
+    pub fn link(&self, replica: &str) -> LinkMetrics {
+        let one = [replica];
+        LinkMetrics {
+            connected: self.connected.with_label_values(&one),
+            cursor: self.cursor.with_label_values(&one),
+            lag_seconds: self.lag_seconds.with_label_values(&one),
+            lag_entries: self.lag_entries.with_label_values(&one),
+            messages: self.messages.with_label_values(&one),
+            octets_sent: self.octets_sent.with_label_values(&one),
+            octets_saved: self.octets_saved.with_label_values(&one),
+            delivery: self.delivery.with_label_values(&one),
+            quarantined: self.quarantined.clone(),
+            reasons: Arc::default(),
+            replica: replica.to_owned(),
+        }
+    }
+}
+
+/// One replica's metrics.
+#[derive(Clone, Debug)]
+pub struct LinkMetrics {
+    connected: IntGauge,
+    cursor: IntGauge,
+    lag_seconds: IntGauge,
+    lag_entries: IntGauge,
+    messages: IntCounter,
+    octets_sent: IntCounter,
+    octets_saved: IntCounter,
+    /// Time from log entry to ack.
+    pub delivery: Histogram,
+    quarantined: IntGaugeVec,
+    /// Reasons that were shown once: they fall to 0, they do not go stale.
+    reasons: Arc<Mutex<BTreeSet<String>>>,
+    replica: String,
+}
+
+impl LinkMetrics {
+    pub(crate) fn count_sent(&self, messages: u64, sent: u64, saved: u64) {
+        self.messages.inc_by(messages);
+        self.octets_sent.inc_by(sent);
+        self.octets_saved.inc_by(saved);
+    }
+
+    /// Messages and octets acked so far, and octets that did not need to be sent.
+    pub fn totals(&self) -> (u64, u64, u64) {
+        (self.messages.get(), self.octets_sent.get(), self.octets_saved.get())
+    }
+
+    /// How many targets are set aside, by reason.
+    pub(crate) fn set_quarantined(&self, reasons: &BTreeMap<&str, usize>) {
+        let mut shown = self.reasons.lock().expect("no panic while it is held");
+        shown.extend(reasons.keys().map(|&reason| reason.to_owned()));
+        for reason in shown.iter() {
+            let count = reasons.get(reason.as_str()).copied().unwrap_or_default();
+            let gauge = self.quarantined.with_label_values(&[&self.replica, reason]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    pub(crate) fn publish(&self, status: &LinkStatus, now: u64) {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.connected.set(status.connected.into());
+        self.cursor.set(number(status.cursor.0));
+        self.lag_entries.set(number(status.lag_entries));
+        self.lag_seconds.set(number(status.lag_ms(now) / 1000));
+    }
+}
+
+/// Makes and registers in one step.
+struct Registrar<'a>(&'a Registry);
+
+type Made<T> = Result<T, prometheus::Error>;
+
+impl Registrar<'_> {
+    fn add<T: prometheus::core::Collector + Clone + 'static>(&self, metric: T) -> Made<T> {
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Made<IntGauge> {
+        self.add(IntGauge::new(name, help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Made<IntGaugeVec> {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Made<IntCounter> {
+        self.add(IntCounter::new(name, help)?)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Made<IntCounterVec> {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Made<Histogram> {
+        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))?)
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        buckets: Vec<f64>,
+        labels: &[&str],
+    ) -> Made<HistogramVec> {
+        let opts = HistogramOpts::new(name, help).buckets(buckets);
+        self.add(HistogramVec::new(opts, labels)?)
+    }
+}

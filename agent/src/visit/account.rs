@@ -1,0 +1,150 @@
+//! Visits one account: its list of mailboxes and its files; finds the mailboxes that differ.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mailtwin_logic::{
+    entry::Target,
+    ids::Account,
+    mailbox::{AccountState, FileKey, MailboxName},
+    plan::{self, AccountPlan, Step},
+    wire::message::{Reply, Request},
+};
+use mailtwin_store::{Listing, Reason};
+
+use super::{Trouble, VisitError, Visited, Visitor, name_some, refused, trouble};
+
+/// How often a list that keeps changing is compared in one visit.
+const TRIES: usize = 4;
+/// Mailboxes named in one account's trouble.
+const TOLD: usize = 3;
+
+impl Visitor {
+    pub(super) async fn account(&self, account: &Account) -> Result<Visited, VisitError> {
+        for _ in 0..TRIES {
+            let name = account.clone();
+            let look = self.work(move |store| store.account(&name));
+            let (ours, theirs) = tokio::join!(look, self.their_account(account));
+            let Some(ours) = ours? else {
+                // The account's directory is gone. Whole accounts are never removed on a replica
+                // by replication (I2): an admin does that.
+                return Ok(Visited::default());
+            };
+            let (theirs, unread) = theirs?;
+            let mut plan = plan::account(&ours.state, &theirs);
+            keep_unread(&mut plan, &ours);
+            self.note_equal(account, &ours, &plan);
+            self.files(account, &plan).await?;
+            if plan.steps.is_empty() {
+                return Ok(visited(account, &ours, &plan, &unread));
+            }
+            self.restructure(account, std::mem::take(&mut plan.steps)).await?;
+            // The list is looked at again: what was moved has another head to be compared with.
+        }
+        Err(VisitError::Target(Trouble {
+            reason: Reason::Busy.to_string(),
+            detail: format!("the list of mailboxes changed {TRIES} times while it was compared"),
+        }))
+    }
+
+    async fn their_account(
+        &self,
+        account: &Account,
+    ) -> Result<(AccountState, BTreeMap<MailboxName, String>), VisitError> {
+        let mut stream = self.connection.ask(&Request::Account(account.clone())).await?;
+        let (mut state, mut failing) = (AccountState::default(), BTreeMap::new());
+        loop {
+            match stream.reply().await? {
+                Reply::Account { mailboxes, files, unread, more } => {
+                    state.mailboxes.extend(mailboxes);
+                    state.files.extend(files);
+                    failing.extend(unread);
+                    if !more {
+                        return Ok((state, failing));
+                    }
+                }
+                other => return Err(refused(other)),
+            }
+        }
+    }
+
+    /// Remembers the mailboxes that are equal, so that their next change costs no comparison.
+    fn note_equal(&self, account: &Account, ours: &Listing, plan: &AccountPlan) {
+        let differs: BTreeSet<_> = plan.visits.iter().map(|(mailbox, _)| mailbox.id).collect();
+        let blocked: BTreeSet<_> = plan.blocked.iter().collect();
+        for mailbox in &ours.state.mailboxes {
+            if !differs.contains(&mailbox.id) && !blocked.contains(&mailbox.name) {
+                self.held.equal(account, mailbox);
+            }
+        }
+    }
+
+    async fn restructure(&self, account: &Account, steps: Vec<Step>) -> Result<(), VisitError> {
+        let request = Request::Restructure { account: account.clone(), steps };
+        match self.connection.ask(&request).await?.reply().await? {
+            // Stale: somebody moved mailboxes on the replica; the next round sees how.
+            Reply::Done | Reply::Stale(_) => Ok(()),
+            other => Err(refused(other)),
+        }
+    }
+
+    async fn files(&self, account: &Account, plan: &AccountPlan) -> Result<(), VisitError> {
+        for key in &plan.write {
+            let (name, wanted) = (account.clone(), key.clone());
+            let content = self.work(move |store| store.file(&name, &wanted)).await?;
+            if content.is_some() {
+                self.set_file(account, key, content).await?;
+            }
+        }
+        for (key, _) in &plan.remove {
+            self.set_file(account, key, None).await?;
+        }
+        Ok(())
+    }
+
+    async fn set_file(
+        &self,
+        account: &Account,
+        key: &FileKey,
+        content: Option<Vec<u8>>,
+    ) -> Result<(), VisitError> {
+        let request = Request::SetFile { account: account.clone(), key: key.clone(), content };
+        match self.connection.ask(&request).await?.reply().await? {
+            Reply::Done => Ok(()),
+            other => Err(refused(other)),
+        }
+    }
+}
+
+/// A mailbox that cannot be read on the master has not been deleted: it is left as it is.
+fn keep_unread(plan: &mut AccountPlan, ours: &Listing) {
+    let unread: BTreeSet<&MailboxName> = ours.unread.iter().map(|(name, ..)| name).collect();
+    plan.steps.retain(|step| match step {
+        Step::Delete { name, .. } | Step::Reset { name, .. } => !unread.contains(name),
+        Step::Rename { to, .. } => !unread.contains(to),
+    });
+}
+
+fn visited(
+    account: &Account,
+    ours: &Listing,
+    plan: &AccountPlan,
+    unread: &BTreeMap<MailboxName, String>,
+) -> Visited {
+    let mut reasons = Vec::new();
+    for (name, reason, detail) in ours.unread.iter().take(TOLD) {
+        reasons.push((*reason, format!("master: {name}: {detail}")));
+    }
+    for (name, detail) in unread.iter().take(TOLD) {
+        reasons.push((Reason::Io, format!("replica: {name}: {detail}")));
+    }
+    if !plan.extra.is_empty() {
+        let names = name_some(&plan.extra);
+        let why = "only on the replica, with mail that replication did not put there: kept";
+        reasons.push((Reason::Conflict, format!("{names} {why}")));
+    }
+    let readable = |name: &MailboxName| !unread.contains_key(name);
+    let visits = plan.visits.iter().map(|(mailbox, _)| &mailbox.name);
+    let dirty = visits.filter(|name| readable(name));
+    let dirty = dirty.map(|name| Target::Mailbox(account.clone(), name.clone())).collect();
+    Visited { dirty, trouble: trouble(reasons) }
+}

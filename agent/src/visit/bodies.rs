@@ -1,0 +1,84 @@
+//! Reads the octets of several messages as one run of chunks.
+
+use std::{collections::VecDeque, io::Read, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use mailtwin_logic::{
+    ids::{Account, MailboxId, Uid},
+    limits::CHUNK_OCTETS,
+};
+use mailtwin_store::{MailStore, Octets, StoreError};
+
+/// Chunks read in one go by a store worker.
+const GULP_CHUNKS: usize = 4;
+
+/// Blocking; lives on store workers.
+pub(crate) struct Bodies {
+    store: Arc<dyn MailStore>,
+    account: Account,
+    mailbox: MailboxId,
+    left: VecDeque<(Uid, u64)>,
+    current: Option<(Octets, Uid, u64)>,
+}
+
+impl Bodies {
+    /// Of messages that have the given numbers of octets.
+    pub(crate) fn new(
+        store: Arc<dyn MailStore>,
+        account: Account,
+        mailbox: MailboxId,
+        messages: Vec<(Uid, u64)>,
+    ) -> Self {
+        Self { store, account, mailbox, left: messages.into(), current: None }
+    }
+
+    /// The next chunks; none at the end.
+    pub(crate) fn gulp(&mut self) -> Result<Vec<Bytes>, StoreError> {
+        let mut chunks = Vec::new();
+        while chunks.len() < GULP_CHUNKS {
+            let mut chunk = BytesMut::zeroed(CHUNK_OCTETS);
+            let filled = self.fill(&mut chunk)?;
+            if filled == 0 {
+                break;
+            }
+            chunk.truncate(filled);
+            chunks.push(chunk.freeze());
+        }
+        Ok(chunks)
+    }
+
+    fn fill(&mut self, chunk: &mut [u8]) -> Result<usize, StoreError> {
+        let mut filled = 0;
+        while filled < chunk.len() {
+            let Some((octets, uid, left)) = self.current.as_mut() else {
+                let Some((uid, octets)) = self.left.pop_front() else {
+                    return Ok(filled);
+                };
+                let opened = self.store.open(&self.account, self.mailbox, uid)?;
+                self.current = Some((opened, uid, octets));
+                continue;
+            };
+            let room = usize::try_from(*left).unwrap_or(usize::MAX).min(chunk.len() - filled);
+            if room == 0 {
+                self.current = None;
+                continue;
+            }
+            match octets.read(&mut chunk[filled..filled + room]) {
+                Ok(0) => {
+                    let what = format!("the rest of message {uid} of {}", self.account);
+                    return Err(StoreError::NotFound { what });
+                }
+                Ok(read) => {
+                    filled += read;
+                    *left -= read as u64;
+                }
+                Err(source) if source.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(source) => {
+                    let path = format!("message {uid} of {}", self.account).into();
+                    return Err(StoreError::Io { op: "read", path, source });
+                }
+            }
+        }
+        Ok(filled)
+    }
+}

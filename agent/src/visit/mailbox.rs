@@ -1,0 +1,277 @@
+//! Visits one mailbox: what changed since the replica's last ack, or a comparison of all records.
+
+use std::sync::Arc;
+
+use mailtwin_logic::{
+    entry::Target,
+    ids::{Account, ModSeq, Uid},
+    limits::{RECORDS_WEIGHT_MAX, SLICE_CHANGES, SLICE_OCTETS},
+    mailbox::{Head, MailboxName, MailboxState, Record},
+    plan::{self, Change, Mode, Plan},
+    wire::message::{Apply, Reply, Request},
+};
+use mailtwin_store::{Delta, Reason};
+
+use super::{Trouble, VisitError, Visited, Visitor, bodies::Bodies, held::Known, refused, trouble};
+use crate::link::connection::Stream;
+
+/// How often a mailbox that keeps changing is compared in one visit.
+const TRIES: usize = 6;
+
+/// How one apply ended.
+enum Applied {
+    /// Durable; the replica's new head.
+    Head(Head),
+    /// Plan again.
+    Stale,
+}
+
+impl Visitor {
+    pub(super) async fn mailbox(
+        &self,
+        account: &Account,
+        name: &MailboxName,
+    ) -> Result<Visited, VisitError> {
+        for _ in 0..TRIES {
+            let (whose, which) = (account.clone(), name.clone());
+            let Some(state) = self.work(move |store| store.find(&whose, &which)).await? else {
+                // Renamed or deleted since: its account's list says which.
+                let dirty = vec![Target::Account(account.clone())];
+                return Ok(Visited { dirty, trouble: None });
+            };
+            let known = self.held.get(account, state.id);
+            if known.is_some_and(|known| known.head == state.head) {
+                return Ok(Visited::default());
+            }
+            let since = known.map_or(ModSeq(0), |known| known.modseq);
+            let (whose, id) = (account.clone(), state.id);
+            let delta = self.work(move |store| store.delta(&whose, id, since)).await?;
+            let (plan, held) = match known.filter(|_| !delta.complete) {
+                Some(known) => (plan_delta(&delta, known), Some(known.head)),
+                None => self.compare(account, &delta).await?,
+            };
+            self.held.forget(account, state.id);
+            let Some(head) = self.carry_out(account, &delta, &plan, held).await? else {
+                continue; // stale: compare all records
+            };
+            if head == delta.state.head {
+                self.held.equal(account, &delta.state);
+                return Ok(Visited::default());
+            }
+            if let Some(trouble) = conflict(&plan) {
+                return Ok(Visited { dirty: Vec::new(), trouble: Some(trouble) });
+            }
+        }
+        Err(VisitError::Target(Trouble {
+            reason: Reason::Busy.to_string(),
+            detail: format!("did not become equal in {TRIES} comparisons"),
+        }))
+    }
+
+    /// Compares with all of the replica's records.
+    async fn compare(
+        &self,
+        account: &Account,
+        delta: &Delta,
+    ) -> Result<(Plan, Option<Head>), VisitError> {
+        let (whose, id) = (account.clone(), delta.state.id);
+        let ours: Vec<Record> = if delta.complete {
+            delta.records.clone()
+        } else {
+            self.work(move |store| store.delta(&whose, id, ModSeq(0))).await?.records
+        };
+        let (state, theirs) = self.their_records(account, delta).await?;
+        let held = state.map(|state| state.head);
+        Ok((plan::mailbox(&ours, delta.state.head, &theirs, held), held))
+    }
+
+    async fn their_records(
+        &self,
+        account: &Account,
+        delta: &Delta,
+    ) -> Result<(Option<MailboxState>, Vec<Record>), VisitError> {
+        let request = Request::Records { account: account.clone(), mailbox: delta.state.id };
+        let mut stream = self.connection.ask(&request).await?;
+        let mut all = Vec::new();
+        loop {
+            match stream.reply().await? {
+                Reply::Records { state, records, more } => {
+                    all.extend(records);
+                    if !more {
+                        return Ok((state, all));
+                    }
+                }
+                other => return Err(refused(other)),
+            }
+        }
+    }
+
+    /// Sends a plan in slices; `None` if the replica's mailbox is not what it was made for.
+    async fn carry_out(
+        &self,
+        account: &Account,
+        delta: &Delta,
+        plan: &Plan,
+        held: Option<Head>,
+    ) -> Result<Option<Head>, VisitError> {
+        let mut expect = held;
+        let mut slices = slices(&plan.changes).peekable();
+        loop {
+            let changes = slices.next().unwrap_or_default().to_vec();
+            let last = slices.peek().is_none();
+            let apply = Apply {
+                account: account.clone(),
+                mailbox: delta.state.id,
+                name: delta.state.name.clone(),
+                mode: plan.mode,
+                expect,
+                target: delta.state.head,
+                keywords: delta.keywords.clone(),
+                changes,
+                last,
+            };
+            match self.apply(apply).await? {
+                Applied::Stale => return Ok(None),
+                Applied::Head(head) if last => return Ok(Some(head)),
+                // A mailbox that is being built has no head before it is whole.
+                Applied::Head(_) if plan.mode == Mode::Build => {}
+                Applied::Head(head) => expect = Some(head),
+            }
+        }
+    }
+
+    async fn apply(&self, apply: Apply) -> Result<Applied, VisitError> {
+        let (account, mailbox) = (apply.account.clone(), apply.mailbox);
+        let adds: Vec<(Uid, u64)> = apply.changes.iter().filter_map(added).collect();
+        let mut stream = self.connection.ask(&Request::Apply(apply)).await?;
+        let needed = match stream.reply().await? {
+            Reply::Need(places) => pick(&adds, &places)?,
+            other => return stale_or_refused(other),
+        };
+        let octets: u64 = needed.iter().map(|(_, octets)| octets).sum();
+        let saved = adds.iter().map(|(_, octets)| octets).sum::<u64>() - octets;
+        let bodies = Bodies::new(Arc::clone(&self.store), account, mailbox, needed);
+        self.send_bodies(&mut stream, bodies).await?;
+        match stream.reply().await? {
+            Reply::Applied(head) => {
+                self.metrics.count_sent(adds.len() as u64, octets, saved);
+                Ok(Applied::Head(head))
+            }
+            other => stale_or_refused(other),
+        }
+    }
+
+    async fn send_bodies(&self, stream: &mut Stream, mut bodies: Bodies) -> Result<(), VisitError> {
+        loop {
+            let gulp = move |_: &dyn mailtwin_store::MailStore| {
+                let chunks = bodies.gulp()?;
+                Ok((bodies, chunks))
+            };
+            let (back, chunks) = match self.work(gulp).await {
+                Ok(read) => read,
+                Err(error) => {
+                    // The message went away or cannot be read: the replica must not wait for it.
+                    stream.abort().await?;
+                    return Err(error);
+                }
+            };
+            if chunks.is_empty() {
+                return Ok(());
+            }
+            bodies = back;
+            for chunk in chunks {
+                stream.octets(chunk).await?;
+            }
+        }
+    }
+}
+
+/// What to send when only what changed since the last ack is known.
+fn plan_delta(delta: &Delta, known: Known) -> Plan {
+    let next = known.head.uid_next;
+    let went = delta.expunged.iter().filter(|&&uid| uid < next);
+    let (old, new): (Vec<&Record>, Vec<&Record>) =
+        delta.records.iter().partition(|record| record.uid < next);
+    let changes = went
+        .map(|&uid| Change::Expunge(uid))
+        .chain(old.into_iter().map(plan::update))
+        .chain(new.iter().map(|&record| Change::Add(record.clone())));
+    let first = new.first().map(|record| record.uid);
+    Plan {
+        mode: plan::mode(delta.state.head, Some(known.head), first),
+        changes: changes.collect(),
+        foreign: Vec::new(),
+        clashes: Vec::new(),
+    }
+}
+
+/// Why the two sides stay unequal although everything that may be done was done.
+fn conflict(plan: &Plan) -> Option<Trouble> {
+    let mut reasons = Vec::new();
+    let count = plan.clashes.len();
+    if let Some(uid) = plan.clashes.first() {
+        let detail = format!("{count} UIDs mean other messages on the replica, the first {uid}");
+        reasons.push((Reason::Conflict, detail));
+    }
+    let count = plan.foreign.len();
+    if let Some(uid) = plan.foreign.first() {
+        let detail =
+            format!("{count} messages are only on the replica and kept there, the first {uid}");
+        reasons.push((Reason::Conflict, detail));
+    }
+    trouble(reasons)
+}
+
+fn stale_or_refused(reply: Reply) -> Result<Applied, VisitError> {
+    if matches!(reply, Reply::Stale(_)) { Ok(Applied::Stale) } else { Err(refused(reply)) }
+}
+
+fn added(change: &Change) -> Option<(Uid, u64)> {
+    match change {
+        Change::Add(record) => Some((record.uid, record.octets)),
+        Change::Update { .. } | Change::Expunge(_) => None,
+    }
+}
+
+/// The additions at `places`, which the replica chose.
+fn pick(adds: &[(Uid, u64)], places: &[u32]) -> Result<Vec<(Uid, u64)>, VisitError> {
+    let at = |&place: &u32| adds.get(usize::try_from(place).ok()?).copied();
+    let ascending = places.is_sorted_by(|a, b| a < b);
+    places.iter().map(at).collect::<Option<_>>().filter(|_| ascending).ok_or_else(|| {
+        VisitError::Replica(Trouble {
+            reason: Reason::Refused.to_string(),
+            detail: "replica: asked for messages that were not offered".into(),
+        })
+    })
+}
+
+/// Cuts changes into applies that hold a lock shortly and lose little when a connection breaks.
+fn slices(changes: &[Change]) -> impl Iterator<Item = &[Change]> {
+    let mut rest = changes;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (mut count, mut weight, mut octets) = (0, 0, 0_u64);
+        for change in rest {
+            let (its_weight, its_octets) = match change {
+                Change::Add(record) => (record.weight(), record.octets),
+                Change::Update { keywords, .. } => {
+                    (64 + keywords.iter().map(|keyword| keyword.len() + 5).sum::<usize>(), 0)
+                }
+                Change::Expunge(_) => (8, 0),
+            };
+            let over = weight + its_weight > RECORDS_WEIGHT_MAX
+                || octets.saturating_add(its_octets) > SLICE_OCTETS;
+            if count >= SLICE_CHANGES || count > 0 && over {
+                break;
+            }
+            count += 1;
+            weight += its_weight;
+            octets += its_octets;
+        }
+        let (slice, more) = rest.split_at(count);
+        rest = more;
+        Some(slice)
+    })
+}

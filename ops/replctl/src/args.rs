@@ -1,0 +1,190 @@
+//! The command line, as clap reads it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Mailtwin's command line: a second, verified, always current copy of every mailbox.
+///
+/// Exit codes: 0 fine; 1 ran and found something (differences, something set aside); 2 usage or
+/// configuration; 3 a daemon or peer could not be reached; 4 refused.
+#[derive(Debug, Parser)]
+#[command(name = "replctl", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Configuration file.
+    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/mailtwin/mailtwin.toml")]
+    pub(crate) config: PathBuf,
+    /// How to print results.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub(crate) output: Form,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: one object with `schema_version`.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Show the whole thing at work on sample mail: a master, a replica, faults, a comparison.
+    Demo(Demo),
+    /// Replicate one mail tree into another on this machine; nothing else is needed.
+    Mirror(Mirror),
+    /// Make this node's state: its role and its key.
+    Init(Init),
+    /// Show role, replicas, lag and what is set aside; worst first.
+    Status(Status),
+    /// Replay now and wait.
+    Sync(Sync),
+    /// Look at the sync log, or append to it.
+    #[command(subcommand)]
+    Log(Log),
+    /// Show, pin and unpin keys.
+    #[command(subcommand)]
+    Keys(Keys),
+    /// List, pause and resume replicas.
+    #[command(subcommand)]
+    Replica(Replica),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Where to work; a temporary directory if absent.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Messages to deliver.
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(20..=100_000))]
+    pub(crate) messages: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mirror {
+    /// A Maildir, or a tree that holds Maildirs at any depth.
+    pub(crate) src: PathBuf,
+    /// The copy. What replication needs to know lies beside it, never in it.
+    pub(crate) dst: PathBuf,
+    /// End when the copy is equal; otherwise follow until interrupted.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Write nothing in SRC, not even the UID bookkeeping that mail servers keep there.
+    #[arg(long)]
+    pub(crate) read_only_source: bool,
+    /// Take SRC for the same tree as last time although it looks like another one (restored from
+    /// a backup, moved to another disk). Without it, a copy is never emptied by mistake.
+    #[arg(long)]
+    pub(crate) accept_new_source: bool,
+    /// How mailboxes lie in SRC.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) layout: Layout,
+    /// How long the copy keeps what was expunged, beside it.
+    #[arg(long, value_name = "DURATION", default_value = "7d")]
+    pub(crate) graveyard: String,
+}
+
+/// How mailboxes lie in an account's directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Layout {
+    /// `.Work.Sub` beside cur/new/tmp.
+    #[default]
+    #[value(name = "maildir++")]
+    MaildirPlusPlus,
+    /// `Work/Sub` as directories.
+    Fs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// What this node begins as.
+    #[arg(long, value_enum)]
+    pub(crate) role: Role,
+}
+
+/// What a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    /// The authoritative side.
+    Master,
+    /// A receiving side.
+    Replica,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Print again every second until interrupted.
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// One line and an exit code for Nagios and its like (0 ok, 1 warning, 2 critical, 3 unknown).
+    #[arg(long, conflicts_with = "watch")]
+    pub(crate) nagios: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sync {
+    /// Accounts or mailboxes; everything if absent.
+    #[arg(value_name = "ACCOUNT[/MAILBOX]")]
+    pub(crate) targets: Vec<String>,
+    /// How long to wait.
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    pub(crate) timeout: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Log {
+    /// Print the newest entries.
+    Tail {
+        /// How many.
+        #[arg(short = 'n', default_value_t = 20)]
+        entries: usize,
+    },
+    /// Print identity, size, ends, and every replica's cursor.
+    Stat,
+    /// Say that something may have changed: for delivery agents and scripts.
+    Append {
+        /// Accounts or mailboxes.
+        #[arg(required = true, value_name = "ACCOUNT[/MAILBOX]")]
+        targets: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Keys {
+    /// Print this node's key and those pinned for its peers.
+    Show,
+    /// Trust a key of a peer.
+    Pin {
+        /// The peer's node name.
+        peer: String,
+        /// As its own `replctl keys show` prints it.
+        key: String,
+    },
+    /// Trust it no more. Without any key, the peer's next one is pinned at first contact.
+    Unpin {
+        /// The peer's node name.
+        peer: String,
+        /// The key.
+        key: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Replica {
+    /// Every replica and how it does.
+    List,
+    /// Stop replaying to one; its place in the log is kept.
+    Pause {
+        /// Its node name.
+        name: String,
+    },
+    /// Go on.
+    Resume {
+        /// Its node name.
+        name: String,
+    },
+}

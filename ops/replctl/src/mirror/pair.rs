@@ -1,0 +1,160 @@
+//! A whole pair in one process: an agent and a replica session joined by a pipe, each with its own
+//! store, index and state, all of it beside the copy.
+
+use std::{
+    fmt,
+    future::Future,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use mailtwin_agent::{
+    Agent, AgentParts, Replica,
+    link::{Dial, DialError, Io},
+    log::{Log, LogOptions},
+};
+use mailtwin_disk::{index::Index, lock::StateLock};
+use mailtwin_host::{
+    clock::{Clock, SystemClock},
+    tasks::Tasks,
+    workers::Workers,
+};
+use mailtwin_logic::ids::Epoch;
+use mailtwin_replica::{
+    commit::Committer,
+    fence::Fence,
+    heard::Heard,
+    session::{self, Context},
+};
+use mailtwin_store::{
+    MailStore,
+    maildir::{Maildir, MaildirOptions},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Octets on their way between the two halves.
+const PIPE_OCTETS: usize = 256 << 10;
+/// Threads for blocking calls of each half.
+const WORKERS: usize = 3;
+/// Name of the copy in logs and status.
+pub(crate) const COPY: &str = "copy";
+
+/// Where everything lies.
+pub(crate) struct Places {
+    /// Beside the copy.
+    pub(crate) state: PathBuf,
+}
+
+impl Places {
+    /// `DST` has its state in `.DST.mailtwin` beside it.
+    pub(crate) fn beside(dst: &Path) -> anyhow::Result<Self> {
+        let dst = std::path::absolute(dst).context("find the copy")?;
+        let name = dst.file_name().with_context(|| {
+            format!("{} cannot be a copy: name a directory below it", dst.display())
+        })?;
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(".mailtwin");
+        Ok(Self { state: dst.with_file_name(hidden) })
+    }
+}
+
+/// A running pair.
+pub(crate) struct Pair {
+    pub(crate) agent: Agent,
+    pub(crate) source: Arc<Maildir>,
+    pub(crate) copy: Arc<Maildir>,
+    pub(crate) tasks: Tasks,
+    pub(crate) workers: Workers,
+    pub(crate) clock: Arc<dyn Clock>,
+    _lock: StateLock,
+}
+
+impl Pair {
+    /// Starts both halves.
+    pub(crate) fn start(
+        places: &Places,
+        source: MaildirOptions,
+        copy: MaildirOptions,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        mailtwin_disk::dir::create(&places.state, 0o700)?;
+        let lock = StateLock::take(&places.state)?;
+        let clock: Arc<dyn Clock> = SystemClock::shared();
+        let (index, _) = Index::open(&places.state.join("source-index"))?;
+        let source = Arc::new(Maildir::open(source, index, Arc::clone(&clock))?);
+        let (index, _) = Index::open(&places.state.join("copy-index"))?;
+        let copy = Arc::new(Maildir::open(copy, index, Arc::clone(&clock))?);
+        let tasks = Tasks::new(stop.clone());
+        let workers = Workers::start("store", WORKERS)?;
+        let dialer = Pipe::new(places, &copy, &tasks, stop)?;
+        let (log, _) = Log::open(&places.state.join("log"), LogOptions::default(), Arc::clone(&clock))?;
+        let parts = AgentParts {
+            node: "source".into(),
+            epoch: Epoch(1),
+            state_dir: places.state.clone(),
+            store: Arc::clone(&source) as Arc<dyn MailStore>,
+            workers: workers.clone(),
+            log,
+            tasks: tasks.clone(),
+            clock: Arc::clone(&clock),
+            metrics: mailtwin_agent::metrics::Metrics::register(&prometheus::Registry::new())?,
+        };
+        let replica = Replica { name: COPY.into(), dialer: Arc::new(dialer) };
+        let agent = Agent::start(parts, vec![replica], stop)?;
+        Ok(Self { agent, source, copy, tasks, workers, clock, _lock: lock })
+    }
+}
+
+/// Dials the session in the same process.
+struct Pipe {
+    context: Context,
+    stop: CancellationToken,
+}
+
+impl fmt::Debug for Pipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pipe")
+    }
+}
+
+impl Pipe {
+    fn new(
+        places: &Places,
+        copy: &Arc<Maildir>,
+        tasks: &Tasks,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let metrics = mailtwin_replica::metrics::Metrics::register(&prometheus::Registry::new())?;
+        let store = Arc::clone(copy) as Arc<dyn MailStore>;
+        let committer = Committer::start(Arc::clone(&store), metrics.clone(), stop.clone())?;
+        let context = Context {
+            node: COPY.into(),
+            store,
+            workers: Workers::start("copy", WORKERS)?,
+            committer,
+            fence: Arc::new(Fence::open(&places.state)?),
+            metrics,
+            heard: Heard::default(),
+            tasks: tasks.clone(),
+        };
+        Ok(Self { context, stop: stop.clone() })
+    }
+}
+
+impl Dial for Pipe {
+    fn dial(&self) -> Pin<Box<dyn Future<Output = Result<Box<dyn Io>, DialError>> + Send + '_>> {
+        let (ours, theirs) = tokio::io::duplex(PIPE_OCTETS);
+        let (context, stop) = (self.context.clone(), self.stop.clone());
+        self.context.tasks.spawn("copy session", async move {
+            // The only agent that can speak here is the one in this process.
+            let result = session::serve(theirs, "source", &context, &|_| Ok(()), stop).await;
+            if let Err(error) = result {
+                tracing::warn!(error = %mailtwin_logic::chain::Chain(&error), "session ended");
+            }
+        });
+        Box::pin(async move { Ok(Box::new(ours) as Box<dyn Io>) })
+    }
+}

@@ -1,0 +1,125 @@
+//! Answers an agent's requests, one per stream.
+
+use std::sync::Arc;
+
+use mailtwin_logic::{
+    digest,
+    ids::{Account, MailboxId, ModSeq},
+    limits::{LISTING_PER_FRAME, RECORDS_WEIGHT_MAX},
+    wire::message::{Reply, Request},
+};
+use mailtwin_store::{Listing, MailStore, StoreError};
+
+use crate::{
+    apply,
+    stream::{Broken, Stream},
+};
+
+/// Accounts looked at in one go by a store worker.
+const ACCOUNTS_PER_LOOK: usize = 32;
+
+/// Answers `request` to its end. What fails is told to the agent; `Err` means it is gone.
+pub(crate) async fn run(mut stream: Stream, request: Request) -> Result<(), Broken> {
+    let store = Arc::clone(&stream.shared().store);
+    match request {
+        Request::Accounts => accounts(&stream).await,
+        Request::Account(name) => {
+            let look = move || store.account(&name);
+            match work(&stream, look).await? {
+                Ok(listing) => send_listing(&stream, listing.unwrap_or_default()).await,
+                Err(error) => stream.fail(&error).await,
+            }
+        }
+        Request::Records { account, mailbox } => records(&stream, account, mailbox).await,
+        Request::Restructure { account, steps } => {
+            done(&stream, move || store.restructure(&account, &steps)).await
+        }
+        Request::SetFile { account, key, content } => {
+            done(&stream, move || store.set_file(&account, &key, content.as_deref())).await
+        }
+        Request::Apply(apply) => apply::run(&mut stream, apply).await,
+    }
+}
+
+async fn work<T: Send + 'static>(
+    stream: &Stream,
+    call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<Result<T, StoreError>, Broken> {
+    stream.shared().workers.run(call).await.map_err(|_| Broken)
+}
+
+async fn done(
+    stream: &Stream,
+    call: impl FnOnce() -> Result<(), StoreError> + Send + 'static,
+) -> Result<(), Broken> {
+    match work(stream, call).await? {
+        Ok(()) => stream.send(&Reply::Done).await,
+        Err(error) => stream.fail(&error).await,
+    }
+}
+
+async fn accounts(stream: &Stream) -> Result<(), Broken> {
+    let store = Arc::clone(&stream.shared().store);
+    let names = match work(stream, move || store.accounts()).await? {
+        Ok(names) => names,
+        Err(error) => return stream.fail(&error).await,
+    };
+    for some in names.chunks(ACCOUNTS_PER_LOOK) {
+        let (store, some) = (Arc::clone(&stream.shared().store), some.to_vec());
+        let look = move || {
+            let digest = |name: &Account| digest_of(&*store, name);
+            Ok(some.iter().filter_map(|name| Some((name.clone(), digest(name)?))).collect())
+        };
+        match work(stream, look).await? {
+            Ok(accounts) => stream.send(&Reply::Accounts { accounts, more: true }).await?,
+            Err(error) => return stream.fail(&error).await,
+        }
+    }
+    stream.send(&Reply::Accounts { accounts: Vec::new(), more: false }).await
+}
+
+/// An account that cannot be read is left out: it then differs, and its visit says why.
+fn digest_of(store: &dyn MailStore, account: &Account) -> Option<digest::Digest> {
+    let listing = store.account(account).ok()??;
+    listing.unread.is_empty().then(|| digest::account(&listing.state))
+}
+
+async fn send_listing(stream: &Stream, listing: Listing) -> Result<(), Broken> {
+    for some in listing.state.mailboxes.chunks(LISTING_PER_FRAME) {
+        let (mailboxes, files, unread) = (some.to_vec(), Vec::new(), Vec::new());
+        stream.send(&Reply::Account { mailboxes, files, unread, more: true }).await?;
+    }
+    for some in listing.state.files.chunks(LISTING_PER_FRAME) {
+        let (mailboxes, files, unread) = (Vec::new(), some.to_vec(), Vec::new());
+        stream.send(&Reply::Account { mailboxes, files, unread, more: true }).await?;
+    }
+    let unread = listing.unread.into_iter().take(LISTING_PER_FRAME);
+    let unread = unread.map(|(name, reason, detail)| (name, format!("{reason}: {detail}"))).collect();
+    let (mailboxes, files) = (Vec::new(), Vec::new());
+    stream.send(&Reply::Account { mailboxes, files, unread, more: false }).await
+}
+
+async fn records(stream: &Stream, account: Account, id: MailboxId) -> Result<(), Broken> {
+    let store = Arc::clone(&stream.shared().store);
+    let delta = match work(stream, move || store.delta(&account, id, ModSeq(0))).await? {
+        Ok(delta) => delta,
+        Err(StoreError::NotFound { .. }) => {
+            let (state, records) = (None, Vec::new());
+            return stream.send(&Reply::Records { state, records, more: false }).await;
+        }
+        Err(error) => return stream.fail(&error).await,
+    };
+    let state = Some(delta.state);
+    let (mut part, mut weight) = (Vec::new(), 0);
+    for mut record in delta.records {
+        record.hint = Box::default(); // the agent has the master's own
+        weight += record.weight();
+        part.push(record);
+        if weight > RECORDS_WEIGHT_MAX {
+            let records = std::mem::take(&mut part);
+            stream.send(&Reply::Records { state: state.clone(), records, more: true }).await?;
+            weight = 0;
+        }
+    }
+    stream.send(&Reply::Records { state, records: part, more: false }).await
+}

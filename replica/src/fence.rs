@@ -1,0 +1,70 @@
+//! The highest epoch this node has seen: on disk before it is on the wire. Whoever shows an older
+//! one changes nothing here (I4).
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use mailtwin_host::node::{Node, NodeError, Role};
+use mailtwin_logic::ids::Epoch;
+
+/// `node.json`, and the only one who writes it while the daemon runs.
+#[derive(Debug)]
+pub struct Fence {
+    state_dir: PathBuf,
+    node: Mutex<Node>,
+}
+
+/// Why an agent may not speak.
+#[derive(Debug, thiserror::Error)]
+pub enum FenceError {
+    /// Its epoch is over.
+    #[error("the epoch is over: {known} has begun")]
+    Fenced {
+        /// The epoch this node knows.
+        known: Epoch,
+    },
+    /// The new epoch could not be made durable.
+    #[error("save the epoch")]
+    Save {
+        /// Cause.
+        source: NodeError,
+    },
+}
+
+impl Fence {
+    /// Reads `node.json`.
+    pub fn open(state_dir: &Path) -> Result<Self, NodeError> {
+        let node = Mutex::new(Node::load(state_dir)?);
+        Ok(Self { state_dir: state_dir.to_owned(), node })
+    }
+
+    /// Whether this node is the master.
+    pub fn is_master(&self) -> bool {
+        self.node().role == Role::Master
+    }
+
+    /// The highest epoch known.
+    pub fn epoch(&self) -> Epoch {
+        self.node().epoch
+    }
+
+    /// Lets `epoch` in if it is not older; a newer one is saved first.
+    pub fn admit(&self, epoch: Epoch) -> Result<(), FenceError> {
+        let mut node = self.node();
+        if epoch < node.epoch {
+            return Err(FenceError::Fenced { known: node.epoch });
+        }
+        if epoch > node.epoch {
+            let next = Node { epoch, ..node.clone() };
+            next.save(&self.state_dir).map_err(|source| FenceError::Save { source })?;
+            *node = next;
+        }
+        Ok(())
+    }
+
+    fn node(&self) -> std::sync::MutexGuard<'_, Node> {
+        self.node.lock().expect("no panic while it is held")
+    }
+}

@@ -1,0 +1,65 @@
+//! Every metric of the replica daemon. No account or mailbox is ever a label.
+
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+
+/// Handles, cloned into tasks.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Time from a group of batches to its ack, disk included.
+    pub apply_seconds: Histogram,
+    applied_messages: IntCounter,
+    applied_octets: IntCounter,
+    heartbeat: Gauge,
+    /// The epoch this node knows.
+    pub epoch: IntGauge,
+    /// Refused connections.
+    pub refused: IntCounter,
+}
+
+impl Metrics {
+    /// Registers every metric once.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let buckets = prometheus::exponential_buckets(0.001, 2.0, 14)?;
+        let apply = HistogramOpts::new(
+            "mailtwin_apply_seconds",
+            "Time from a group of changes to its ack, disk included",
+        );
+        let metrics = Self {
+            apply_seconds: Histogram::with_opts(apply.buckets(buckets))?,
+            applied_messages: IntCounter::new(
+                "mailtwin_applied_messages_total",
+                "Messages taken in, durably",
+            )?,
+            applied_octets: IntCounter::new(
+                "mailtwin_applied_octets_total",
+                "Octets of messages taken in, durably",
+            )?,
+            heartbeat: Gauge::new(
+                "mailtwin_master_heartbeat_timestamp_seconds",
+                "When the master's agent last said that it is there, by its own clock",
+            )?,
+            epoch: IntGauge::new("mailtwin_epoch", "Highest epoch this node knows")?,
+            refused: IntCounter::new(
+                "mailtwin_refused_connections_total",
+                "Connections that were refused or broke the protocol",
+            )?,
+        };
+        registry.register(Box::new(metrics.apply_seconds.clone()))?;
+        registry.register(Box::new(metrics.applied_messages.clone()))?;
+        registry.register(Box::new(metrics.applied_octets.clone()))?;
+        registry.register(Box::new(metrics.heartbeat.clone()))?;
+        registry.register(Box::new(metrics.epoch.clone()))?;
+        registry.register(Box::new(metrics.refused.clone()))?;
+        Ok(metrics)
+    }
+
+    pub(crate) fn count_applied(&self, messages: usize, octets: u64) {
+        self.applied_messages.inc_by(messages as u64);
+        self.applied_octets.inc_by(octets);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double")]
+    pub(crate) fn heartbeat(&self, at_ms: u64) {
+        self.heartbeat.set(at_ms as f64 / 1000.0);
+    }
+}

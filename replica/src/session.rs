@@ -1,0 +1,312 @@
+//! One agent's connection: greeting, then a task for each stream it opens.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use mailtwin_host::{
+    net::{Frame, FrameReader, FrameWriter, Kind},
+    tasks::Tasks,
+    workers::Workers,
+};
+use mailtwin_logic::{
+    ids::{Account, Epoch, MailboxId},
+    limits::STREAMS_MAX,
+    wire::message::{
+        Beat, Control, Greeting, Hello, Refusal, Request, VERSION_MAX, agree, decode, encode,
+    },
+};
+use mailtwin_store::{Destination, MailStore};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{answer, commit::Committer, fence::Fence, heard::Heard, metrics::Metrics, stream::Stream};
+
+/// How long a new connection may take to say who it is.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// How long a connection may be silent; agents send a heartbeat every few seconds.
+const SILENT_MAX: Duration = Duration::from_secs(60);
+/// Frames a stream's task may be behind before its connection waits for it.
+const STREAM_QUEUE: usize = 8;
+/// Frames waiting to be written.
+const OUT_QUEUE: usize = 64;
+
+/// What sessions need of their daemon.
+#[derive(Clone)]
+pub struct Context {
+    /// This node's name.
+    pub node: String,
+    /// Where mail goes.
+    pub store: Arc<dyn MailStore>,
+    /// Threads for blocking calls.
+    pub workers: Workers,
+    /// Group commit.
+    pub committer: Committer,
+    /// Highest epoch seen, on disk.
+    pub fence: Arc<Fence>,
+    /// Counters.
+    pub metrics: Metrics,
+    /// What agents said last, for status.
+    pub heard: Heard,
+    /// Where streams' tasks run.
+    pub tasks: Tasks,
+}
+
+/// Whether an agent that calls itself `name` may speak here; `Err` says why not.
+pub type Admit<'a> = &'a (dyn Fn(&str) -> Result<(), String> + Send + Sync);
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// It said nothing, or not for long.
+    #[error("{peer} was silent for {} s", .after.as_secs())]
+    Silent {
+        /// Who.
+        peer: String,
+        /// For how long.
+        after: Duration,
+    },
+    /// The connection broke, or what came is no frame.
+    #[error("talk to {peer}")]
+    Net {
+        /// Who.
+        peer: String,
+        /// Cause.
+        source: mailtwin_host::net::FrameError,
+    },
+    /// What came is a frame, but not one that may come here.
+    #[error("{peer} broke the protocol: {what}")]
+    Protocol {
+        /// Who.
+        peer: String,
+        /// How.
+        what: &'static str,
+    },
+    /// We refused it.
+    #[error("refused {peer}: {detail}")]
+    Refused {
+        /// Who.
+        peer: String,
+        /// Why.
+        detail: String,
+    },
+}
+
+/// What the streams of one session share.
+pub(crate) struct Shared {
+    pub(crate) store: Arc<dyn MailStore>,
+    pub(crate) workers: Workers,
+    pub(crate) committer: Committer,
+    pub(crate) metrics: Metrics,
+    building: Mutex<BTreeSet<(Account, MailboxId)>>,
+}
+
+impl Shared {
+    /// Whether `to` is being built by this session over several applies.
+    pub(crate) fn is_building(&self, to: &Destination) -> bool {
+        let building = self.building.lock().expect("no panic while it is held");
+        building.contains(&(to.account.clone(), to.mailbox))
+    }
+
+    /// Notes whether more of `to` is to come.
+    pub(crate) fn builds(&self, to: &Destination, more: bool) {
+        let key = (to.account.clone(), to.mailbox);
+        let mut building = self.building.lock().expect("no panic while it is held");
+        if more { building.insert(key) } else { building.remove(&key) };
+    }
+}
+
+impl Drop for Shared {
+    /// The last stream is gone: what was half-built is of no use to the next session.
+    fn drop(&mut self) {
+        let building = std::mem::take(&mut *self.building.lock().expect("no panic while held"));
+        for (account, mailbox) in building {
+            self.store.abandon(&account, mailbox);
+        }
+    }
+}
+
+/// Serves one connection until it ends or `stop`.
+pub async fn serve<I>(
+    io: I,
+    peer: &str,
+    context: &Context,
+    admit: Admit<'_>,
+    stop: CancellationToken,
+) -> Result<(), SessionError>
+where
+    I: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (input, output) = tokio::io::split(io);
+    let mut reader = FrameReader::new(input);
+    let mut writer = FrameWriter::new(output);
+    let net = |source| SessionError::Net { peer: peer.to_owned(), source };
+    let Ok(first) = timeout(HELLO_WITHIN, reader.next()).await else {
+        return Err(SessionError::Silent { peer: peer.to_owned(), after: HELLO_WITHIN });
+    };
+    let Some(frame) = first.map_err(net)? else {
+        return Ok(()); // a port scan
+    };
+    let Some(hello) = decode::<Hello>(&frame.payload).filter(|_| frame.stream == 0) else {
+        return Err(SessionError::Protocol { peer: peer.to_owned(), what: "no greeting" });
+    };
+    let greeting = greet(&hello, context, admit);
+    writer.send(&message(0, &greeting)).await.map_err(net)?;
+    writer.flush().await.map_err(net)?;
+    if let Greeting::Refused { detail, .. } = greeting {
+        return Err(SessionError::Refused { peer: hello.node, detail });
+    }
+    let epoch = hello.epoch.0;
+    tracing::info!(agent = %hello.node, %peer, epoch, "agent connected");
+    let stop = stop.child_token();
+    let _ends_writer = stop.clone().drop_guard();
+    let (out, queue) = mpsc::channel(OUT_QUEUE);
+    context.tasks.spawn("session writer", write(writer, queue, stop.clone()));
+    context.heard.connected(&hello.node, true);
+    let result = read(&mut reader, &hello.node, context, out, stop).await;
+    context.heard.connected(&hello.node, false);
+    tracing::info!(agent = %hello.node, "agent disconnected");
+    result
+}
+
+fn message<T: serde::Serialize>(stream: u32, message: &T) -> Frame {
+    Frame { kind: Kind::Message, stream, payload: encode(message).into() }
+}
+
+/// Decides whether this agent may change anything here.
+fn greet(hello: &Hello, context: &Context, admit: Admit<'_>) -> Greeting {
+    let refuse = |why, detail: String| Greeting::Refused { why, detail };
+    if let Err(detail) = admit(&hello.node) {
+        return refuse(Refusal::Identity, detail);
+    }
+    let version = match agree(hello) {
+        Ok(version) => version.min(VERSION_MAX),
+        Err(detail) => return refuse(Refusal::Version, detail.to_owned()),
+    };
+    if context.fence.is_master() {
+        let detail = format!("{} is a master itself: two masters are never joined", context.node);
+        return refuse(Refusal::Role, detail);
+    }
+    match context.fence.admit(hello.epoch) {
+        Ok(()) => Greeting::Welcome {
+            version,
+            node: context.node.clone(),
+            epoch: hello.epoch,
+            features: 0,
+        },
+        Err(crate::fence::FenceError::Fenced { known }) => {
+            let Epoch(epoch) = known;
+            let detail = format!(
+                "{} knows epoch {epoch}, {} shows epoch {}: it was replaced by a newer master",
+                context.node, hello.node, hello.epoch
+            );
+            refuse(Refusal::Epoch(known), detail)
+        }
+        Err(error @ crate::fence::FenceError::Save { .. }) => {
+            refuse(Refusal::Role, mailtwin_logic::chain::Chain(&error).to_string())
+        }
+    }
+}
+
+async fn write<W: AsyncWrite + Unpin + Send>(
+    mut writer: FrameWriter<W>,
+    mut queue: mpsc::Receiver<Frame>,
+    stop: CancellationToken,
+) {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            frame = queue.recv() => frame,
+        };
+        let Some(frame) = frame else { return };
+        // The reader notices a broken connection and says so.
+        if writer.send(&frame).await.is_err() {
+            return stop.cancel();
+        }
+        if queue.is_empty() && writer.flush().await.is_err() {
+            return stop.cancel();
+        }
+    }
+}
+
+/// Hands frames to their streams until the connection ends.
+async fn read<R: AsyncRead + Unpin + Send>(
+    reader: &mut FrameReader<R>,
+    peer: &str,
+    context: &Context,
+    out: mpsc::Sender<Frame>,
+    stop: CancellationToken,
+) -> Result<(), SessionError> {
+    let shared = Arc::new(Shared {
+        store: Arc::clone(&context.store),
+        workers: context.workers.clone(),
+        committer: context.committer.clone(),
+        metrics: context.metrics.clone(),
+        building: Mutex::default(),
+    });
+    let mut streams: HashMap<u32, mpsc::Sender<Frame>> = HashMap::new();
+    let mut newest = 0;
+    let broke = |what| SessionError::Protocol { peer: peer.to_owned(), what };
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            next = timeout(SILENT_MAX, reader.next()) => next,
+        };
+        let Ok(next) = next else {
+            return Err(SessionError::Silent { peer: peer.to_owned(), after: SILENT_MAX });
+        };
+        let net = |source| SessionError::Net { peer: peer.to_owned(), source };
+        let Some(frame) = next.map_err(net)? else {
+            return Ok(());
+        };
+        if frame.stream == 0 {
+            let Some(Control::Beat(beat)) = decode(&frame.payload) else {
+                return Err(broke("no heartbeat on stream 0"));
+            };
+            echo(beat, context, peer, &out).await;
+            continue;
+        }
+        if let Some(stream) = streams.get(&frame.stream) {
+            // A stream that has ended takes no more: its reply is on its way.
+            let _ = stream.send(frame).await;
+            continue;
+        }
+        if frame.stream <= newest {
+            continue; // late octets of a stream that has ended
+        }
+        newest = frame.stream;
+        let Some(request) = decode::<Request>(&frame.payload) else {
+            return Err(broke("no request"));
+        };
+        streams.retain(|_, stream| !stream.is_closed());
+        if streams.len() >= STREAMS_MAX {
+            return Err(broke("too many streams"));
+        }
+        let (tell, frames) = mpsc::channel(STREAM_QUEUE);
+        streams.insert(newest, tell);
+        let stream = Stream::new(newest, Arc::clone(&shared), frames, out.clone());
+        let stop = stop.clone();
+        context.tasks.spawn("stream", async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                // An error means that the agent is gone or gave up; it will ask again.
+                _ = answer::run(stream, request) => {}
+            }
+        });
+    }
+}
+
+async fn echo(beat: Beat, context: &Context, peer: &str, out: &mpsc::Sender<Frame>) {
+    context.heard.beat(peer, beat);
+    context.metrics.heartbeat(beat.at);
+    let _ = out.send(message(0, &Control::Beat(beat))).await;
+}

@@ -1,0 +1,96 @@
+//! One stream of a session, as its task sees it: frames in, replies out.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mailtwin_host::net::{Frame, Kind};
+use mailtwin_logic::{
+    chain::Chain,
+    wire::message::{Failure, Remedy, Reply, encode},
+};
+use mailtwin_store::{Reason, StoreError};
+use tokio::sync::mpsc;
+
+use crate::session::Shared;
+
+/// The stream's session is gone, or its peer broke the protocol.
+#[derive(Debug)]
+pub(crate) struct Broken;
+
+/// One stream.
+pub(crate) struct Stream {
+    id: u32,
+    shared: Arc<Shared>,
+    frames: mpsc::Receiver<Frame>,
+    out: mpsc::Sender<Frame>,
+}
+
+impl Stream {
+    pub(crate) fn new(
+        id: u32,
+        shared: Arc<Shared>,
+        frames: mpsc::Receiver<Frame>,
+        out: mpsc::Sender<Frame>,
+    ) -> Self {
+        Self { id, shared, frames, out }
+    }
+
+    /// What all streams of the session share.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Sends a reply.
+    pub(crate) async fn send(&self, reply: &Reply) -> Result<(), Broken> {
+        let frame = Frame { kind: Kind::Message, stream: self.id, payload: encode(reply).into() };
+        self.out.send(frame).await.map_err(|_| Broken)
+    }
+
+    /// Says that the request failed, and why.
+    pub(crate) async fn fail(&self, error: &StoreError) -> Result<(), Broken> {
+        let reply = match error {
+            StoreError::Stale(head) => Reply::Stale(*head),
+            other => Reply::Failed(failure(other)),
+        };
+        tracing::debug!(error = %Chain(error), "a request failed");
+        self.send(&reply).await
+    }
+
+    /// Waits for octets. Anything else ends the stream: the agent's message is gone.
+    pub(crate) async fn octets(&mut self) -> Result<Bytes, Broken> {
+        match self.frames.recv().await {
+            Some(Frame { kind: Kind::Octets, payload, .. }) => Ok(payload),
+            Some(_) | None => Err(Broken),
+        }
+    }
+
+    /// Octets that are there already.
+    pub(crate) fn octets_now(&mut self) -> Result<Option<Bytes>, Broken> {
+        match self.frames.try_recv() {
+            Ok(Frame { kind: Kind::Octets, payload, .. }) => Ok(Some(payload)),
+            Ok(_) | Err(mpsc::error::TryRecvError::Disconnected) => Err(Broken),
+            Err(mpsc::error::TryRecvError::Empty) => Ok(None),
+        }
+    }
+}
+
+/// What the agent needs to know of a store's error. A full disk or a wrong store is the whole
+/// replica's trouble, not one mailbox's.
+fn failure(error: &StoreError) -> Failure {
+    let reason = error.reason();
+    let remedy = match reason {
+        _ if error.is_fatal() => Remedy::Reconnect,
+        Reason::Full | Reason::WrongStore => Remedy::Reconnect,
+        Reason::Busy
+        | Reason::Missing
+        | Reason::GuidMismatch
+        | Reason::Conflict
+        | Reason::Name
+        | Reason::Locked
+        | Reason::Corrupt
+        | Reason::Denied
+        | Reason::Io
+        | Reason::Refused => Remedy::SetAside,
+    };
+    Failure { remedy, reason: reason.to_string(), detail: Chain(error).to_string() }
+}
