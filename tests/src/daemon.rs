@@ -1,1 +1,351 @@
-//! placeholder
+//! Our daemons and `replctl` as they are installed: built programs, a configuration file a node,
+//! run as the mail user.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
+
+use crate::{
+    dovecot::Dovecot,
+    files,
+    lab::{Lab, PATIENCE},
+    oracle,
+    process::{self, Launch, Output, Process},
+};
+
+/// The daemon on the master.
+pub const AGENT: &str = "mailtwin-agent";
+/// The daemon on a replica.
+pub const REPLICA: &str = "mailtwin-replica";
+/// The command line.
+pub const REPLCTL: &str = "replctl";
+
+/// A node: its configuration, and the daemons that run now.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    role: &'static str,
+    dir: PathBuf,
+    bin: PathBuf,
+    /// Port of the replica daemon.
+    pub port: u16,
+    /// Ports of /metrics: the agent's and the replica daemon's.
+    pub metrics: (u16, u16),
+    agent: Option<Process>,
+    replica: Option<Process>,
+}
+
+impl Node {
+    /// Makes and initialises a node for each server: the first is the master, the others are its
+    /// replicas. Nothing is started.
+    pub fn cluster(lab: &Lab, servers: &[&Dovecot]) -> anyhow::Result<Vec<Self>> {
+        let mut nodes = Vec::new();
+        for (number, server) in servers.iter().enumerate() {
+            let name = format!("{}-node", server.name());
+            nodes.push(Self {
+                role: if number == 0 { "master" } else { "replica" },
+                dir: lab.mail_dir(&name)?,
+                bin: programs(lab)?,
+                port: lab.port()?,
+                metrics: (lab.port()?, lab.port()?),
+                agent: None,
+                replica: None,
+                name,
+            });
+        }
+        for (node, server) in nodes.iter().zip(servers) {
+            let peers: Vec<&Self> = match node.role {
+                "master" => nodes.iter().filter(|peer| peer.name != node.name).collect(),
+                _ => nodes.iter().take(1).collect(),
+            };
+            node.write_config(&node.configuration(server, &peers))?;
+            node.replctl(lab, &["init", "--role", node.role])?.expect(0)?;
+        }
+        Ok(nodes)
+    }
+
+    /// Its name in every configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("mailtwin.toml")
+    }
+
+    /// What it keeps.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// Log of one of its daemons.
+    pub fn log(&self, daemon: &str) -> PathBuf {
+        self.dir.join(format!("{daemon}.log"))
+    }
+
+    /// The text of such a log so far.
+    pub fn log_text(&self, daemon: &str) -> anyhow::Result<String> {
+        let octets = fs::read(self.log(daemon)).with_context(|| format!("read {daemon}'s log"))?;
+        Ok(String::from_utf8_lossy(&octets).into_owned())
+    }
+
+    /// Writes its configuration anew.
+    pub fn write_config(&self, text: &str) -> anyhow::Result<()> {
+        files::write(&self.config(), text)?;
+        files::give_to_mail_user(&self.config())
+    }
+
+    /// Starts the daemon that its role needs.
+    pub fn start(&mut self, lab: &Lab) -> anyhow::Result<()> {
+        match self.role {
+            "master" => self.start_agent(lab),
+            _ => self.start_replica(lab),
+        }
+    }
+
+    /// Starts its agent.
+    pub fn start_agent(&mut self, lab: &Lab) -> anyhow::Result<()> {
+        self.agent = Some(self.spawn(lab, AGENT)?);
+        Ok(())
+    }
+
+    /// Starts its replica daemon.
+    pub fn start_replica(&mut self, lab: &Lab) -> anyhow::Result<()> {
+        self.replica = Some(self.spawn(lab, REPLICA)?);
+        Ok(())
+    }
+
+    /// Starts a daemon that the node does not keep track of.
+    pub fn spawn(&self, lab: &Lab, daemon: &str) -> anyhow::Result<Process> {
+        let config = self.config();
+        let command = vec![self.bin.join(daemon).into(), "--config".into(), config.into()];
+        Process::start(
+            lab,
+            &Launch {
+                name: format!("{daemon} of {}", self.name),
+                command,
+                as_mail_user: true,
+                log: self.log(daemon),
+            },
+        )
+    }
+
+    /// The running daemon of its role.
+    pub fn daemon(&mut self) -> anyhow::Result<&mut Process> {
+        let daemon = match self.role {
+            "master" => self.agent.as_mut(),
+            _ => self.replica.as_mut(),
+        };
+        daemon.with_context(|| format!("no daemon runs on {}", self.name))
+    }
+
+    /// kill -9 of the daemon of its role.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.take_daemon()?.kill()
+    }
+
+    /// SIGTERM; fails unless it ends with exit code 0.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        let status = self.take_daemon()?.terminate()?;
+        ensure!(status.success(), "the daemon of {} ended with {status}", self.name);
+        Ok(())
+    }
+
+    /// Runs `replctl --config` of this node with more words.
+    pub fn replctl(&self, lab: &Lab, words: &[&str]) -> anyhow::Result<Output> {
+        let program = self.bin.join(REPLCTL).into_os_string();
+        let config = self.config().into_os_string();
+        let mut command: Vec<&OsStr> = vec![&program, "--config".as_ref(), &config];
+        command.extend(words.iter().map(OsStr::new));
+        process::run(lab, &command, true)
+    }
+
+    /// `replctl --output json` with more words, parsed.
+    pub fn ask(&self, lab: &Lab, words: &[&str]) -> anyhow::Result<Value> {
+        let words: Vec<&str> = ["--output", "json"].iter().chain(words).copied().collect();
+        let output = self.replctl(lab, &words)?;
+        serde_json::from_str(&output.stdout).with_context(|| format!("read {output:?}"))
+    }
+
+    /// The body of a page that one of its daemons serves on `port`.
+    pub fn page(port: u16, path: &str) -> anyhow::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).context("connect")?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let host = "Host: localhost\r\nConnection: close";
+        stream.write_all(format!("GET {path} HTTP/1.1\r\n{host}\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).with_context(|| format!("read {path}"))?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").context("an empty line ends the head")?;
+        Ok(body.to_owned())
+    }
+
+    /// The configuration that `cluster` wrote, for tests that change a line of it.
+    pub fn config_text(&self) -> anyhow::Result<String> {
+        fs::read_to_string(self.config()).context("read the configuration")
+    }
+
+    fn take_daemon(&mut self) -> anyhow::Result<Process> {
+        let daemon = match self.role {
+            "master" => self.agent.take(),
+            _ => self.replica.take(),
+        };
+        daemon.with_context(|| format!("no daemon runs on {}", self.name))
+    }
+
+    fn configuration(&self, server: &Dovecot, peers: &[&Self]) -> String {
+        let mail = server.mail_root().display().to_string();
+        let dir = self.dir.display();
+        let mut text = format!(
+            r#"config_version = 1
+
+[node]
+name = "{name}"
+state_dir = "{dir}/state"
+run_dir = "{dir}/run"
+log = "info,mailtwin_agent=debug,mailtwin_replica=debug,mailtwin_store=debug"
+
+[store]
+engine = "maildir"
+root = "{mail}/{{user}}/Maildir"
+home = "{mail}/{{user}}"
+layout = "{layout}"
+
+[replica]
+listen = "127.0.0.1:{port}"
+
+[metrics]
+agent = "127.0.0.1:{agent}"
+replica = "127.0.0.1:{replica}"
+"#,
+            name = self.name,
+            layout = server.layout().as_str(),
+            port = self.port,
+            agent = self.metrics.0,
+            replica = self.metrics.1,
+        );
+        for peer in peers {
+            let (name, port) = (&peer.name, peer.port);
+            let peer = format!("\n[[peer]]\nname = \"{name}\"\naddress = \"127.0.0.1:{port}\"\n");
+            text.push_str(&peer);
+        }
+        text
+    }
+}
+
+/// A master and one replica, each a Dovecot with our daemon beside it.
+#[derive(Debug)]
+pub struct Pair {
+    /// Where mail comes in.
+    pub master: Dovecot,
+    /// Where it is copied to.
+    pub replica: Dovecot,
+    /// The master's daemons.
+    pub agent: Node,
+    /// The replica's daemons.
+    pub copy: Node,
+    /// Accounts that the oracle compares.
+    pub accounts: Vec<String>,
+}
+
+impl Pair {
+    /// A pair of Dovecot 2.3 with Maildir++, everything running.
+    pub fn start(lab: &Lab, accounts: &[&str]) -> anyhow::Result<Self> {
+        let version = crate::dovecot::Version::V23;
+        let master = Dovecot::start(lab, "master", version)?;
+        let replica = Dovecot::start(lab, "replica", version)?;
+        let mut pair = Self::around(lab, master, replica, accounts)?;
+        pair.copy.start(lab)?;
+        pair.agent.start(lab)?;
+        Ok(pair)
+    }
+
+    /// A pair around servers that run already; no daemon is started.
+    pub fn around(
+        lab: &Lab,
+        master: Dovecot,
+        replica: Dovecot,
+        accounts: &[&str],
+    ) -> anyhow::Result<Self> {
+        let [agent, copy]: [Node; 2] = Node::cluster(lab, &[&master, &replica])?
+            .try_into()
+            .map_err(|_| anyhow::anyhow!("a node for each server"))?;
+        let accounts = accounts.iter().map(|&name| name.to_owned()).collect();
+        Ok(Self { master, replica, agent, copy, accounts })
+    }
+
+    /// Waits until an IMAP client sees the same on both.
+    pub fn wait_equal(&self, lab: &Lab) -> anyhow::Result<()> {
+        oracle::wait_equal(lab, &self.master, &self.replica, &self.accounts)
+    }
+
+    /// Fails if either Dovecot has something to complain about.
+    pub fn expect_quiet_logs(&self) -> anyhow::Result<()> {
+        self.master.expect_quiet_log()?;
+        self.replica.expect_quiet_log()
+    }
+}
+
+/// Runs `replctl` with no configuration, as root or as the mail user.
+pub fn replctl(lab: &Lab, words: &[&OsStr], as_mail_user: bool) -> anyhow::Result<Output> {
+    let program = programs(lab)?.join(REPLCTL).into_os_string();
+    let mut command: Vec<&OsStr> = vec![&program];
+    command.extend(words);
+    process::run(lab, &command, as_mail_user)
+}
+
+/// The folder of our programs, copied to where the mail user may run them.
+pub fn programs(lab: &Lab) -> anyhow::Result<PathBuf> {
+    let bin = lab.dir().join("bin");
+    if bin.is_dir() {
+        return Ok(bin);
+    }
+    let built = built()?;
+    fs::create_dir(&bin).context("make the folder of programs")?;
+    for program in [AGENT, REPLICA, REPLCTL] {
+        let from = built.join(program);
+        fs::copy(&from, bin.join(program)).with_context(|| format!("copy {}", from.display()))?;
+    }
+    Ok(bin)
+}
+
+/// Builds the programs in the profile that the tests were built in, once a test program;
+/// `MAILTWIN_BUILT=1` says that this was done.
+fn built() -> anyhow::Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+    built.clone().map_err(anyhow::Error::msg)
+}
+
+fn build() -> anyhow::Result<PathBuf> {
+    let test = std::env::current_exe().context("find this test program")?;
+    let dir = test.ancestors().nth(2).context("test programs lie in target/PROFILE/deps")?;
+    if std::env::var_os("MAILTWIN_BUILT").is_some() {
+        return Ok(dir.to_path_buf());
+    }
+    let mut words: Vec<OsString> = vec!["build".into(), "--quiet".into()];
+    words.extend(["-p", AGENT, "-p", REPLICA, "-p", REPLCTL].map(OsString::from));
+    if dir.file_name().is_some_and(|name| name == "release") {
+        words.push("--release".into());
+    }
+    let output = Command::new(env!("CARGO"))
+        .args(words)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
+        .stdin(Stdio::null())
+        .output()
+        .context("run cargo build")?;
+    if !output.status.success() {
+        bail!("cargo build: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(dir.to_path_buf())
+}

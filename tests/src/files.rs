@@ -2,9 +2,11 @@
 //! plainly.
 
 use std::{
+    fmt::Write as _,
     fs,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, lchown, symlink},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use anyhow::Context as _;
@@ -18,16 +20,28 @@ pub fn write(path: &Path, content: impl AsRef<[u8]>) -> anyhow::Result<()> {
     fs::write(path, content).with_context(|| format!("write {}", path.display()))
 }
 
-/// Writes a file of the mail user, with the folders above it; as mail servers do, by a rename.
+/// Writes a file of the mail user into a folder that exists; as mail servers do, by a rename.
 pub fn write_mail(path: &Path, content: impl AsRef<[u8]>) -> anyhow::Result<()> {
-    if let Some(parent) = path.parent() {
-        make_mail_dir(parent)?;
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let aside = path.with_file_name(format!(".{name}.aside"));
+    let aside = aside(path);
     write(&aside, content)?;
     give_to_mail_user(&aside)?;
     fs::rename(&aside, path).with_context(|| format!("rename to {}", path.display()))
+}
+
+/// Makes a symbolic link of the mail user, replacing one that is there.
+pub fn link_mail(target: &str, path: &Path) -> anyhow::Result<()> {
+    let aside = aside(path);
+    symlink(target, &aside).with_context(|| format!("link {}", aside.display()))?;
+    lchown(&aside, Some(MAIL_USER), Some(MAIL_USER))?;
+    fs::rename(&aside, path).with_context(|| format!("rename to {}", path.display()))
+}
+
+/// A name beside `path` that no other thread uses.
+fn aside(path: &Path) -> PathBuf {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{}.aside{number}", name.trim_start_matches('.')))
 }
 
 /// Makes a folder of the mail user; folders that exist stay as they are.
@@ -117,5 +131,8 @@ pub fn sha1(octets: &[u8]) -> String {
 }
 
 fn hex(octets: &[u8]) -> String {
-    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+    octets.iter().fold(String::new(), |mut text, octet| {
+        let _ = write!(text, "{octet:02x}");
+        text
+    })
 }

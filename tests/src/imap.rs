@@ -87,7 +87,7 @@ impl Imap {
         };
         let mut known = Resynced::default();
         for response in self.command(&format!("SELECT \"{mailbox}\" ({parameter})"))? {
-            known.learn(response);
+            known.learn(&response);
         }
         if known.uid_validity == 0 || known.highest_modseq == 0 {
             bail!("SELECT of {mailbox} said neither UIDVALIDITY nor HIGHESTMODSEQ: {known:?}");
@@ -127,35 +127,33 @@ impl Imap {
 }
 
 impl Resynced {
-    fn learn(&mut self, response: Response<'static>) {
-        match response {
-            Response::Data { code: Some(ResponseCode::UidValidity(value)), .. } => {
-                self.uid_validity = value;
+    /// Takes in one answer; those that do not concern a resynchronisation change nothing.
+    fn learn(&mut self, response: &Response<'_>) {
+        if let Response::Data { code: Some(code), .. } = response {
+            if let ResponseCode::UidValidity(value) = code {
+                self.uid_validity = *value;
+            } else if let ResponseCode::UidNext(value) = code {
+                self.uid_next = *value;
+            } else if let ResponseCode::HighestModSeq(value) = code {
+                self.highest_modseq = *value;
             }
-            Response::Data { code: Some(ResponseCode::UidNext(value)), .. } => {
-                self.uid_next = value;
-            }
-            Response::Data { code: Some(ResponseCode::HighestModSeq(value)), .. } => {
-                self.highest_modseq = value;
-            }
-            Response::MailboxData(MailboxDatum::Exists(count)) => self.exists = count,
-            Response::Vanished { uids, .. } => self.vanished.extend(uids),
-            Response::Fetch(_, attributes) => self.learn_fetch(&attributes),
-            // The tagged end and what does not concern a resynchronisation.
-            _ => {}
+        } else if let Response::MailboxData(MailboxDatum::Exists(count)) = response {
+            self.exists = *count;
+        } else if let Response::Vanished { uids, .. } = response {
+            self.vanished.extend(uids.iter().cloned());
+        } else if let Response::Fetch(_, attributes) = response {
+            self.learn_fetch(attributes);
         }
     }
 
-    fn learn_fetch(&mut self, attributes: &[AttributeValue<'static>]) {
+    fn learn_fetch(&mut self, attributes: &[AttributeValue<'_>]) {
         let mut uid = 0;
         let mut flags = Vec::new();
         for attribute in attributes {
-            match attribute {
-                AttributeValue::Uid(value) => uid = *value,
-                AttributeValue::Flags(names) => {
-                    flags = names.iter().map(ToString::to_string).collect();
-                }
-                _ => {}
+            if let AttributeValue::Uid(value) = attribute {
+                uid = *value;
+            } else if let AttributeValue::Flags(names) = attribute {
+                flags = names.iter().map(ToString::to_string).collect();
             }
         }
         self.fetched.push((uid, flags));

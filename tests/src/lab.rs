@@ -8,7 +8,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU16, Ordering},
     },
     time::Duration,
@@ -20,7 +20,7 @@ use mailtwin_disk::clock::{Clock, SystemClock};
 use crate::files;
 
 /// Longest wait for anything. Generous, because it only ever passes on a failure.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Numeric user and group of all mail. It needs no entry in the machine's user list.
 pub const MAIL_USER: u32 = 5000;
@@ -31,6 +31,7 @@ const LOG_LINES_SHOWN: usize = 60;
 /// Ports are taken from below the range that the kernel gives to outgoing connections.
 const PORT_FIRST: u16 = 15_000;
 const PORT_COUNT: u16 = 15_000;
+static PORTS_ASKED_FOR: AtomicU16 = AtomicU16::new(0);
 
 /// A test's own folder and clock.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub struct Lab {
     dir: PathBuf,
     clock: Arc<dyn Clock>,
     logs: Mutex<Vec<PathBuf>>,
+    /// Ports asked for so far, by all tests of this program.
+    ports: &'static AtomicU16,
 }
 
 impl Lab {
@@ -64,7 +67,12 @@ impl Lab {
             Some(_) => (dir.keep(), None),
             None => (dir.path().to_path_buf(), Some(dir)),
         };
-        let lab = Self { dir: path, clock: SystemClock::shared(), logs: Mutex::default() };
+        let lab = Self {
+            dir: path,
+            clock: SystemClock::shared(),
+            logs: Mutex::default(),
+            ports: &PORTS_ASKED_FOR,
+        };
         let outcome = catch_unwind(AssertUnwindSafe(|| body(&lab))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -101,11 +109,10 @@ impl Lab {
 
     /// A free loopback port.
     pub fn port(&self) -> anyhow::Result<u16> {
-        static NEXT: AtomicU16 = AtomicU16::new(0);
         // Test programs that run at the same time start at different places.
         let start = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(PORT_COUNT))?;
         for _ in 0..PORT_COUNT {
-            let step = NEXT.fetch_add(1, Ordering::Relaxed);
+            let step = self.ports.fetch_add(1, Ordering::Relaxed);
             let port = PORT_FIRST + start.wrapping_add(step) % PORT_COUNT;
             if TcpListener::bind(("127.0.0.1", port)).is_ok() {
                 return Ok(port);
@@ -116,7 +123,7 @@ impl Lab {
 
     /// Shows the end of `log` if the test fails.
     pub fn watch_log(&self, log: &Path) {
-        let mut logs = self.logs.lock().expect("nobody panics while holding it");
+        let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
         if !logs.iter().any(|known| known == log) {
             logs.push(log.to_path_buf());
         }
@@ -132,7 +139,7 @@ impl Lab {
     }
 
     fn log_tails(&self) -> String {
-        let logs = self.logs.lock().expect("nobody panics while holding it");
+        let logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
         let mut shown = String::new();
         for log in &*logs {
             let text = fs::read(log).unwrap_or_default();

@@ -69,10 +69,22 @@ impl Account {
         for name in imap.lsub(None, Some("*")).context("LSUB")?.iter() {
             state.subscribed.insert(name.name().to_owned());
         }
-        for (name, _) in state.list.iter().filter(|(_, opens)| **opens) {
-            let mailbox =
-                Mailbox::read(&mut imap, name).with_context(|| format!("read {account} {name}"))?;
-            state.mailboxes.insert(name.clone(), mailbox);
+        for (name, _) in state.list.clone().into_iter().filter(|(_, opens)| *opens) {
+            match Mailbox::read(&mut imap, &name) {
+                Ok(mailbox) => {
+                    state.mailboxes.insert(name, mailbox);
+                }
+                // The library takes a refusal that names a mailbox in UTF-8 for a BYE.
+                Err(error)
+                    if matches!(
+                        error.downcast_ref(),
+                        Some(imap::Error::No(_) | imap::Error::Bye(_))
+                    ) =>
+                {
+                    state.unlist(&name, server.layout().separator());
+                }
+                Err(error) => return Err(error.context(format!("read {account} {name}"))),
+            }
         }
         imap.logout().context("LOGOUT")?;
         Ok(state)
@@ -87,6 +99,17 @@ impl Account {
             }
         }
         serials
+    }
+
+    /// Takes a name for what it is: Dovecot's list of mailboxes lags behind its tree when clients
+    /// delete and rename at once, and then shows as a mailbox what only has children, or nothing.
+    fn unlist(&mut self, name: &str, separator: char) {
+        let below = format!("{name}{separator}");
+        if self.list.keys().any(|other| other.starts_with(&below)) {
+            self.list.insert(name.to_owned(), false);
+        } else {
+            self.list.remove(name);
+        }
     }
 
     /// What differs, one line each.
@@ -198,7 +221,8 @@ fn account_files(server: &Dovecot, account: &str) -> anyhow::Result<BTreeMap<Str
     for path in files::walk(&home)? {
         let below = path.strip_prefix(&home).context("a path below the home")?;
         let below = below.to_string_lossy().into_owned();
-        let is_script = below.starts_with("sieve/") && below.ends_with(".sieve");
+        let is_script = below.starts_with("sieve/")
+            && path.extension().is_some_and(|extension| extension == "sieve");
         let is_rights = path.file_name().is_some_and(|name| name == "dovecot-acl");
         if below == ".dovecot.sieve" {
             let target = fs::read_link(&path).with_context(|| format!("read {below}"))?;
