@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod keys;
 pub mod net;
+pub mod node;
 pub mod retry;
 pub mod tasks;
 pub mod workers;

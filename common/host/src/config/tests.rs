@@ -1,0 +1,80 @@
+//! Every bad file gives exactly the output beside it; the file that is shipped is a good one.
+
+use super::*;
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+}
+
+fn parse(text: &str) -> Result<Config, Vec<ConfigProblem>> {
+    Config::parse(Path::new("mailtwin.toml"), text)
+}
+
+#[test]
+fn bad_files_give_the_output_beside_them() {
+    let dir = repository("tests/fixtures/config/bad");
+    let mut names: Vec<PathBuf> =
+        std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    names.sort();
+    assert!(names.len() >= 10, "the fixtures are gone");
+    for path in names {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let name = Path::new(path.file_name().unwrap());
+        let problems = Config::parse(name, &text).expect_err(&path.display().to_string());
+        let want = std::fs::read_to_string(path.with_extension("txt")).unwrap_or_default();
+        assert_eq!(lines(&problems) + "\n", want, "{}", path.display());
+    }
+}
+
+#[test]
+fn the_shipped_file_is_a_good_one() {
+    let config = Config::load(&repository("ops/packaging/mailtwin.toml")).unwrap();
+    assert_eq!(config.node.name, "mx1");
+    assert_eq!(config.store.engine, Engine::Maildir);
+    assert_eq!(config.replica.graveyard, Duration::from_hours(7 * 24));
+    assert_eq!(config.peers.len(), 1);
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let text = "config_version = 1\nnode.name = \"a\"\nstore.root = \"/mail\"\n";
+    let config = parse(text).unwrap();
+    assert_eq!(config.node.state_dir, Path::new("/var/lib/mailtwin"));
+    assert_eq!(config.node.log, "info");
+    assert_eq!(config.log.bound, 1 << 30);
+    assert_eq!(config.scan.interval, Duration::from_hours(6));
+    assert_eq!(config.replica.listen.to_string(), "[::]:4710");
+    assert_eq!(config.metrics.agent.unwrap().to_string(), "127.0.0.1:9471");
+    assert!(config.peers.is_empty() && !config.store.read_only);
+}
+
+#[test]
+fn metrics_can_be_off_and_memory_needs_no_root() {
+    let text = "config_version = 1\n[node]\nname = \"a\"\n[store]\nengine = \"memory\"\n\
+                [metrics]\nagent = \"off\"\n";
+    let config = parse(text).unwrap();
+    assert_eq!((config.metrics.agent, config.store.root.as_str()), (None, ""));
+}
+
+#[test]
+fn a_reload_can_say_what_changed() {
+    let base = "config_version = 1\nnode.name = \"a\"\nstore.root = \"/mail\"\n";
+    let (one, two) = (
+        parse(&format!("{base}[[peer]]\nname = \"b\"\naddress = \"b:1\"\n")).unwrap(),
+        parse(&format!("{base}log.bound = \"2GiB\"\n[[peer]]\nname = \"c\"\naddress = \"c:1\"\n"))
+            .unwrap(),
+    );
+    assert_eq!(one.changed_keys(&two), ["log.bound", "peer b", "peer c"]);
+    assert!(one.changed_keys(&one).is_empty());
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let error = Config::load(Path::new("/nonexistent/mailtwin.toml")).unwrap_err();
+    assert_eq!(error.to_string(), "read /nonexistent/mailtwin.toml");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file.as_file(), b"a = 1\n# \xff\n").unwrap();
+    let error = Config::load(file.path()).unwrap_err().to_string();
+    assert!(error.ends_with(":2: syntax: the text is not UTF-8"), "{error}");
+}

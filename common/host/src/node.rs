@@ -1,0 +1,209 @@
+//! `node.json`: who this node is, its role, and the highest epoch it knows. Replaced whole.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+use mailtwin_disk::{DiskError, replace};
+use mailtwin_logic::ids::Epoch;
+use serde::{Deserialize, Serialize};
+
+/// Version of the file that this program writes, and the newest it reads.
+const FORMAT_VERSION: u32 = 1;
+
+/// What `node.json` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The node's name when it was made; the configuration's must be the same.
+    pub name: String,
+    /// Its role in `epoch`.
+    pub role: Role,
+    /// The highest epoch it knows; never falls.
+    pub epoch: Epoch,
+}
+
+/// The role a node holds in an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Accepts writes.
+    Master,
+    /// Receives them.
+    Replica,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Master => "master",
+            Self::Replica => "replica",
+        })
+    }
+}
+
+/// Why there is no node.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// There is none yet.
+    #[error("{path} is not there: run `replctl init --role master|replica` first", path = path.display())]
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// There is one already.
+    #[error("{path} is there already: this node was made before", path = path.display())]
+    Exists {
+        /// Where.
+        path: PathBuf,
+    },
+    /// A newer program wrote it.
+    #[error(
+        "{path} has format version {found}, this program reads up to {FORMAT_VERSION}: install the \
+         newer one",
+        path = path.display()
+    )]
+    Version {
+        /// Where.
+        path: PathBuf,
+        /// What it says.
+        found: u32,
+    },
+    /// It makes no sense.
+    #[error("read {path}", path = path.display())]
+    Damaged {
+        /// Where.
+        path: PathBuf,
+        /// Cause.
+        source: serde_json::Error,
+    },
+    /// The configuration speaks of another node.
+    #[error(
+        "the configuration names this node {configured:?}, but {path} was made for {recorded:?}",
+        path = path.display()
+    )]
+    Name {
+        /// Where.
+        path: PathBuf,
+        /// `node.name`.
+        configured: String,
+        /// What the file says.
+        recorded: String,
+    },
+    /// The operating system refused.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format_version: u32,
+    name: String,
+    role: Role,
+    epoch: Epoch,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    format_version: u32,
+}
+
+impl Node {
+    /// Writes the file for the first time; refuses if there is one.
+    pub fn create(&self, state_dir: &Path) -> Result<(), NodeError> {
+        let path = path_in(state_dir);
+        if path.symlink_metadata().is_ok() {
+            return Err(NodeError::Exists { path });
+        }
+        self.save(state_dir)
+    }
+
+    /// Reads the file under `state_dir`.
+    pub fn load(state_dir: &Path) -> Result<Self, NodeError> {
+        let path = path_in(state_dir);
+        let octets = std::fs::read(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => NodeError::Missing { path: path.clone() },
+            _ => DiskError::during("read", &path)(source).into(),
+        })?;
+        let damaged = |source| NodeError::Damaged { path: path.clone(), source };
+        // The version first: a newer file may have keys that this program does not know.
+        let Version { format_version } = serde_json::from_slice(&octets).map_err(damaged)?;
+        if format_version > FORMAT_VERSION {
+            return Err(NodeError::Version { path, found: format_version });
+        }
+        let File { name, role, epoch, .. } = serde_json::from_slice(&octets).map_err(damaged)?;
+        Ok(Self { name, role, epoch })
+    }
+
+    /// As [`Node::load`], and refuses a state directory that was made for another node.
+    pub fn load_as(state_dir: &Path, configured: &str) -> Result<Self, NodeError> {
+        let node = Self::load(state_dir)?;
+        if node.name == configured {
+            return Ok(node);
+        }
+        let (path, configured) = (path_in(state_dir), configured.to_owned());
+        Err(NodeError::Name { path, configured, recorded: node.name })
+    }
+
+    /// Replaces the file under `state_dir`; durable on return.
+    pub fn save(&self, state_dir: &Path) -> Result<(), NodeError> {
+        let path = path_in(state_dir);
+        let Self { name, role, epoch } = self.clone();
+        let file = File { format_version: FORMAT_VERSION, name, role, epoch };
+        let mut octets = serde_json::to_vec_pretty(&file)
+            .map_err(|source| NodeError::Damaged { path: path.clone(), source })?;
+        octets.push(b'\n');
+        Ok(replace::replace(&path, &octets, replace::PRIVATE)?)
+    }
+}
+
+fn path_in(state_dir: &Path) -> PathBuf {
+    state_dir.join("node.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node() -> Node {
+        Node { name: "mx1".into(), role: Role::Master, epoch: Epoch(7) }
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded() {
+        let state = tempfile::tempdir().unwrap();
+        assert!(matches!(Node::load(state.path()), Err(NodeError::Missing { .. })));
+        node().create(state.path()).unwrap();
+        assert_eq!(Node::load(state.path()).unwrap(), node());
+        assert!(matches!(node().create(state.path()), Err(NodeError::Exists { .. })));
+        let next = Node { epoch: Epoch(8), ..node() };
+        next.save(state.path()).unwrap();
+        assert_eq!(Node::load_as(state.path(), "mx1").unwrap(), next);
+        let error = Node::load_as(state.path(), "mx2").unwrap_err().to_string();
+        assert!(error.contains("\"mx2\"") && error.contains("\"mx1\""), "{error}");
+    }
+
+    #[test]
+    fn damage_and_newer_formats_are_told_apart() {
+        let state = tempfile::tempdir().unwrap();
+        let write = |text: &str| {
+            replace::replace(&path_in(state.path()), text.as_bytes(), replace::PRIVATE).unwrap();
+        };
+        write(r#"{"format_version": 2, "new": true}"#);
+        assert!(matches!(Node::load(state.path()), Err(NodeError::Version { found: 2, .. })));
+        for bad in ["", "{}", "null", r#"{"format_version":1,"name":"a","role":"king","epoch":1}"#]
+        {
+            write(bad);
+            assert!(matches!(Node::load(state.path()), Err(NodeError::Damaged { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_first_format_still_reads() {
+        let state = tempfile::tempdir().unwrap();
+        let text = r#"{"format_version":1,"name":"mx1","role":"master","epoch":7}"#;
+        replace::replace(&path_in(state.path()), text.as_bytes(), replace::PRIVATE).unwrap();
+        assert_eq!(Node::load(state.path()).unwrap(), node());
+    }
+}
