@@ -1,11 +1,15 @@
 //! Dovecot 2.4 as the other half of a pair: sites that lost their replicator in 2.4 come first.
 
+use std::sync::atomic::AtomicBool;
+
 use anyhow::ensure;
 use mailtwin_tests::{
     corpus,
+    daemon::Pair,
     dovecot::{Dovecot, Version},
     lab::Lab,
     oracle,
+    workload::Workload,
 };
 
 /// Set to 1 on a machine where debootstrap cannot work; anything else runs the tests.
@@ -14,7 +18,7 @@ fn left_out() -> bool {
 }
 
 #[test]
-fn harness_runs_it() -> anyhow::Result<()> {
+fn the_harness_runs_it() -> anyhow::Result<()> {
     if left_out() {
         return Ok(());
     }
@@ -27,9 +31,39 @@ fn harness_runs_it() -> anyhow::Result<()> {
         imap.select("INBOX")?;
         imap.uid_copy("1", "Work.Sub")?;
         imap.command("SETACL Work.Sub u2 lr")?;
-        imap.uid_store("1", "+FLAGS (\\Seen $Junk)")?;
+        imap.command("UID STORE 1 +FLAGS (\\Seen $Junk)")?;
         let account = oracle::Account::read(&server, "u1")?;
         ensure!(account.mailboxes.len() == 2, "two mailboxes: {account:?}");
+        let log = std::fs::read_to_string(server.log())?;
+        ensure!(log.contains("Dovecot v2.4"), "it is Dovecot 2.4: {log}");
         server.expect_quiet_log()
+    })
+}
+
+#[test]
+fn as_replica_of_a_2_3_master() -> anyhow::Result<()> {
+    random_work(Version::V23, Version::V24)
+}
+
+#[test]
+fn as_master_of_a_2_3_replica() -> anyhow::Result<()> {
+    random_work(Version::V24, Version::V23)
+}
+
+fn random_work(master: Version, replica: Version) -> anyhow::Result<()> {
+    if left_out() {
+        return Ok(());
+    }
+    Lab::run(|lab| {
+        let master = Dovecot::start(lab, "master", master)?;
+        let replica = Dovecot::start(lab, "replica", replica)?;
+        let mut pair = Pair::around(lab, master, replica, &["u1", "u2", "u3"])?;
+        pair.copy.start(lab)?;
+        pair.agent.start(lab)?;
+        let workload = Workload::usual(lab, &pair.master, &pair.accounts);
+        let tally = workload.run(lab, &AtomicBool::new(false))?;
+        tally.expect_no_loss(&pair.master, &pair.accounts)?;
+        pair.wait_equal(lab)?;
+        pair.replica.expect_quiet_log()
     })
 }

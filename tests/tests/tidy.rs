@@ -1,0 +1,129 @@
+//! What holds for every file of the project.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, ensure};
+
+const LINES_MAX: usize = 600;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Files that git has or would take, with their text; those that are no text are left out.
+fn files() -> anyhow::Result<Vec<(String, String)>> {
+    let listed = Command::new("git")
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .current_dir(root())
+        .output()
+        .context("run git ls-files")?;
+    ensure!(listed.status.success(), "git: {}", String::from_utf8_lossy(&listed.stderr));
+    let mut files = Vec::new();
+    for name in String::from_utf8(listed.stdout)?.split('\0').filter(|name| !name.is_empty()) {
+        // Sample mail is as it came.
+        if Path::new(name).extension().is_some_and(|extension| extension == "eml") {
+            continue;
+        }
+        if let Ok(text) = fs::read_to_string(root().join(name)) {
+            files.push((name.to_owned(), text));
+        }
+    }
+    ensure!(files.len() > 50, "git lists the project's files");
+    Ok(files)
+}
+
+fn is_rust(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "rs")
+}
+
+fn expect_none(what: &str, found: &[String]) -> anyhow::Result<()> {
+    ensure!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn rust_files_say_what_they_are_for_and_stay_short() -> anyhow::Result<()> {
+    let mut found = Vec::new();
+    for (name, text) in files()?.iter().filter(|(name, _)| is_rust(name)) {
+        if !text.starts_with("//! ") {
+            found.push(format!("{name}: the first line is not //!"));
+        }
+        let lines = text.lines().count();
+        if lines >= LINES_MAX {
+            found.push(format!("{name}: {lines} lines"));
+        }
+    }
+    expect_none("Rust files", &found)
+}
+
+#[test]
+fn nothing_is_left_for_later() -> anyhow::Result<()> {
+    // Put together here, so that this file does not find itself.
+    let words = ["TO", "FIX", "XX"].iter().zip(["DO", "ME", "X"]);
+    let mut words: Vec<String> = words.map(|(a, b)| format!("{a}{b}")).collect();
+    words.push(format!("#[{}", "ignore"));
+    words.push(format!("#[{}(", "allow"));
+    let mut found = Vec::new();
+    for (name, text) in files()?.iter().filter(|(name, _)| is_rust(name)) {
+        for (number, line) in text.lines().enumerate() {
+            if let Some(word) = words.iter().find(|word| line.contains(*word)) {
+                found.push(format!("{name}:{}: {word}", number + 1));
+            }
+        }
+    }
+    expect_none("leftovers", &found)
+}
+
+#[test]
+fn no_file_names_the_machine_it_was_written_on() -> anyhow::Result<()> {
+    let places = ["/work", "/root"].map(|place| format!("{place}{}", "/"));
+    let mut found = Vec::new();
+    for (name, text) in files()? {
+        for (number, line) in text.lines().enumerate() {
+            if let Some(place) = places.iter().find(|place| names_place(line, place)) {
+                found.push(format!("{name}:{}: {place}", number + 1));
+            }
+        }
+    }
+    expect_none("paths of one machine", &found)
+}
+
+/// Whether `line` has `place` where a path would begin.
+fn names_place(line: &str, place: &str) -> bool {
+    line.match_indices(place).any(|(at, _)| {
+        let before = line.get(..at).and_then(|head| head.chars().next_back());
+        before.is_none_or(|c| !c.is_alphanumeric() && !"~.}_-".contains(c))
+    })
+}
+
+#[test]
+fn crates_use_each_other_one_way() -> anyhow::Result<()> {
+    // A crate, and those of ours that it may not see.
+    let walls = [
+        ("common/logic", &["disk", "store", "host", "agent", "replica"][..]),
+        ("common/disk", &["logic", "store", "host", "agent", "replica"]),
+        ("common/store", &["host", "agent", "replica"]),
+        ("common/host", &["store", "agent", "replica"]),
+        ("agent", &["replica"]),
+        ("replica", &["agent"]),
+    ];
+    let mut found = Vec::new();
+    for (member, others) in walls {
+        let manifest = fs::read_to_string(root().join(member).join("Cargo.toml"))?;
+        let (_, dependencies) = manifest.split_once("[dependencies]").context("dependencies")?;
+        for other in others {
+            if dependencies.contains(&format!("mailtwin-{other}")) {
+                found.push(format!("{member} uses mailtwin-{other}"));
+            }
+        }
+        let blocking = ["common/logic", "common/disk", "common/store"].contains(&member);
+        if blocking && dependencies.contains("tokio") {
+            found.push(format!("{member} uses tokio"));
+        }
+    }
+    expect_none("dependencies", &found)
+}
