@@ -1,14 +1,19 @@
 //! What a Mailtwin daemon needs from its host: configuration, keys, TLS, tasks, metrics, signals.
 //!
-//! net, retry, tasks and workers are complete and in use by agent and replica: keep their interface.
+//! net, retry, tasks and workers are complete and in use: keep their interface. So are admin, metrics, signals, systemd, telemetry..
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod config;
 pub mod keys;
+pub mod metrics;
 pub mod net;
 pub mod node;
 pub mod retry;
+pub mod signals;
+pub mod systemd;
 pub mod tasks;
+pub mod telemetry;
 pub mod workers;
 
 pub use mailtwin_disk::clock;

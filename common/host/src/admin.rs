@@ -1,0 +1,30 @@
+//! The local admin socket: one JSON request per line, one JSON answer per line, both bounded.
+
+mod client;
+mod message;
+mod server;
+
+use std::path::{Path, PathBuf};
+
+pub use client::{AdminError, Client};
+pub use message::{
+    AgentStatus, AsideStatus, Entry, FailureCode, KeyList, LogStat, LogStatus, PeerKeys, Problem,
+    ReplicaDaemonStatus, ReplicaStatus, Request, Response, SCHEMA_VERSION,
+};
+pub use server::{Handler, serve};
+
+/// Longest line in either direction, in octets.
+const LINE_MAX: usize = 4 << 20;
+
+/// The agent's socket.
+pub fn agent_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("agent.sock")
+}
+
+/// The replica daemon's socket.
+pub fn replica_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("replica.sock")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,263 @@
+//! What `replctl` and the daemons say to each other. Fields are only ever added.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{keys::PublicKey, node::Role};
+
+/// Version of every answer's shape.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// What `replctl` asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// How are you?
+    Status,
+    /// Replay now; answer when every replica has done so.
+    Sync {
+        /// `account` or `account/mailbox`; none: everything.
+        targets: Vec<String>,
+        /// Longest wait in milliseconds; five minutes if absent.
+        timeout_ms: Option<u64>,
+    },
+    /// The newest entries of the sync log.
+    LogTail {
+        /// How many at most.
+        entries: usize,
+    },
+    /// Identity and size of the sync log.
+    LogStat,
+    /// Something may have changed.
+    LogAppend {
+        /// `account` or `account/mailbox`.
+        targets: Vec<String>,
+    },
+    /// This node's key and its peers'.
+    KeysShow,
+    /// Trust a key.
+    KeysPin {
+        /// The peer's node name.
+        peer: String,
+        /// Its key.
+        key: PublicKey,
+    },
+    /// Trust it no more.
+    KeysUnpin {
+        /// The peer's node name.
+        peer: String,
+        /// Its key.
+        key: PublicKey,
+    },
+    /// Stop or resume replaying to one replica.
+    ReplicaPause {
+        /// Its node name.
+        name: String,
+        /// Whether to stop.
+        pause: bool,
+    },
+}
+
+/// What a daemon answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// Of the agent.
+    Status(AgentStatus),
+    /// Of the replica daemon.
+    ReplicaDaemon(ReplicaDaemonStatus),
+    /// Every replica that is not paused has replayed.
+    Synced {
+        /// Up to here.
+        upto: u64,
+        /// What is set aside, over all replicas.
+        set_aside: usize,
+    },
+    /// Entries, oldest first.
+    Entries(Vec<Entry>),
+    /// The sync log.
+    LogStat(LogStat),
+    /// Appended, durably.
+    Appended {
+        /// The entry that covers it.
+        seq: u64,
+    },
+    /// Keys.
+    Keys(KeyList),
+    /// It is done.
+    Done,
+    /// It is not done.
+    Failed {
+        /// Of which kind.
+        code: FailureCode,
+        /// What, and what to do next.
+        message: String,
+    },
+}
+
+/// Kinds of failure, for exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// The request makes no sense.
+    Usage,
+    /// Wrong role, fenced, or otherwise not allowed now.
+    Refused,
+    /// It was tried and did not work, or not in time.
+    Failed,
+}
+
+/// The agent's status.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Version of this shape.
+    pub schema_version: u32,
+    /// Node name.
+    pub node: String,
+    /// Its role.
+    pub role: Role,
+    /// Its epoch.
+    pub epoch: u64,
+    /// The sync log; absent while the agent idles.
+    pub log: Option<LogStatus>,
+    /// Every replica, worst first.
+    pub replicas: Vec<ReplicaStatus>,
+    /// What is wrong in the store.
+    pub problems: Vec<Problem>,
+}
+
+/// The sync log in a status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogStatus {
+    /// Identity.
+    pub id: String,
+    /// Newest entry.
+    pub head: u64,
+    /// Size on disk.
+    pub bytes: u64,
+    /// Why the last append failed, if it did.
+    pub error: Option<String>,
+}
+
+/// One replica in a status.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// Node name.
+    pub name: String,
+    /// `in-sync`, `degraded`, `replaying`, `connecting`, `waiting`, `paused` or `fenced`.
+    pub state: String,
+    /// Everything up to here is there.
+    pub cursor: u64,
+    /// Entries it lacks.
+    pub lag_entries: u64,
+    /// Age of the oldest of them.
+    pub lag_seconds: f64,
+    /// Mailboxes and accounts set aside.
+    pub quarantined: usize,
+    /// `ok`, `at-risk` or `lost`.
+    pub claim: String,
+    /// Messages sent since the agent started.
+    pub messages: u64,
+    /// Why it is not connected.
+    pub last_error: Option<String>,
+    /// The first of what is set aside.
+    pub set_aside: Vec<AsideStatus>,
+}
+
+/// One mailbox or account set aside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AsideStatus {
+    /// Account and mailbox.
+    pub object: String,
+    /// One-word code.
+    pub reason: String,
+    /// The last error.
+    pub detail: String,
+    /// How often it was tried.
+    pub tries: u32,
+    /// When it was set aside, in milliseconds since 1970.
+    pub since: u64,
+}
+
+/// Something wrong in a store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Where.
+    pub object: String,
+    /// What, and what to do.
+    pub detail: String,
+}
+
+/// The replica daemon's status.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaDaemonStatus {
+    /// Version of this shape.
+    pub schema_version: u32,
+    /// Node name.
+    pub node: String,
+    /// Its role.
+    pub role: Role,
+    /// The highest epoch it knows.
+    pub epoch: u64,
+    /// Where it listens.
+    pub listen: String,
+    /// Agents that are connected.
+    pub agents: Vec<String>,
+    /// Age of the master's last heartbeat; absent before the first.
+    pub heartbeat_seconds: Option<f64>,
+    /// Lag as the master told it last, in entries.
+    pub lag_entries: Option<u64>,
+    /// What is wrong in the store.
+    pub problems: Vec<Problem>,
+}
+
+/// One log entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Position.
+    pub seq: u64,
+    /// When, in milliseconds since 1970.
+    pub at: u64,
+    /// What is dirty.
+    pub target: String,
+}
+
+/// The sync log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogStat {
+    /// Identity.
+    pub id: String,
+    /// Oldest entry that is kept.
+    pub oldest: u64,
+    /// Newest.
+    pub head: u64,
+    /// Size on disk.
+    pub bytes: u64,
+    /// The size at which the oldest entries go.
+    pub bound: u64,
+    /// Appends that failed since the start.
+    pub append_errors: u64,
+    /// Every replica's cursor.
+    pub cursors: Vec<(String, u64)>,
+}
+
+/// Keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyList {
+    /// This node's name.
+    pub node: String,
+    /// This node's key.
+    pub key: PublicKey,
+    /// Its short form.
+    pub fingerprint: String,
+    /// Those of its peers.
+    pub peers: Vec<PeerKeys>,
+}
+
+/// Keys of one peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerKeys {
+    /// Node name.
+    pub peer: String,
+    /// From the configuration, or pinned.
+    pub keys: Vec<PublicKey>,
+}

@@ -1,0 +1,34 @@
+//! Log lines on stderr, for people and for the journal.
+
+use std::{io::IsTerminal as _, str::FromStr as _};
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{
+    filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
+
+/// Starts logging. `filter` is a level, or levels for single targets: `info,mailtwin_agent=debug`;
+/// one that makes no sense counts as `info` and is complained about. Only the first call counts.
+pub fn init(filter: &str) {
+    let (targets, complaint) = match Targets::from_str(filter) {
+        Ok(targets) => (targets, None),
+        Err(error) => (Targets::new().with_default(LevelFilter::INFO), Some(error)),
+    };
+    let to_journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let layer = fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(!to_journal && std::io::stderr().is_terminal())
+        .with_target(false);
+    let registry = tracing_subscriber::registry().with(targets);
+    // The journal has the time already.
+    let started = if to_journal {
+        registry.with(layer.without_time()).try_init()
+    } else {
+        registry.with(layer).try_init()
+    };
+    if started.is_ok()
+        && let Some(error) = complaint
+    {
+        tracing::warn!(filter, %error, "the log filter makes no sense: using info");
+    }
+}
