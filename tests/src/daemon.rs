@@ -88,6 +88,11 @@ impl Node {
         self.dir.join("state")
     }
 
+    /// Where its admin sockets are.
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
     /// Log of one of its daemons.
     pub fn log(&self, daemon: &str) -> PathBuf {
         self.dir.join(format!("{daemon}.log"))

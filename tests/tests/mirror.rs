@@ -98,7 +98,10 @@ fn a_read_only_source_is_not_touched() -> anyhow::Result<()> {
             for (number, (name, octets)) in corpus::nasty().into_iter().enumerate() {
                 let into = if number % 2 == 0 { &root } else { &sub };
                 let place = if number % 3 == 0 { "new" } else { "cur" };
-                files::write_mail(&into.join(place).join(format!("1700000000.{name}.host")), octets)?;
+                files::write_mail(
+                    &into.join(place).join(format!("1700000000.{name}.host")),
+                    octets,
+                )?;
             }
         }
         let before = files::fingerprint(&src)?;
@@ -181,7 +184,7 @@ fn plant_oddities(root: &Path, secret: &Path) -> anyhow::Result<Vec<(String, Str
     ensure!(made.success(), "mkfifo: {made}");
     files::write_mail(
         &root.join("dovecot-uidlist"),
-        "3 V1700000000 N9 Gnothex\n5 :plain\n4 :1700000002.no-info.host\n\0\xc3garbage\n7 :pla",
+        b"3 V1700000000 N9 Gnothex\n5 :plain\n4 :1700000002.no-info.host\n\0\xc3garbage\n7 :pla",
     )?;
     files::write_mail(&root.join("dovecot-keywords"), "0 a\n0 b\n99 c\nx\n")?;
     Ok(good)
