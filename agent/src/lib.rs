@@ -153,6 +153,12 @@ impl Agent {
         self.links.iter().map(|link| link.status.borrow().clone()).collect()
     }
 
+    /// Every link, with the number of messages its replica acked since the start.
+    pub fn links_with_totals(&self) -> Vec<(LinkStatus, u64)> {
+        let one = |link: &Running| (link.status.borrow().clone(), link.metrics.totals().0);
+        self.links.iter().map(one).collect()
+    }
+
     /// Messages, octets sent and octets saved so far, over all links.
     pub fn totals(&self) -> (u64, u64, u64) {
         self.links.iter().map(|link| link.metrics.totals()).fold((0, 0, 0), |sum, one| {

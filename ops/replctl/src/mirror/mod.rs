@@ -5,7 +5,6 @@ mod progress;
 
 use std::{
     path::{Path, PathBuf},
-    process::ExitCode,
     sync::Arc,
     time::Duration,
 };
@@ -26,7 +25,7 @@ use pair::{Pair, Places};
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Runs the verb.
-pub(crate) fn run(args: &args::Mirror, output: &Output) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &args::Mirror, output: &Output) -> anyhow::Result<u8> {
     let (src, dst) = trees(&args.src, &args.dst)?;
     let places = Places::beside(&dst)?;
     let stop = CancellationToken::new();
@@ -103,7 +102,7 @@ async fn once(
     src: &Path,
     output: &Output,
     stop: &CancellationToken,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<u8> {
     let progress = progress::Progress::new(src, Arc::clone(&pair.clock));
     loop {
         let link = pair.agent.links().remove(0);
@@ -125,7 +124,7 @@ async fn once(
     report(pair, output, &progress)
 }
 
-fn report(pair: &Pair, output: &Output, progress: &progress::Progress) -> anyhow::Result<ExitCode> {
+fn report(pair: &Pair, output: &Output, progress: &progress::Progress) -> anyhow::Result<u8> {
     let link = pair.agent.links().remove(0);
     let (messages, sent, saved) = pair.agent.totals();
     let problems = pair.source.problems();
@@ -138,7 +137,7 @@ fn report(pair: &Pair, output: &Output, progress: &progress::Progress) -> anyhow
         problems: problems.iter().map(|p| (p.object.clone(), p.detail.clone())).collect(),
     })?;
     let fine = link.aside.is_empty() && problems.is_empty();
-    Ok(if fine { ExitCode::SUCCESS } else { exit::FOUND })
+    Ok(if fine { 0 } else { exit::FOUND })
 }
 
 /// Follows SRC until interrupted.
@@ -146,7 +145,7 @@ async fn follow(
     pair: &Pair,
     output: &Output,
     stop: &CancellationToken,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<u8> {
     let watcher = mailtwin_agent::source::watch(
         Arc::clone(&pair.source),
         pair.agent.log().clone(),
@@ -170,5 +169,5 @@ async fn follow(
     }
     drop(watcher);
     let link = pair.agent.links().remove(0);
-    Ok(if link.aside.is_empty() { ExitCode::SUCCESS } else { exit::FOUND })
+    Ok(if link.aside.is_empty() { 0 } else { exit::FOUND })
 }

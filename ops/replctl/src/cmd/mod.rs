@@ -1,0 +1,31 @@
+//! Verbs that concern a node: `init` makes its state, all others ask its daemons.
+
+mod ask;
+pub(crate) mod init;
+mod keys;
+mod log;
+mod replica;
+mod status;
+
+use mailtwin_host::config::Config;
+
+use crate::{args::Verb, output::Output, runtime};
+use ask::Daemons;
+
+pub(crate) use ask::Failure;
+
+/// Runs a verb that asks a daemon.
+pub(crate) fn run(verb: &Verb, config: &Config, output: &Output) -> anyhow::Result<u8> {
+    let daemons = Daemons::new(config);
+    let stop = tokio_util::sync::CancellationToken::new();
+    runtime::run(&stop, async {
+        match verb {
+            Verb::Status(args) => status::run(args, &daemons, output, &stop).await,
+            Verb::Sync(args) => log::sync(args, &daemons, output).await,
+            Verb::Log(args) => log::run(args, &daemons, output).await,
+            Verb::Keys(args) => keys::run(args, &daemons, output).await,
+            Verb::Replica(args) => replica::run(args, &daemons, output).await,
+            Verb::Demo(_) | Verb::Mirror(_) | Verb::Init(_) => Ok(0),
+        }
+    })
+}
