@@ -9,11 +9,13 @@ pub mod keys;
 pub mod metrics;
 pub mod net;
 pub mod node;
+pub mod pins;
 pub mod retry;
 pub mod signals;
 pub mod systemd;
 pub mod tasks;
 pub mod telemetry;
+pub mod tls;
 pub mod workers;
 
 pub use mailtwin_disk::clock;

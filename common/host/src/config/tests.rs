@@ -1,5 +1,7 @@
 //! Every bad file gives exactly the output beside it; the file that is shipped is a good one.
 
+use std::io::Write as _;
+
 use super::*;
 
 fn repository(path: &str) -> PathBuf {
@@ -74,7 +76,7 @@ fn a_file_that_cannot_be_read_is_named() {
     let error = Config::load(Path::new("/nonexistent/mailtwin.toml")).unwrap_err();
     assert_eq!(error.to_string(), "read /nonexistent/mailtwin.toml");
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::io::Write::write_all(&mut file.as_file(), b"a = 1\n# \xff\n").unwrap();
+    file.as_file().write_all(b"a = 1\n# \xff\n").unwrap();
     let error = Config::load(file.path()).unwrap_err().to_string();
     assert!(error.ends_with(":2: syntax: the text is not UTF-8"), "{error}");
 }
