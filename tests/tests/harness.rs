@@ -1,6 +1,6 @@
 //! The harness on Dovecot alone: a test of ours can only fail for us if these pass.
 
-use std::process::Command;
+use std::{process::Command, sync::atomic::AtomicBool};
 
 use anyhow::ensure;
 use mailtwin_tests::{
@@ -8,6 +8,7 @@ use mailtwin_tests::{
     dovecot::{Dovecot, Layout, Version},
     lab::Lab,
     oracle,
+    workload::Workload,
 };
 
 #[test]
@@ -71,6 +72,20 @@ fn both_layouts_and_quota_and_rights_work() -> anyhow::Result<()> {
             ensure!(!imap.get_quota_root("INBOX")?.quotas().is_empty(), "{name}: has a quota");
             server.expect_quiet_log()?;
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn the_workload_loses_nothing_on_dovecot_alone() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let server = Dovecot::start(lab, "server", Version::V23)?;
+        let accounts = ["u1".to_owned(), "u2".to_owned()];
+        let mut workload = Workload::usual(lab, &server, &accounts);
+        workload.operations /= 4;
+        let tally = workload.run(lab, &AtomicBool::new(false))?;
+        tally.expect_no_loss(&server, &accounts)?;
+        ensure!(tally.ledgers.iter().all(|ledger| ledger.kept().len() > 20), "most mail stays");
         Ok(())
     })
 }

@@ -105,8 +105,9 @@ impl<'a> Client<'a> {
             found
         });
         let (operation, _) = operation.context("the weights add up")?;
+        let start = self.shared.clock.unix_ms();
         let outcome = self.perform(operation);
-        let now = self.shared.clock.unix_ms();
+        let took = self.shared.clock.unix_ms().saturating_sub(start);
         let client = &self.name;
         let verdict = match outcome {
             Ok(what) => {
@@ -128,7 +129,7 @@ impl<'a> Client<'a> {
                 }
             },
         };
-        let _ = writeln!(self.outcome.history, "{now} {client} {operation} {verdict}");
+        let _ = writeln!(self.outcome.history, "{start} {took:4} {client} {operation} {verdict}");
         Ok(())
     }
 
