@@ -4,6 +4,7 @@ use std::{
     fmt,
     io::{self, Read},
     path::PathBuf,
+    sync::Arc,
 };
 
 use mailtwin_logic::ids::Guid;
@@ -63,7 +64,7 @@ pub(crate) enum Place {
     /// In a file.
     File(PathBuf),
     /// In memory (memory engine).
-    Memory(Vec<u8>),
+    Memory(Arc<[u8]>),
     /// Already taken.
     Taken,
 }
