@@ -45,7 +45,7 @@ impl fmt::Display for Target {
 /// An entry as it stands in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Position; without gaps.
+    /// Position; grows by one, or by more where damage was cut away. Never used twice.
     pub seq: LogSeq,
     /// When it was appended, in milliseconds since 1970.
     pub at: u64,
