@@ -4,7 +4,8 @@
 //! Private form: PKCS#8 in PEM, mode 0600, `keys/node.pem` in the state directory.
 
 use std::{
-    fmt, io,
+    fmt::{self, Write as _},
+    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     str::FromStr,
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 /// What the text form begins with; another number would be another kind of key.
 const PREFIX: &str = "mt1";
 
-/// DER of an Ed25519 SubjectPublicKeyInfo up to the key itself (RFC 8410, section 4).
+/// DER of an Ed25519 `SubjectPublicKeyInfo` up to the key itself (RFC 8410, section 4).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0];
 
 /// A node's public key.
@@ -34,7 +35,7 @@ pub struct PublicKey([u8; 32]);
 pub struct ParseKeyError;
 
 impl PublicKey {
-    /// From a DER SubjectPublicKeyInfo; `None` unless it is Ed25519.
+    /// From a DER `SubjectPublicKeyInfo`; `None` unless it is Ed25519.
     pub fn from_spki(der: &[u8]) -> Option<Self> {
         let key = der.strip_prefix(&SPKI_PREFIX)?;
         key.try_into().ok().map(Self)
@@ -44,9 +45,13 @@ impl PublicKey {
     /// groups of four digits.
     pub fn fingerprint(&self) -> String {
         let digest = ring::digest::digest(&ring::digest::SHA256, &self.0);
-        let groups = digest.as_ref().chunks_exact(2).take(8);
-        let groups = groups.map(|pair| pair.iter().map(|octet| format!("{octet:02x}")).collect());
-        groups.collect::<Vec<String>>().join("-")
+        let mut text = String::new();
+        for (i, octet) in digest.as_ref().iter().take(16).enumerate() {
+            let separator = if i > 0 && i % 2 == 0 { "-" } else { "" };
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{separator}{octet:02x}");
+        }
+        text
     }
 }
 
@@ -175,9 +180,11 @@ impl NodeKey {
     /// Reads the key under `state_dir`.
     pub fn load(state_dir: &Path) -> Result<Self, KeyError> {
         let path = path_in(state_dir);
-        let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => KeyError::Missing { path: path.clone() },
-            _ => DiskError::during("read", &path)(source).into(),
+        let text = std::fs::read_to_string(&path).map_err(|source| {
+            if source.kind() == io::ErrorKind::NotFound {
+                return KeyError::Missing { path: path.clone() };
+            }
+            DiskError::during("read", &path)(source).into()
         })?;
         let metadata = std::fs::metadata(&path).map_err(DiskError::during("look at", &path))?;
         let mode = metadata.mode() & 0o777;

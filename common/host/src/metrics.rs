@@ -1,6 +1,6 @@
 //! `/metrics` over HTTP, from a registry that belongs to the daemon and to nobody else.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -96,7 +96,8 @@ fn text(registry: &Registry) -> Vec<u8> {
 fn process() -> Vec<u8> {
     let mut text = String::new();
     let mut metric = |name: &str, kind: &str, value: f64| {
-        text += &format!("# TYPE {name} {kind}\n{name} {value}\n");
+        // Writing to a string cannot fail.
+        let _ = write!(text, "# TYPE {name} {kind}\n{name} {value}\n");
     };
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // The command's name, in parentheses, may hold spaces.
@@ -124,4 +125,69 @@ pub fn build_info(registry: &Registry, daemon: &str) -> Result<(), prometheus::E
     registry.register(Box::new(info.clone()))?;
     info.with_label_values(&[daemon, env!("CARGO_PKG_VERSION")]).set(1);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    async fn server() -> (SocketAddr, Tasks) {
+        let registry = Registry::new();
+        build_info(&registry, "agent").unwrap();
+        let stop = CancellationToken::new();
+        let tasks = Tasks::new(stop.clone());
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        (serve(any, registry, &tasks, stop).await.unwrap(), tasks)
+    }
+
+    async fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn metrics_and_nothing_else() {
+        let (address, tasks) = server().await;
+        let answer = ask(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.contains("\nmailtwin_build_info{daemon=\"agent\",version=\""), "{answer}");
+        for name in
+            ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"]
+        {
+            let value = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            assert!(
+                value.and_then(|value| value.parse::<f64>().ok()).is_some(),
+                "{name}: {answer}"
+            );
+        }
+        let cases = [
+            ("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", "200"),
+            ("GET /etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", "404"),
+            ("POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", "405"),
+            ("garbage\r\n\r\n", "400"),
+        ];
+        for (request, status) in cases {
+            let answer = ask(address, request).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
+        }
+        tasks.shutdown(Duration::from_mins(1)).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_clients_are_let_go_and_take_no_more_than_their_places() {
+        let (address, tasks) = server().await;
+        let mut silent = Vec::new();
+        for _ in 0..2 * CONNECTIONS_MAX {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        for mut client in silent {
+            assert!(matches!(client.read(&mut [0]).await, Ok(0) | Err(_)));
+        }
+        tasks.shutdown(Duration::from_mins(1)).await.unwrap();
+    }
 }

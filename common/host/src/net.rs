@@ -150,10 +150,10 @@ mod tests {
             .zip(1..)
             .map(|(octets, stream)| frame(Kind::Octets, stream, octets))
             .collect();
-        let sent = frames.clone();
+        let outgoing = frames.clone();
         let send = async move {
             let mut writer = FrameWriter::new(near);
-            for frame in &sent {
+            for frame in &outgoing {
                 writer.send(frame).await.unwrap();
             }
             writer.flush().await.unwrap();

@@ -122,9 +122,11 @@ impl Node {
     /// Reads the file under `state_dir`.
     pub fn load(state_dir: &Path) -> Result<Self, NodeError> {
         let path = path_in(state_dir);
-        let octets = std::fs::read(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => NodeError::Missing { path: path.clone() },
-            _ => DiskError::during("read", &path)(source).into(),
+        let octets = std::fs::read(&path).map_err(|source| {
+            if source.kind() == io::ErrorKind::NotFound {
+                return NodeError::Missing { path: path.clone() };
+            }
+            DiskError::during("read", &path)(source).into()
         })?;
         let damaged = |source| NodeError::Damaged { path: path.clone(), source };
         // The version first: a newer file may have keys that this program does not know.

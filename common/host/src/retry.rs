@@ -42,3 +42,21 @@ impl Retry {
         self.policy.reset();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_limit_never_end_and_begin_again_after_progress() {
+        let mut retry = Retry::new();
+        let jittered = |wait: Duration| wait.mul_f64(0.5)..=wait.mul_f64(1.5);
+        assert!(jittered(FIRST).contains(&retry.next_wait()));
+        let waits: Vec<Duration> = (0..10_000).map(|_| retry.next_wait()).collect();
+        assert!(waits.iter().all(|wait| *wait <= *jittered(LONGEST).end()));
+        assert!(waits[100..].iter().all(|wait| jittered(LONGEST).contains(wait)));
+        assert!(waits[100..].iter().any(|wait| *wait != waits[100]), "no jitter");
+        retry.reset();
+        assert!(jittered(FIRST).contains(&retry.next_wait()));
+    }
+}

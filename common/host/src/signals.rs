@@ -49,3 +49,19 @@ pub fn listen() -> io::Result<mpsc::Receiver<Signal>> {
     })?;
     Ok(told)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn signals_arrive_as_values() {
+        let mut signals = listen().unwrap();
+        for (number, signal) in
+            [(SIGHUP, Signal::Reload), (SIGUSR1, Signal::Report), (SIGTERM, Signal::Stop)]
+        {
+            signal_hook::low_level::raise(number).unwrap();
+            assert_eq!(signals.recv().await, Some(signal));
+        }
+    }
+}

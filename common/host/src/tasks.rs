@@ -55,8 +55,12 @@ impl Tasks {
         if tokio::time::timeout(grace, self.tracker.wait()).await.is_ok() {
             return Ok(());
         }
-        let running = self.running.lock().expect("no panic while it is held");
-        Err(Hanging { names: running.keys().copied().collect() })
+        Err(Hanging { names: self.running().into_keys().collect() })
+    }
+
+    /// What runs, by name, and how many of each.
+    pub fn running(&self) -> BTreeMap<&'static str, usize> {
+        self.running.lock().expect("no panic while it is held").clone()
     }
 }
 
@@ -75,5 +79,32 @@ impl Drop for Gone {
                 running.remove(self.name);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn shutdown_waits_for_those_who_stop_also_for_those_who_panic() {
+        let tasks = Tasks::new(CancellationToken::new());
+        let stop = tasks.stop().clone();
+        tasks.spawn("good", async move { stop.cancelled().await });
+        tasks.spawn("bad", async { panic!("on purpose") });
+        tasks.shutdown(Duration::from_mins(1)).await.unwrap();
+        assert!(tasks.running.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shutdown_says_who_hangs() {
+        let tasks = Tasks::new(CancellationToken::new());
+        for name in ["stuck", "stuck", "also stuck"] {
+            tasks.spawn(name, std::future::pending());
+        }
+        tasks.spawn("good", async {});
+        let hanging = tasks.shutdown(Duration::from_secs(5)).await.unwrap_err();
+        assert_eq!(hanging.names, ["also stuck", "stuck"]);
+        assert!(hanging.to_string().contains("also stuck, stuck"));
     }
 }

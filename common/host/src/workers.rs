@@ -74,3 +74,44 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_of_its_call_only() {
+        let workers = Workers::start("test", 1).unwrap();
+        let panicked = workers.run(|| panic!("no such mailbox")).await;
+        assert_eq!(panicked, Err::<(), _>(WorkerError::Panicked("no such mailbox".into())));
+        assert_eq!(workers.run(|| 7).await, Ok(7));
+    }
+
+    #[tokio::test]
+    async fn more_calls_than_the_queue_holds_all_get_their_turn() {
+        let workers = Workers::start("test", 2).unwrap();
+        let mut calls = tokio::task::JoinSet::new();
+        for n in 0..10 * QUEUE_PER_THREAD {
+            let workers = workers.clone();
+            calls.spawn(async move { workers.run(move || n).await.unwrap() });
+        }
+        let mut answers = calls.join_all().await;
+        answers.sort_unstable();
+        assert_eq!(answers, (0..10 * QUEUE_PER_THREAD).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_call_goes_on_when_its_caller_has_gone() {
+        let workers = Workers::start("test", 1).unwrap();
+        let (begin, told_to_begin) = mpsc::channel();
+        let (tell, told) = oneshot::channel();
+        let slow = workers.run(move || {
+            told_to_begin.recv().unwrap();
+            tell.send(7).unwrap();
+        });
+        // One poll hands it to the thread; then its caller goes away.
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, slow).await.is_err());
+        begin.send(()).unwrap();
+        assert_eq!(told.await.unwrap(), 7);
+    }
+}

@@ -70,17 +70,21 @@ impl Client {
     pub async fn call(&self, request: &Request) -> Result<Response, AdminError> {
         let socket = || self.socket.clone();
         let broke = |source| AdminError::Io { socket: socket(), source };
-        let mut stream =
-            UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
-                io::ErrorKind::PermissionDenied => AdminError::Denied { socket: socket() },
-                _ => AdminError::NoDaemon { socket: socket(), source },
-            })?;
+        let mut stream = UnixStream::connect(&self.socket).await.map_err(|source| {
+            if source.kind() == io::ErrorKind::PermissionDenied {
+                return AdminError::Denied { socket: socket() };
+            }
+            AdminError::NoDaemon { socket: socket(), source }
+        })?;
         let mut line = serde_json::to_vec(request).map_err(|error| broke(error.into()))?;
         line.push(b'\n');
         stream.write_all(&line).await.map_err(broke)?;
         let mut answer = Vec::new();
         let mut reader = BufReader::new(stream).take(LINE_MAX as u64);
         reader.read_until(b'\n', &mut answer).await.map_err(broke)?;
+        if answer.is_empty() {
+            return Err(broke(io::ErrorKind::UnexpectedEof.into()));
+        }
         match serde_json::from_slice(&answer) {
             Ok(Response::Failed { code: FailureCode::Refused, message }) => {
                 Err(AdminError::Refused { message })

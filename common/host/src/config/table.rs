@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toml::{
     Spanned,
-    de::{DeTable, DeValue},
+    de::{DeArray, DeTable, DeValue},
 };
 
 use super::ConfigProblem;
@@ -120,10 +120,7 @@ impl<'t> Section<'t> {
         name: &'static str,
         problems: &mut Problems<'_>,
     ) -> Option<Found<String>> {
-        self.take(name)?.convert(problems, |value| match value {
-            DeValue::String(text) => Ok(text.into_owned()),
-            other => Err(format!("expected text in quotes, found {}", describe(&other))),
-        })
+        self.take(name)?.convert(problems, text)
     }
 
     /// A value that carries a unit: text, and a bare number is told which units there are.
@@ -134,15 +131,16 @@ impl<'t> Section<'t> {
         units: &str,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<Found<T>> {
-        self.take(name)?.convert(problems, |value| match value {
-            DeValue::String(text) => parse(&text),
-            DeValue::Integer(number) => {
-                Err(format!("{number} has no unit; write it in quotes with one of {units}"))
+        self.take(name)?.convert(problems, |value| {
+            if let DeValue::String(text) = &value {
+                return parse(text);
             }
-            other => Err(format!(
-                "expected text in quotes with one of {units}, found {}",
-                describe(&other)
-            )),
+            if let DeValue::Integer(number) = &value {
+                return Err(format!(
+                    "{number} has no unit; write it in quotes with one of {units}"
+                ));
+            }
+            Err(wrong(&format!("text in quotes with one of {units}"), &value))
         })
     }
 
@@ -151,10 +149,8 @@ impl<'t> Section<'t> {
         name: &'static str,
         problems: &mut Problems<'_>,
     ) -> Option<bool> {
-        self.take(name)?.check(problems, |value| match value {
-            DeValue::Boolean(value) => Ok(value),
-            other => Err(format!("expected true or false, found {}", describe(&other))),
-        })
+        self.take(name)?
+            .check(problems, |value| value.as_bool().ok_or_else(|| wrong("true or false", &value)))
     }
 
     pub(super) fn integer(
@@ -162,10 +158,10 @@ impl<'t> Section<'t> {
         name: &'static str,
         problems: &mut Problems<'_>,
     ) -> Option<Found<i64>> {
-        self.take(name)?.convert(problems, |value| match value {
-            DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
-                .map_err(|_| format!("{number} is too large")),
-            other => Err(format!("expected a whole number, found {}", describe(&other))),
+        self.take(name)?.convert(problems, |value| {
+            let number = value.as_integer().ok_or_else(|| wrong("a whole number", &value))?;
+            i64::from_str_radix(number.as_str(), number.radix())
+                .map_err(|_| format!("{number} is too large"))
         })
     }
 
@@ -177,23 +173,12 @@ impl<'t> Section<'t> {
     ) -> Vec<Found<String>> {
         let Some(found) = self.take(name) else { return Vec::new() };
         let key = found.key.clone();
-        let list = found.check(problems, |value| match value {
-            DeValue::Array(list) => Ok(list),
-            other => Err(format!("expected a list, [\"…\"], found {}", describe(&other))),
-        });
+        let list = found.check(problems, |value| array(value, "a list, [\"…\"]"));
         let mut strings = Vec::new();
         for (i, item) in list.into_iter().flatten().enumerate() {
             let (at, key) = (item.span().start, format!("{key}[{i}]"));
-            match item.into_inner() {
-                DeValue::String(text) => {
-                    strings.push(Found { at, key, value: text.into_owned() });
-                }
-                other => problems.report(
-                    at,
-                    &key,
-                    format!("expected text in quotes, found {}", describe(&other)),
-                ),
-            }
+            let item = Found { at, key, value: item.into_inner() };
+            strings.extend(item.convert(problems, text));
         }
         strings
     }
@@ -205,10 +190,7 @@ impl<'t> Section<'t> {
             return Section::new(&key, self.at, DeTable::new());
         };
         let at = found.at;
-        let table = found.check(problems, |value| match value {
-            DeValue::Table(table) => Ok(table),
-            other => Err(format!("expected the section [{key}], found {}", describe(&other))),
-        });
+        let table = found.check(problems, |value| table(value, &format!("the section [{key}]")));
         let broken = table.is_none();
         Section { broken, ..Section::new(&key, at, table.unwrap_or_default()) }
     }
@@ -221,21 +203,13 @@ impl<'t> Section<'t> {
     ) -> Vec<Self> {
         let key = self.key(name);
         let Some(found) = self.take(name) else { return Vec::new() };
-        let list = found.check(problems, |value| match value {
-            DeValue::Array(list) => Ok(list),
-            other => Err(format!("expected sections [[{key}]], found {}", describe(&other))),
-        });
+        let list = found.check(problems, |value| array(value, &format!("sections [[{key}]]")));
         let mut sections = Vec::new();
         for (i, item) in list.into_iter().flatten().enumerate() {
             let (at, key) = (item.span().start, format!("{key}[{i}]"));
-            match item.into_inner() {
-                DeValue::Table(table) => sections.push(Section::new(&key, at, table)),
-                other => problems.report(
-                    at,
-                    &key,
-                    format!("expected a section, found {}", describe(&other)),
-                ),
-            }
+            let item = Found { at, key: key.clone(), value: item.into_inner() };
+            let table = item.check(problems, |value| table(value, "a section"));
+            sections.extend(table.map(|table| Section::new(&key, at, table)));
         }
         sections
     }
@@ -248,6 +222,31 @@ impl<'t> Section<'t> {
             problems.report(*at, &self.key(name), problem);
         }
     }
+}
+
+fn text(value: DeValue<'_>) -> Result<String, String> {
+    if let DeValue::String(text) = value {
+        return Ok(text.into_owned());
+    }
+    Err(wrong("text in quotes", &value))
+}
+
+fn array<'t>(value: DeValue<'t>, expected: &str) -> Result<DeArray<'t>, String> {
+    if let DeValue::Array(list) = value {
+        return Ok(list);
+    }
+    Err(wrong(expected, &value))
+}
+
+fn table<'t>(value: DeValue<'t>, expected: &str) -> Result<DeTable<'t>, String> {
+    if let DeValue::Table(table) = value {
+        return Ok(table);
+    }
+    Err(wrong(expected, &value))
+}
+
+fn wrong(expected: &str, found: &DeValue<'_>) -> String {
+    format!("expected {expected}, found {}", describe(found))
 }
 
 fn describe(value: &DeValue<'_>) -> String {

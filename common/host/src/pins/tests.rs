@@ -38,9 +38,10 @@ fn a_key_belongs_to_one_peer_and_never_to_us() {
     let (own, second, third) = (key(), key(), key());
     let peers = [peer("mx2", &[second]), peer("mx3", &[]), peer("mx4", &[])];
     let pins = Pins::open(state.path(), own, &peers).unwrap();
-    let refused = |name, key| match pins.admit(name, key).unwrap() {
-        Admission::Refused(refusal) => refusal,
-        other => panic!("{other:?}"),
+    let refused = |name, key| {
+        let admission = pins.admit(name, key).unwrap();
+        let Admission::Refused(refusal) = admission else { panic!("{name}: {admission:?}") };
+        refusal
     };
     assert!(
         matches!(refused("mx3", second), Refusal::KeyOfAnother { owner, .. } if owner == "mx2")

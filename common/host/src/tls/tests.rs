@@ -84,11 +84,8 @@ async fn a_client_with_another_key_is_refused_and_can_say_why() {
 
 /// The certificate of one node with the private key of another: what a thief has.
 fn impostor(shown: &NodeKey, own: &NodeKey) -> Arc<rustls::sign::SingleCertAndKey> {
-    let signer = ring::sign::any_eddsa_type(&match own.private() {
-        rustls::pki_types::PrivateKeyDer::Pkcs8(key) => key,
-        _ => panic!("node keys are PKCS#8"),
-    });
-    let certified = rustls::sign::CertifiedKey::new(vec![shown.certificate()], signer.unwrap());
+    let signer = ring::sign::any_supported_type(&own.private()).unwrap();
+    let certified = rustls::sign::CertifiedKey::new(vec![shown.certificate()], signer);
     Arc::new(certified.into())
 }
 

@@ -42,19 +42,22 @@ impl Header {
         if self.octets > FRAME_OCTETS_MAX {
             return None;
         }
-        let [a, b, c, d] = u32::try_from(self.octets).ok()?.to_le_bytes();
-        let [e, f, g, h] = self.stream.to_le_bytes();
+        let length = u32::try_from(self.octets).ok()?.to_le_bytes();
         let kind = match self.kind {
             Kind::Message => 0,
             Kind::Octets => 1,
         };
-        Some([a, b, c, d, e, f, g, h, kind])
+        let fields = length.into_iter().chain(self.stream.to_le_bytes()).chain([kind]);
+        let mut header = [0; HEADER_OCTETS];
+        header.iter_mut().zip(fields).for_each(|(octet, field)| *octet = field);
+        Some(header)
     }
 
     /// Reads a header.
-    pub fn decode(octets: [u8; HEADER_OCTETS]) -> Result<Self, HeaderError> {
-        let [a, b, c, d, e, f, g, h, kind] = octets;
-        let announced = u32::from_le_bytes([a, b, c, d]);
+    pub fn decode(header: [u8; HEADER_OCTETS]) -> Result<Self, HeaderError> {
+        let [length @ .., _, _, _, _, _] = header;
+        let [_, _, _, _, stream @ .., kind] = header;
+        let announced = u32::from_le_bytes(length);
         let octets = usize::try_from(announced).unwrap_or(usize::MAX);
         if octets > FRAME_OCTETS_MAX {
             return Err(HeaderError::TooLong(announced));
@@ -64,7 +67,7 @@ impl Header {
             1 => Kind::Octets,
             other => return Err(HeaderError::Kind(other)),
         };
-        Ok(Self { octets, stream: u32::from_le_bytes([e, f, g, h]), kind })
+        Ok(Self { octets, stream: u32::from_le_bytes(stream), kind })
     }
 }
 
@@ -75,6 +78,7 @@ mod tests {
     #[test]
     fn round_trip_and_bounds() {
         let header = Header { octets: 77, stream: 5, kind: Kind::Octets };
+        assert_eq!(header.encode().unwrap(), [77, 0, 0, 0, 5, 0, 0, 0, 1]);
         assert_eq!(Header::decode(header.encode().unwrap()), Ok(header));
         let long = Header { octets: FRAME_OCTETS_MAX + 1, ..header };
         assert_eq!(long.encode(), None);
