@@ -13,6 +13,7 @@ mod staged;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod maildir;
+pub mod watch;
 
 use mailtwin_logic::{
     ids::{Account, Guid, MailboxId, ModSeq, Uid},
@@ -111,6 +112,11 @@ pub trait MailStore: Send + Sync {
 
     /// What is wrong in this store now, worst first, bounded in number.
     fn problems(&self) -> Vec<Problem>;
+
+    /// The directories in which changes show; `None` if they show nowhere.
+    fn watchable(&self) -> Option<&dyn watch::Watchable> {
+        None
+    }
 }
 
 /// What an engine can do, for those who must decide.
