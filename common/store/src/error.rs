@@ -6,6 +6,7 @@ use mailtwin_logic::{
     ids::{Account, Guid, Uid},
     mailbox::{Head, MailboxName},
 };
+use serde::{Deserialize, Serialize};
 
 /// Why a call did nothing, or stopped half-way where its contract says so.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +173,7 @@ pub struct Problem {
 }
 
 /// Kinds of [`Problem`], worst first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ProblemKind {
     /// The store is not the one it was; deletions are held.
     WrongStore,

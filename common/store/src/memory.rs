@@ -23,8 +23,7 @@ use mailtwin_logic::{
 
 use crate::{
     Batch, Capabilities, Delta, Destination, Listing, MailStore, Octets, Problem, Staged, Staging,
-    StoreError, guid_of,
-    staged::Place,
+    StoreError, guid_of, staged::Place,
 };
 
 pub use client::{Letter, Snapshot};
@@ -375,12 +374,7 @@ impl MailStore for MemoryStore {
         Ok(there.delta(name, since))
     }
 
-    fn open(
-        &self,
-        account: &Account,
-        mailbox: MailboxId,
-        uid: Uid,
-    ) -> Result<Octets, StoreError> {
+    fn open(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError> {
         self.trip(Call::Open, account, Some(mailbox))?;
         let inner = self.inner();
         let there = inner.by_id(account, mailbox).and_then(|mailbox| mailbox.get(uid));

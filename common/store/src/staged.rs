@@ -95,6 +95,11 @@ impl Staged {
         self.octets
     }
 
+    /// Where they wait.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Hands the octets over to whoever gives them a name; nothing is thrown away any more.
     pub(crate) fn take(mut self) -> Place {
         std::mem::replace(&mut self.place, Place::Taken)

@@ -8,7 +8,8 @@ use mailtwin_logic::{
 };
 
 use super::{
-    Inner, MemoryStore, fault::Fault,
+    Inner, MemoryStore,
+    fault::Fault,
     mailbox::{Mailbox, Message},
 };
 use crate::guid_of;

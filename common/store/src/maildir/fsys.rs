@@ -1,0 +1,426 @@
+//! Directories held open, so that a rename or a link placed by somebody else cannot lead us astray.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{
+        AtFlags, CWD, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom,
+        Stat, Timespec, Timestamps, Uid,
+    },
+    io::Errno,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::StoreError;
+
+/// Octets read from the kernel at once when a directory is listed.
+const LISTING_BUFFER: usize = 32 << 10;
+
+/// A signature whose times are younger than this when it was taken may hide a later change:
+/// kernel timestamps advance in ticks of up to 10 ms.
+const SETTLED_MS: i64 = 25;
+
+/// For `map_err`: names the operation and its object.
+pub(crate) fn during<E: Into<io::Error>>(
+    op: &'static str,
+    path: &Path,
+) -> impl FnOnce(E) -> StoreError {
+    move |source| StoreError::Io { op, path: path.to_path_buf(), source: source.into() }
+}
+
+/// An open directory.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+/// What can be told of a directory or file without reading it; changes when it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    inode: u64,
+    size: u64,
+    modified_ns: i64,
+    changed_ns: i64,
+    settled: bool,
+}
+
+impl Mark {
+    fn of(stat: &Stat, now_ms: u64) -> Self {
+        let ns = |secs: i64, nanos| {
+            secs.saturating_mul(1_000_000_000).saturating_add(i64::try_from(nanos).unwrap_or(0))
+        };
+        let modified_ns = ns(stat.st_mtime, stat.st_mtime_nsec);
+        let changed_ns = ns(stat.st_ctime, stat.st_ctime_nsec);
+        let now_ms = i64::try_from(now_ms).unwrap_or(i64::MAX);
+        let youngest_ms = modified_ns.max(changed_ns) / 1_000_000;
+        Self {
+            inode: stat.st_ino,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            modified_ns,
+            changed_ns,
+            settled: now_ms.saturating_sub(youngest_ms) >= SETTLED_MS,
+        }
+    }
+
+    /// Whether what this was taken of is surely the same now, `later`.
+    pub(crate) fn holds(&self, later: &Self) -> bool {
+        self.settled
+            && (self.inode, self.size, self.modified_ns, self.changed_ns)
+                == (later.inode, later.size, later.modified_ns, later.changed_ns)
+    }
+
+    /// The mark, never to be relied on.
+    pub(crate) fn unsettled(self) -> Self {
+        Self { settled: false, ..self }
+    }
+
+    pub(crate) fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whole seconds since 1970.
+    pub(crate) fn modified_secs(&self) -> i64 {
+        self.modified_ns.div_euclid(1_000_000_000)
+    }
+}
+
+/// Owner and permission bits that new files get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    uid: u32,
+    gid: u32,
+    mode: u32,
+}
+
+impl Owner {
+    /// Mode of a directory beside the one this was taken of.
+    pub(crate) fn dir_mode(self) -> Mode {
+        Mode::from_raw_mode(self.mode & 0o7777)
+    }
+
+    /// Mode of a file in it.
+    pub(crate) fn file_mode(self) -> Mode {
+        Mode::from_raw_mode((self.mode & 0o666) | 0o600)
+    }
+
+    /// Gives `file` to this owner; without privileges it is the owner's already.
+    pub(crate) fn give(self, file: &File, path: &Path) -> Result<(), StoreError> {
+        if !rustix::process::geteuid().is_root() || (self.uid == 0 && self.gid == 0) {
+            return Ok(());
+        }
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(during("chown", path))
+    }
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+impl Dir {
+    /// Opens the directory at `path`, wherever links lead; `None` if there is none.
+    pub(crate) fn open(path: &Path) -> Result<Option<Self>, StoreError> {
+        Self::found(rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty()), path.to_path_buf())
+    }
+
+    /// Opens `relative`, following links only as far as they stay below this directory.
+    pub(crate) fn beneath(&self, relative: &Path) -> Result<Option<Self>, StoreError> {
+        let relative = if relative == Path::new("") { Path::new(".") } else { relative };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let opened = rustix::fs::openat2(&self.fd, relative, DIRECTORY, Mode::empty(), resolve);
+        Self::found(opened, self.path.join(relative))
+    }
+
+    /// Opens a directory right in this one; a link is taken for absent.
+    pub(crate) fn sub(&self, name: &[u8]) -> Result<Option<Self>, StoreError> {
+        let flags = DIRECTORY | OFlags::NOFOLLOW;
+        Self::found(rustix::fs::openat(&self.fd, name, flags, Mode::empty()), self.at(name))
+    }
+
+    fn found(opened: rustix::io::Result<OwnedFd>, path: PathBuf) -> Result<Option<Self>, StoreError> {
+        match opened {
+            Ok(fd) => Ok(Some(Self { fd, path })),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(None),
+            Err(errno) => Err(during("open", &path)(errno)),
+        }
+    }
+
+    /// Another handle to it.
+    pub(crate) fn again(&self) -> Result<Self, StoreError> {
+        let fd = self.fd.try_clone().map_err(during("open", &self.path))?;
+        Ok(Self { fd, path: self.path.clone() })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of something in it, for messages.
+    pub(crate) fn at(&self, name: &[u8]) -> PathBuf {
+        self.path.join(std::ffi::OsStr::from_bytes(name))
+    }
+
+    /// Shows name, inode and type of everything in it but `.` and `..`.
+    pub(crate) fn list(
+        &self,
+        mut visit: impl FnMut(&[u8], u64, FileType),
+    ) -> Result<(), StoreError> {
+        rustix::fs::seek(&self.fd, SeekFrom::Start(0)).map_err(during("list", &self.path))?;
+        let mut buffer = Vec::with_capacity(LISTING_BUFFER);
+        let mut entries = RawDir::new(&self.fd, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(during("list", &self.path))?;
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                FileType::Unknown => {
+                    let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+                    stat.map_or(FileType::Unknown, |s| FileType::from_raw_mode(s.st_mode))
+                }
+                known => known,
+            };
+            visit(name, entry.ino(), kind);
+        }
+        Ok(())
+    }
+
+    /// What stands under `name`, links not followed; `None` if nothing.
+    pub(crate) fn stat(&self, name: &[u8]) -> Result<Option<Stat>, StoreError> {
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(during("stat", &self.at(name))(errno)),
+        }
+    }
+
+    /// The signature of `name`; the default if there is nothing.
+    pub(crate) fn mark(&self, name: &[u8], now_ms: u64) -> Result<Mark, StoreError> {
+        let absent = Mark { settled: true, ..Mark::default() };
+        Ok(self.stat(name)?.map_or(absent, |stat| Mark::of(&stat, now_ms)))
+    }
+
+    /// Whether `name` is a directory, and no link to one.
+    pub(crate) fn has_dir(&self, name: &[u8]) -> Result<bool, StoreError> {
+        let is_dir = |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        Ok(self.stat(name)?.is_some_and(is_dir))
+    }
+
+    /// Owner and permissions of the directory itself.
+    pub(crate) fn owner(&self) -> Result<Owner, StoreError> {
+        let stat = rustix::fs::fstat(&self.fd).map_err(during("stat", &self.path))?;
+        Ok(Owner { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777 })
+    }
+
+    /// Opens a regular file for reading, with its state; `None` if it is not there or anything
+    /// else. Never blocks on a FIFO and never follows a link.
+    pub(crate) fn read(&self, name: &[u8]) -> Result<Option<(File, Stat)>, StoreError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => return Ok(None),
+            Err(errno) => return Err(during("open", &self.at(name))(errno)),
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(during("stat", &self.at(name)))?;
+        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        Ok(regular.then(|| (File::from(fd), stat)))
+    }
+
+    /// The content of a regular file of at most `octets_max`; `None` if it is not there.
+    pub(crate) fn content(
+        &self,
+        name: &[u8],
+        octets_max: u64,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some((file, stat)) = self.read(name)? else { return Ok(None) };
+        let path = self.at(name);
+        let mut content = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(1 << 20));
+        file.take(octets_max + 1).read_to_end(&mut content).map_err(during("read", &path))?;
+        if u64::try_from(content.len()).is_ok_and(|octets| octets > octets_max) {
+            let why = format!("it is longer than {octets_max} octets");
+            return Err(StoreError::Corrupt { path, why });
+        }
+        Ok(Some(content))
+    }
+
+    /// Makes a new file, given to `owner`; an existing one is the error `AlreadyExists`.
+    pub(crate) fn create(&self, name: &[u8], owner: Owner) -> Result<File, StoreError> {
+        self.create_with(name, owner, owner.file_mode())
+    }
+
+    /// [`Dir::create`] with a mode of its own.
+    pub(crate) fn create_with(
+        &self,
+        name: &[u8],
+        owner: Owner,
+        mode: Mode,
+    ) -> Result<File, StoreError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let path = self.at(name);
+        let fd = rustix::fs::openat(&self.fd, name, flags, mode).map_err(during("create", &path))?;
+        let file = File::from(fd);
+        // Bits for others may have fallen to the umask.
+        if mode.as_raw_mode() & 0o077 != 0 {
+            rustix::fs::fchmod(&file, mode).map_err(during("chmod", &path))?;
+        }
+        owner.give(&file, &path)?;
+        Ok(file)
+    }
+
+    /// Opens an existing file for appending.
+    pub(crate) fn append(&self, name: &[u8]) -> Result<File, StoreError> {
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(&self.fd, name, flags, Mode::empty());
+        opened.map(File::from).map_err(during("open", &self.at(name)))
+    }
+
+    /// Makes a directory for `owner`; one that is there already is left as it is.
+    pub(crate) fn make(&self, name: &[u8], owner: Owner) -> Result<Self, StoreError> {
+        let path = self.at(name);
+        let made = match rustix::fs::mkdirat(&self.fd, name, owner.dir_mode()) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(errno) => return Err(during("create", &path)(errno)),
+        };
+        let dir = self.sub(name)?.ok_or_else(|| during("open", &path)(Errno::NOTDIR))?;
+        if made {
+            rustix::fs::fchmod(&dir.fd, owner.dir_mode()).map_err(during("chmod", &path))?;
+            owner.give(&File::from(dir.fd.try_clone().map_err(during("open", &path))?), &path)?;
+        }
+        Ok(dir)
+    }
+
+    /// Renames, over what may stand there.
+    pub(crate) fn rename(&self, name: &[u8], to: &Self, new: &[u8]) -> Result<(), StoreError> {
+        rustix::fs::renameat(&self.fd, name, &to.fd, new).map_err(during("rename", &self.at(name)))
+    }
+
+    /// Renames to a name that must be free; otherwise the error is `AlreadyExists`.
+    pub(crate) fn rename_new(&self, name: &[u8], to: &Self, new: &[u8]) -> Result<(), StoreError> {
+        rustix::fs::renameat_with(&self.fd, name, &to.fd, new, RenameFlags::NOREPLACE)
+            .map_err(during("rename", &self.at(name)))
+    }
+
+    /// Gives the file another name, which must be free.
+    pub(crate) fn link(&self, name: &[u8], to: &Self, new: &[u8]) -> Result<(), StoreError> {
+        rustix::fs::linkat(&self.fd, name, &to.fd, new, AtFlags::empty())
+            .map_err(during("link", &self.at(name)))
+    }
+
+    /// Removes a file; whether it was there.
+    pub(crate) fn remove(&self, name: &[u8]) -> Result<bool, StoreError> {
+        self.removed(rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()), name)
+    }
+
+    /// Removes an empty directory; `false` if it is not there or not empty.
+    pub(crate) fn remove_dir(&self, name: &[u8]) -> Result<bool, StoreError> {
+        match rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY) => Ok(false),
+            other => self.removed(other, name),
+        }
+    }
+
+    fn removed(&self, done: rustix::io::Result<()>, name: &[u8]) -> Result<bool, StoreError> {
+        match done {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(during("remove", &self.at(name))(errno)),
+        }
+    }
+
+    /// The target of a link; `None` if it is not there or not a link.
+    pub(crate) fn target(&self, name: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        match rustix::fs::readlinkat(&self.fd, name, Vec::new()) {
+            Ok(target) => Ok(Some(target.into_bytes())),
+            Err(Errno::NOENT | Errno::INVAL | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(during("read", &self.at(name))(errno)),
+        }
+    }
+
+    /// Makes a link with `target` as it stands.
+    pub(crate) fn symlink(&self, name: &[u8], target: &[u8], owner: Owner) -> Result<(), StoreError> {
+        let path = self.at(name);
+        rustix::fs::symlinkat(target, &self.fd, name).map_err(during("create", &path))?;
+        if rustix::process::geteuid().is_root() {
+            let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::chownat(&self.fd, name, Some(uid), Some(gid), flags)
+                .map_err(during("chown", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Sets a file's INTERNALDATE.
+    pub(crate) fn set_date(&self, name: &[u8], secs: i64) -> Result<(), StoreError> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::utimensat(&self.fd, name, &date(secs), flags)
+            .map_err(during("date", &self.at(name)))
+    }
+
+    /// Makes the names in it durable.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        rustix::fs::fsync(&self.fd).map_err(during("sync", &self.path))
+    }
+}
+
+/// Both times of a file, set to `secs` since 1970.
+pub(crate) fn date(secs: i64) -> Timestamps {
+    let time = Timespec { tv_sec: secs, tv_nsec: 0 };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+/// Whether an error says that a name is taken.
+pub(crate) fn is_taken(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. }
+        if matches!(source.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty))
+}
+
+/// Whether an error says that something is not there.
+pub(crate) fn is_absent(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_that_lead_out_are_absent() {
+        let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        symlink(outside.path(), inside.path().join("out")).unwrap();
+        symlink("here", inside.path().join("in")).unwrap();
+        std::fs::create_dir(inside.path().join("here")).unwrap();
+        File::create(outside.path().join("secret")).unwrap();
+        symlink(outside.path().join("secret"), inside.path().join("file")).unwrap();
+        let dir = Dir::open(inside.path()).unwrap().unwrap();
+        assert!(dir.beneath(Path::new("out")).unwrap().is_none());
+        assert!(dir.beneath(Path::new("../x")).unwrap().is_none());
+        assert!(dir.beneath(Path::new("in")).unwrap().is_some());
+        assert!(dir.sub(b"in").unwrap().is_none());
+        assert!(dir.read(b"file").unwrap().is_none());
+    }
+
+    #[test]
+    fn young_marks_do_not_hold() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap().unwrap();
+        File::create(root.path().join("f")).unwrap();
+        let young = dir.mark(b"f", 0).unwrap();
+        assert!(!young.holds(&young));
+        let old = dir.mark(b"f", u64::MAX).unwrap();
+        assert!(old.holds(&young) && !old.unsettled().holds(&old));
+        let absent = dir.mark(b"none", 0).unwrap();
+        assert!(absent.holds(&absent) && !absent.holds(&old));
+    }
+}

@@ -1,0 +1,239 @@
+//! Dovecot's dot-locks: a file beside the one it guards, made with `O_EXCL`, that says
+//! `<pid>:<host>`.
+
+use std::{io::Write as _, sync::Arc, time::Duration};
+
+use mailtwin_disk::clock::Clock;
+use rustix::{fs::Mode, io::Errno, process::Pid};
+
+use super::fsys::{Dir, Owner, during, is_taken};
+use crate::StoreError;
+
+/// How often a taken lock is tried again.
+const RETRY: Duration = Duration::from_millis(3);
+
+/// A dead owner on this host is believed dead when its lock is that old, as Dovecot does.
+const DEAD_MS: u64 = 2_000;
+
+/// The lock of an owner that cannot be asked is taken over when neither it nor the file it guards
+/// changed for that long.
+const SILENT_MS: u64 = 120_000;
+
+/// Longest content that is read.
+const CONTENT_OCTETS_MAX: u64 = 1024;
+
+/// Who takes locks here, and for how long it waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Locker {
+    pub clock: Arc<dyn Clock>,
+    pub host: String,
+    pub patience: Duration,
+}
+
+/// A lock we hold; dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct DotLock<'a> {
+    dir: &'a Dir,
+    name: &'static [u8],
+    inode: u64,
+}
+
+impl Locker {
+    /// Takes the lock `name` in `dir`, which guards `guarded`.
+    pub(crate) fn take<'a>(
+        &self,
+        dir: &'a Dir,
+        name: &'static [u8],
+        guarded: &[u8],
+        owner: Owner,
+    ) -> Result<DotLock<'a>, StoreError> {
+        let start = self.clock.monotonic();
+        loop {
+            match self.try_take(dir, name, owner) {
+                Ok(lock) => return Ok(lock),
+                Err(error) if is_taken(&error) => {}
+                Err(error) => return Err(error),
+            }
+            let holder = self.holder(dir, name)?;
+            if self.is_abandoned(dir, name, guarded, &holder)? {
+                self.take_away(dir, name)?;
+                continue;
+            }
+            let waited = self.clock.monotonic().saturating_sub(start);
+            if waited >= self.patience {
+                let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+                return Err(StoreError::Locked { path: dir.at(name), holder, waited_ms });
+            }
+            self.clock.pause(RETRY);
+        }
+    }
+
+    fn try_take<'a>(
+        &self,
+        dir: &'a Dir,
+        name: &'static [u8],
+        owner: Owner,
+    ) -> Result<DotLock<'a>, StoreError> {
+        // Readable by the mail user, or Dovecot cannot wait for it.
+        let mut file = dir.create_with(name, owner, Mode::from_raw_mode(0o644))?;
+        let stat = rustix::fs::fstat(&file).map_err(during("stat", &dir.at(name)))?;
+        let lock = DotLock { dir, name, inode: stat.st_ino };
+        let content = format!("{}:{}", std::process::id(), self.host);
+        file.write_all(content.as_bytes()).map_err(during("write", &dir.at(name)))?;
+        Ok(lock)
+    }
+
+    fn holder(&self, dir: &Dir, name: &[u8]) -> Result<String, StoreError> {
+        let content = dir.content(name, CONTENT_OCTETS_MAX)?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&content).escape_debug().to_string())
+    }
+
+    fn is_abandoned(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        guarded: &[u8],
+        holder: &str,
+    ) -> Result<bool, StoreError> {
+        let now_ms = self.clock.unix_ms();
+        let age_ms = |name: &[u8]| -> Result<u64, StoreError> {
+            let mark = dir.mark(name, now_ms)?;
+            let secs = u64::try_from(mark.modified_secs()).unwrap_or(0);
+            Ok(now_ms.saturating_sub(secs.saturating_mul(1000)))
+        };
+        if dir.stat(name)?.is_none() {
+            return Ok(false);
+        }
+        match self.local_pid(holder) {
+            Some(pid) => {
+                let dead = rustix::process::test_kill_process(pid) == Err(Errno::SRCH);
+                Ok(dead && age_ms(name)? > DEAD_MS)
+            }
+            None => Ok(age_ms(name)?.min(age_ms(guarded)?) > SILENT_MS),
+        }
+    }
+
+    fn local_pid(&self, holder: &str) -> Option<Pid> {
+        let (pid, host) = holder.split_once(':')?;
+        (host == self.host).then(|| pid.parse().ok().and_then(Pid::from_raw)).flatten()
+    }
+
+    /// Removes an abandoned lock, by way of a name of our own: if somebody else did so first and
+    /// made a new one, that one is put back.
+    fn take_away(&self, dir: &Dir, name: &[u8]) -> Result<(), StoreError> {
+        let own = [name, format!(".{}", std::process::id()).as_bytes()].concat();
+        let stale = dir.stat(name)?.map(|stat| stat.st_ino);
+        match dir.rename(name, dir, &own) {
+            Ok(()) => {}
+            Err(error) if super::fsys::is_absent(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        if dir.stat(&own)?.map(|stat| stat.st_ino) == stale {
+            dir.remove(&own)?;
+            tracing::warn!(path = %dir.at(name).display(), "took over a lock whose owner is gone");
+            return Ok(());
+        }
+        match dir.rename_new(&own, dir, name) {
+            Err(error) if !is_taken(&error) => Err(error),
+            _ => dir.remove(&own).map(|_| ()),
+        }
+    }
+}
+
+impl DotLock<'_> {
+    /// Whether nobody took it from us.
+    pub(crate) fn is_ours(&self) -> Result<bool, StoreError> {
+        Ok(self.dir.stat(self.name)?.is_some_and(|stat| stat.st_ino == self.inode))
+    }
+
+    /// Refuses if somebody took it from us: what was done under it may be half undone.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        if self.is_ours()? {
+            return Ok(());
+        }
+        let (path, holder) = (self.dir.at(self.name), "somebody who took it from us".into());
+        Err(StoreError::Locked { path, holder, waited_ms: 0 })
+    }
+}
+
+impl Drop for DotLock<'_> {
+    fn drop(&mut self) {
+        // Nobody is left to tell of a failure; the lock is then taken over once we are gone.
+        if self.is_ours().unwrap_or(false) {
+            let _ = self.dir.remove(self.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mailtwin_disk::clock::SystemClock;
+
+    use super::*;
+
+    const NAME: &[u8] = b"dovecot-uidlist.lock";
+
+    fn locker(patience_ms: u64) -> Locker {
+        let patience = Duration::from_millis(patience_ms);
+        Locker { clock: SystemClock::shared(), host: "here".into(), patience }
+    }
+
+    fn set(dir: &Dir, content: &str, age_secs: i64) {
+        let mut file = dir.create(NAME, dir.owner().unwrap()).unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        let now = i64::try_from(SystemClock::shared().unix_ms() / 1000).unwrap();
+        dir.set_date(NAME, now - age_secs).unwrap();
+    }
+
+    #[test]
+    fn taken_and_given_back() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap().unwrap();
+        let owner = dir.owner().unwrap();
+        let lock = locker(0).take(&dir, NAME, b"x", owner).unwrap();
+        let said = dir.content(NAME, 99).unwrap().unwrap();
+        assert_eq!(said, format!("{}:here", std::process::id()).as_bytes());
+        assert!(matches!(
+            locker(0).take(&dir, NAME, b"x", owner),
+            Err(StoreError::Locked { holder, .. }) if holder.ends_with(":here")
+        ));
+        lock.check().unwrap();
+        drop(lock);
+        assert!(dir.stat(NAME).unwrap().is_none());
+    }
+
+    #[test]
+    fn stale_rules() {
+        let live = format!("{}:here", std::process::id());
+        // Beyond the highest PID Linux gives.
+        let dead = "99999999:here";
+        let cases = [
+            (live.as_str(), 9999, false),
+            (dead, 0, false),
+            (dead, 10, true),
+            ("99999999:there", 10, false),
+            ("99999999:there", 200, true),
+            ("", 10, false),
+            ("nonsense", 200, true),
+        ];
+        for (content, age_secs, taken_over) in cases {
+            let root = tempfile::tempdir().unwrap();
+            let dir = Dir::open(root.path()).unwrap().unwrap();
+            set(&dir, content, age_secs);
+            let got = locker(0).take(&dir, NAME, b"none", dir.owner().unwrap());
+            assert_eq!(got.is_ok(), taken_over, "{content:?} {age_secs}");
+        }
+    }
+
+    #[test]
+    fn a_lock_taken_from_us_is_noticed_and_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap().unwrap();
+        let lock = locker(0).take(&dir, NAME, b"x", dir.owner().unwrap()).unwrap();
+        dir.rename(NAME, &dir, b"old").unwrap();
+        set(&dir, "1:other", 0);
+        assert!(lock.check().is_err());
+        drop(lock);
+        assert!(dir.stat(NAME).unwrap().is_some());
+    }
+}

@@ -1,0 +1,619 @@
+//! Looks at a mailbox and brings its snapshot up to date.
+//!
+//! The first look takes no lock. What it cannot explain (a message gone, seen twice, without a UID)
+//! waits for a second look under Dovecot's lock, where names stand still: only that one believes an
+//! expunge and gives out UIDs. Octets of new messages are read between the two, so that the lock
+//! is held for the names only.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use mailtwin_logic::ids::{Guid, MailboxId, Uid, UidValidity};
+use rustix::fs::FileType;
+
+use super::{
+    UidBookkeeping,
+    engine::Context,
+    fsys::Dir,
+    hash,
+    keywords::{self, Table},
+    names,
+    snapshot::{Entry, Marks, Snapshot},
+    uidlist::{self, Heading, Lines},
+};
+use crate::{ProblemKind, StoreError};
+
+/// What a look found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// There is no mailbox here.
+    Absent,
+    /// The snapshot is as it was.
+    Unchanged,
+    /// The snapshot is up to date now.
+    Changed,
+    /// Something must be looked at again; the snapshot is as it was.
+    Unsure,
+}
+
+/// How far a look may be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// Names may move meanwhile.
+    First,
+    /// Under the lock, or for a second time where no lock may be taken.
+    Second,
+}
+
+/// Messages read so far, by base name; survives from the first look to the second.
+pub(crate) type Read = HashMap<Vec<u8>, Octets>;
+
+/// What was read of one message.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Octets {
+    inode: u64,
+    guid: Guid,
+    octets: u64,
+    date: i64,
+}
+
+/// A file as a listing shows it.
+#[derive(Clone, Debug)]
+struct Found {
+    name: Vec<u8>,
+    inode: u64,
+    in_new: bool,
+}
+
+/// What a uidlist says that is of use now.
+#[derive(Debug, Default)]
+struct List {
+    heading: Option<Heading>,
+    /// By base name; the last line wins.
+    uids: HashMap<Vec<u8>, (Uid, Vec<u8>)>,
+    /// Whether `uids` is all of the list rather than what was appended.
+    whole: bool,
+    read: u64,
+    last: Uid,
+    damage: Option<String>,
+}
+
+/// One look.
+struct Look<'a> {
+    cx: &'a Context,
+    dir: &'a Dir,
+    snapshot: &'a mut Snapshot,
+    trust: Trust,
+    marks: Marks,
+    found: BTreeMap<Vec<u8>, Found>,
+    /// Base names seen more than once.
+    doubled: Vec<Vec<u8>>,
+    list: List,
+    complaints: Vec<(ProblemKind, Vec<u8>, String)>,
+    unsettled: bool,
+}
+
+/// Signatures of what a scan depends on; `None` if there is no mailbox.
+pub(crate) fn marks(cx: &Context, dir: &Dir) -> Result<Option<Marks>, StoreError> {
+    if !dir.has_dir(b"cur")? {
+        return Ok(None);
+    }
+    let now_ms = cx.clock.unix_ms();
+    // `new` before `cur`: a message that moves meanwhile is then seen twice rather than never.
+    Ok(Some(Marks {
+        new: dir.mark(b"new", now_ms)?,
+        cur: dir.mark(b"cur", now_ms)?,
+        list: dir.mark(uidlist::NAME, now_ms)?,
+        keywords: dir.mark(b"dovecot-keywords", now_ms)?,
+    }))
+}
+
+/// Looks once.
+pub(crate) fn look(
+    cx: &Context,
+    dir: &Dir,
+    snapshot: &mut Snapshot,
+    trust: Trust,
+    read: &mut Read,
+) -> Result<Verdict, StoreError> {
+    let Some(marks) = marks(cx, dir)? else { return Ok(Verdict::Absent) };
+    if snapshot.header.marks.hold(&marks) {
+        return Ok(Verdict::Unchanged);
+    }
+    cx.shelf.load(snapshot, cx.clock.unix_ms())?;
+    let mut look = Look {
+        cx,
+        dir,
+        snapshot,
+        trust,
+        marks,
+        found: BTreeMap::new(),
+        doubled: Vec::new(),
+        list: List::default(),
+        complaints: Vec::new(),
+        unsettled: false,
+    };
+    look.run(read)
+}
+
+impl Look<'_> {
+    fn run(&mut self, read: &mut Read) -> Result<Verdict, StoreError> {
+        self.list_names()?;
+        self.read_list(false)?;
+        if !self.list.whole && self.any_unknown() {
+            self.read_list(true)?;
+        }
+        if self.list.heading.is_none() && !self.cx.assigns() && self.found.is_empty() {
+            return Ok(Verdict::Absent);
+        }
+        self.read_messages(read)?;
+        if self.trust == Trust::First && self.is_unsure(read) {
+            return Ok(Verdict::Unsure);
+        }
+        if self.cx.assigns() {
+            self.number()?;
+        }
+        let table = self.table()?;
+        self.bring_up(table, read);
+        Ok(Verdict::Changed)
+    }
+
+    /// Lists what may have changed, and takes the rest from the snapshot.
+    fn list_names(&mut self) -> Result<(), StoreError> {
+        let held = self.snapshot.header.marks;
+        let relist_new = !held.new.holds(&self.marks.new);
+        let relist_cur = !held.cur.holds(&self.marks.cur);
+        if relist_new {
+            self.list_dir(b"new", true)?;
+        }
+        if relist_cur {
+            self.list_dir(b"cur", false)?;
+        }
+        if relist_new && relist_cur {
+            return Ok(());
+        }
+        let kept = self.snapshot.entries().values();
+        let kept = kept.filter(|entry| if entry.in_new { !relist_new } else { !relist_cur });
+        let kept: Vec<Found> = kept
+            .map(|entry| Found {
+                name: entry.name.to_vec(),
+                inode: entry.inode,
+                in_new: entry.in_new,
+            })
+            .collect();
+        kept.into_iter().for_each(|found| self.see(found));
+        Ok(())
+    }
+
+    fn list_dir(&mut self, name: &[u8], in_new: bool) -> Result<(), StoreError> {
+        let Some(dir) = self.dir.sub(name)? else { return Ok(()) };
+        let mut found = Vec::new();
+        let complaints = &mut self.complaints;
+        dir.list(|name, inode, kind| {
+            if name.starts_with(b".") {
+                return;
+            }
+            if kind != FileType::RegularFile {
+                let detail = "it is no regular file, and not replicated";
+                complaints.push((ProblemKind::NotAMessage, name.to_vec(), detail.into()));
+            } else if names::base(name).iter().any(|octet| matches!(octet, b'\r' | b'\n')) {
+                let detail = "its name has a line end in it, which dovecot-uidlist cannot hold";
+                complaints.push((ProblemKind::Name, name.to_vec(), detail.into()));
+            } else if names::base(name).is_empty() {
+                let detail = "its name has nothing before the colon";
+                complaints.push((ProblemKind::Name, name.to_vec(), detail.into()));
+            } else {
+                found.push(Found { name: name.to_vec(), inode, in_new });
+            }
+        })?;
+        found.into_iter().for_each(|found| self.see(found));
+        Ok(())
+    }
+
+    /// Of two files with one base name, the one in `cur/` counts, and there the first by name.
+    fn see(&mut self, found: Found) {
+        let base = names::base(&found.name).to_vec();
+        match self.found.get_mut(&base) {
+            None => {
+                self.found.insert(base, found);
+            }
+            Some(held) => {
+                let key = |found: &Found| (found.in_new, found.name.clone());
+                if key(&found) < key(held) {
+                    *held = found;
+                }
+                self.doubled.push(base);
+            }
+        }
+    }
+
+    fn any_unknown(&self) -> bool {
+        let known: BTreeSet<&[u8]> = self.snapshot.entries().values().map(Entry::base).collect();
+        let is_new = |base: &Vec<u8>| {
+            !known.contains(base.as_slice()) && !self.list.uids.contains_key(base)
+        };
+        self.found.keys().any(is_new)
+    }
+
+    /// Reads the uidlist: what was appended since the last time if that can be told, or all of it.
+    fn read_list(&mut self, all: bool) -> Result<(), StoreError> {
+        let header = &self.snapshot.header;
+        let (held, now) = (header.marks.list, self.marks.list);
+        let appended = !all
+            && header.list_read > 0
+            && held.inode() == now.inode()
+            && now.size() >= header.list_read;
+        if appended && held.holds(&now) {
+            self.list.read = header.list_read;
+            self.list.last = header.list_last;
+            self.list.heading = Some(self.known_heading());
+            return Ok(());
+        }
+        let from = if appended { header.list_read } else { 0 };
+        let tail = hash::tail(self.dir, uidlist::NAME, from, uidlist::FILE_OCTETS_MAX)?;
+        let Some(content) = tail else {
+            self.list = List { whole: true, ..List::default() };
+            return Ok(());
+        };
+        let path = self.dir.at(uidlist::NAME);
+        let (heading, rest, last) = if appended {
+            (self.known_heading(), content.as_slice(), header.list_last)
+        } else {
+            let corrupt = |why| StoreError::Corrupt { path, why };
+            let (heading, rest) = Heading::parse(&content).map_err(corrupt)?;
+            (heading, rest, Uid(0))
+        };
+        let lines = Lines::parse(rest, last);
+        let skipped = content.len() - rest.len();
+        let read = u64::try_from(skipped + lines.octets).unwrap_or(u64::MAX);
+        self.list = List {
+            heading: Some(heading),
+            whole: !appended,
+            read: from.saturating_add(read),
+            last: lines.lines.last().map_or(last, |line| line.uid),
+            damage: lines.damage,
+            uids: HashMap::new(),
+        };
+        for line in lines.lines {
+            let keys = if line.keys.len() <= uidlist::KEYS_OCTETS_MAX { line.keys } else { b"" };
+            self.list.uids.insert(line.base.to_vec(), (line.uid, keys.to_vec()));
+        }
+        Ok(())
+    }
+
+    fn known_heading(&self) -> Heading {
+        let header = &self.snapshot.header;
+        Heading {
+            uid_validity: header.uid_validity,
+            next: header.uid_next,
+            id: Some(header.id),
+            rest: Vec::new(),
+        }
+    }
+
+    /// Reads and hashes messages not seen before, or not as they are.
+    fn read_messages(&mut self, read: &mut Read) -> Result<(), StoreError> {
+        let known: HashMap<&[u8], u64> =
+            self.snapshot.entries().values().map(|entry| (entry.base(), entry.inode)).collect();
+        let (mut new, mut cur) = (None, None);
+        for (base, found) in &self.found {
+            let is_known = known.get(base.as_slice()) == Some(&found.inode);
+            let is_read = read.get(base).is_some_and(|octets| octets.inode == found.inode);
+            if is_known || is_read || (!self.cx.assigns() && self.uid_of(base).is_none()) {
+                continue;
+            }
+            let (place, name): (&mut Option<Dir>, &[u8]) =
+                if found.in_new { (&mut new, b"new") } else { (&mut cur, b"cur") };
+            if place.is_none() {
+                *place = self.dir.sub(name)?;
+            }
+            let Some(dir) = place else { continue };
+            match hash::message(dir, &found.name) {
+                Ok(Some((guid, octets, date, inode))) => {
+                    read.insert(base.clone(), Octets { inode, guid, octets, date });
+                }
+                // It was renamed since it was listed.
+                Ok(None) => self.unsettled = true,
+                Err(error @ StoreError::Io { .. }) if !is_exhausted(&error) => {
+                    self.unsettled = true;
+                    let detail = describe(&error);
+                    let name = found.name.clone();
+                    self.complaints.push((ProblemKind::MessageUnreadable, name, detail));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The UID a message has, by its line or as we know it.
+    fn uid_of(&self, base: &[u8]) -> Option<(Uid, &[u8])> {
+        self.list.uids.get(base).map(|(uid, keys)| (*uid, keys.as_slice()))
+    }
+
+    /// Whether a look without the lock cannot be believed.
+    fn is_unsure(&self, read: &Read) -> bool {
+        let missing = |entry: &Entry| !self.found.contains_key(entry.base());
+        let renumbered =
+            |entry: &Entry| self.uid_of(entry.base()).is_some_and(|(uid, _)| uid != entry.uid);
+        let entries = self.snapshot.entries();
+        if !self.doubled.is_empty() || entries.values().any(|e| missing(e) || renumbered(e)) {
+            return true;
+        }
+        let known: BTreeSet<&[u8]> = entries.values().map(Entry::base).collect();
+        if self.list.whole && known.iter().any(|base| self.uid_of(base).is_none()) {
+            return true;
+        }
+        let unread = self.complaints.iter().any(|(kind, ..)| *kind == ProblemKind::MessageUnreadable);
+        if self.unsettled && !unread {
+            return true;
+        }
+        if !self.cx.assigns() {
+            return false;
+        }
+        let lacks_id = self.list.heading.as_ref().is_none_or(|heading| heading.id.is_none());
+        let is_new = |base: &&Vec<u8>| !known.contains(base.as_slice());
+        let lacks_uid = |base: &Vec<u8>| self.uid_of(base).is_none() && read.contains_key(base);
+        lacks_id || self.found.keys().filter(is_new).any(lacks_uid)
+    }
+
+    /// Gives UIDs to messages without one, and the list what it lacks. Only under the lock, or
+    /// where the list is not shared.
+    fn number(&mut self) -> Result<(), StoreError> {
+        if self.list.damage.is_some() {
+            return Ok(());
+        }
+        let whole = self.list.whole;
+        let known: BTreeSet<&[u8]> =
+            self.snapshot.entries().values().filter(|_| !whole).map(Entry::base).collect();
+        let lacks = |base: &&Vec<u8>| self.uid_of(base).is_none() && !known.contains(base.as_slice());
+        let mut bases: Vec<Vec<u8>> = self.found.keys().filter(lacks).cloned().collect();
+        bases.sort_by_cached_key(|base| (names::told_time(base), base.clone()));
+        let listed = self.list.heading.as_ref().map_or(Uid(1), |heading| heading.next);
+        let mut next = listed.max(self.list.last.next());
+        let taken: BTreeSet<Uid> = self.list.uids.values().map(|(uid, _)| *uid).collect();
+        let mut held = HashMap::new();
+        if self.cx.is_read_only() {
+            // Where the list is not shared, a message keeps the number it had.
+            next = next.max(self.snapshot.header.uid_next);
+            let entries = self.snapshot.entries().values();
+            let own = entries.filter(|entry| !taken.contains(&entry.uid));
+            held = own.map(|entry| (entry.base().to_vec(), entry.uid)).collect();
+        }
+        let mut lines = Vec::new();
+        for base in bases {
+            let uid = held.get(&base).copied().unwrap_or(next);
+            next = next.max(uid.next());
+            lines.extend(uidlist::render(uid, b"", &base));
+            self.list.uids.insert(base, (uid, Vec::new()));
+        }
+        if self.cx.is_read_only() {
+            self.keep_numbers(next);
+            return Ok(());
+        }
+        self.write_list(next, &lines)
+    }
+
+    fn keep_numbers(&mut self, next: Uid) {
+        let mut heading = self.list.heading.clone().unwrap_or_else(|| self.known_heading());
+        if heading.uid_validity.0 == 0 {
+            heading.uid_validity = self.cx.new_uid_validity();
+        }
+        heading.next = heading.next.max(next);
+        self.list.heading = Some(heading);
+    }
+
+    fn write_list(&mut self, next: Uid, lines: &[u8]) -> Result<(), StoreError> {
+        let heading = match self.list.heading.clone() {
+            Some(heading) if heading.id.is_some() => heading,
+            Some(heading) => Heading { id: Some(self.cx.new_id()?), ..heading },
+            None => Heading {
+                uid_validity: self.cx.new_uid_validity(),
+                next,
+                id: Some(self.cx.new_id()?),
+                rest: Vec::new(),
+            },
+        };
+        if self.list.heading.as_ref() == Some(&heading) {
+            if lines.is_empty() {
+                return Ok(());
+            }
+            hash::append(self.dir, uidlist::NAME, self.list.read, lines)?;
+            self.list.read += u64::try_from(lines.len()).unwrap_or(0);
+        } else {
+            let held = hash::tail(self.dir, uidlist::NAME, 0, uidlist::FILE_OCTETS_MAX)?;
+            let held = held.unwrap_or_default();
+            let after = held.iter().position(|&octet| octet == b'\n').map_or(0, |at| at + 1);
+            let end = usize::try_from(self.list.read).unwrap_or(usize::MAX).min(held.len());
+            let kept = held.get(after..end).unwrap_or_default();
+            let content = [&heading.render(), kept, lines].concat();
+            hash::replace(self.dir, uidlist::NAME, &content, self.dir.owner()?, None)?;
+            self.dir.sync()?;
+            self.list.read = u64::try_from(content.len()).unwrap_or(u64::MAX);
+        }
+        if !lines.is_empty() {
+            self.list.last = Uid(next.0.saturating_sub(1));
+        }
+        self.list.heading = Some(heading);
+        self.marks.list = self.dir.mark(uidlist::NAME, 0)?;
+        Ok(())
+    }
+
+    fn table(&self) -> Result<Option<Table>, StoreError> {
+        if self.snapshot.header.marks.keywords.holds(&self.marks.keywords) {
+            return Ok(None);
+        }
+        let content = self.dir.content(b"dovecot-keywords", keywords::FILE_OCTETS_MAX)?;
+        let table = Table::parse(&content.unwrap_or_default());
+        Ok((table != self.snapshot.table).then_some(table))
+    }
+
+    /// Makes the snapshot what was seen.
+    fn bring_up(&mut self, table: Option<Table>, read: &mut Read) {
+        self.snapshot.header.problems.clear();
+        for (kind, object, detail) in std::mem::take(&mut self.complaints) {
+            self.snapshot.complain(kind, &object, detail);
+        }
+        for base in std::mem::take(&mut self.doubled) {
+            let detail = "two files have this name; one of them is replicated";
+            self.snapshot.complain(ProblemKind::Name, &base, detail);
+        }
+        if let Some(damage) = self.list.damage.take() {
+            let detail = format!("{damage}; messages behind that have no UID");
+            self.snapshot.complain(ProblemKind::ListDamaged, uidlist::NAME, detail);
+            self.unsettled = true;
+        }
+        let mut renewed = self.renew();
+        if let Some(table) = table {
+            self.snapshot.set_table(table);
+        }
+        if self.snapshot.table.is_full() {
+            let detail = "all 26 letters are taken; further keywords live in Dovecot's index only";
+            self.snapshot.complain(ProblemKind::KeywordsFull, b"dovecot-keywords", detail);
+        }
+        let unnumbered = self.update_entries(&mut renewed, read);
+        let header = &mut self.snapshot.header;
+        header.unnumbered = u32::try_from(unnumbered).unwrap_or(u32::MAX);
+        if let Some(heading) = &self.list.heading {
+            let next = heading.next.max(self.list.last.next());
+            header.uid_next = header.uid_next.max(next);
+        }
+        header.list_read = self.list.read;
+        header.list_last = self.list.last;
+        header.marks = self.marks;
+        if self.unsettled {
+            header.marks.cur = header.marks.cur.unsettled();
+            header.marks.new = header.marks.new.unsettled();
+            header.list_read = 0;
+        }
+    }
+
+    /// If the list is another mailbox's now, or counts anew, empties the snapshot and returns what
+    /// was in it, so that messages need not be read again.
+    fn renew(&mut self) -> Vec<Entry> {
+        let header = &self.snapshot.header;
+        let (id, uid_validity) = match &self.list.heading {
+            Some(heading) => {
+                (heading.id.unwrap_or_else(|| derived_id(self.dir)), heading.uid_validity)
+            }
+            None => (derived_id(self.dir), UidValidity(0)),
+        };
+        if (header.id, header.uid_validity) == (id, uid_validity) {
+            return Vec::new();
+        }
+        self.snapshot.restart(id, uid_validity)
+    }
+
+    /// Drops, renames and adds records; returns how many files have no UID.
+    fn update_entries(&mut self, renewed: &mut Vec<Entry>, read: &mut Read) -> usize {
+        let mut old: HashMap<Vec<u8>, Entry> =
+            renewed.drain(..).map(|entry| (entry.base().to_vec(), entry)).collect();
+        let (mut gone, mut kept) = (Vec::new(), Vec::new());
+        for entry in self.snapshot.entries().values() {
+            let uid = self.uid_of(entry.base()).map(|(uid, _)| uid);
+            let uid = if self.list.whole { uid } else { uid.or(Some(entry.uid)) };
+            match self.found.get(entry.base()) {
+                Some(found) if uid == Some(entry.uid) && found.inode == entry.inode => {
+                    if *found.name != *entry.name || found.in_new != entry.in_new {
+                        kept.push((entry.uid, found.clone()));
+                    }
+                }
+                Some(found) if found.inode == entry.inode => {
+                    old.insert(entry.base().to_vec(), entry.clone());
+                    gone.push(entry.uid);
+                }
+                Some(_) if uid == Some(entry.uid) => {}
+                _ => gone.push(entry.uid),
+            }
+        }
+        gone.into_iter().for_each(|uid| self.snapshot.expunge(uid));
+        for (uid, found) in kept {
+            self.snapshot.rename(uid, &found.name, found.in_new);
+        }
+        self.add_entries(&old, read)
+    }
+
+    fn add_entries(&mut self, old: &HashMap<Vec<u8>, Entry>, read: &mut Read) -> usize {
+        let known: HashMap<Vec<u8>, (Uid, u64)> = self
+            .snapshot
+            .entries()
+            .values()
+            .map(|entry| (entry.base().to_vec(), (entry.uid, entry.inode)))
+            .collect();
+        let (mut adds, mut unnumbered) = (Vec::new(), 0);
+        for (base, found) in &self.found {
+            let held = known.get(base);
+            if held.is_some_and(|(_, inode)| *inode == found.inode) {
+                continue;
+            }
+            let uid = self.uid_of(base).map(|(uid, keys)| (uid, keys.to_vec()));
+            let Some((uid, keys)) = uid.or(held.map(|(uid, _)| (*uid, Vec::new()))) else {
+                unnumbered += 1;
+                continue;
+            };
+            let template = old.get(base).filter(|entry| entry.inode == found.inode);
+            let octets = match (template, read.get(base)) {
+                (Some(entry), _) => Octets {
+                    inode: entry.inode,
+                    guid: entry.guid,
+                    octets: entry.octets,
+                    date: entry.date,
+                },
+                (None, Some(octets)) if octets.inode == found.inode => *octets,
+                _ => continue,
+            };
+            adds.push(Entry {
+                uid,
+                guid: octets.guid,
+                octets: octets.octets,
+                date: octets.date,
+                inode: octets.inode,
+                name: found.name.clone().into(),
+                in_new: found.in_new,
+                keys: keys.into(),
+                modseq: Default::default(),
+                replicated: template.is_some_and(|entry| entry.replicated),
+            });
+        }
+        adds.sort_unstable_by_key(|entry| entry.uid);
+        adds.into_iter().for_each(|entry| self.snapshot.put(entry));
+        unnumbered
+    }
+}
+
+/// Identity of a mailbox whose list has none: from where it lies and what directory it is.
+pub(crate) fn derived_id(dir: &Dir) -> MailboxId {
+    use std::os::unix::ffi::OsStrExt as _;
+    let inode = dir.mark(b"cur", 0).map_or(0, |mark| mark.inode());
+    let guid = crate::guid_of(&[dir.path().as_os_str().as_bytes(), &inode.to_le_bytes()].concat());
+    let mut id = [0; 16];
+    id.iter_mut().zip(guid.0).for_each(|(place, octet)| *place = octet);
+    MailboxId(id)
+}
+
+/// Whether an error is about this process rather than about one file.
+fn is_exhausted(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. }
+        if matches!(source.raw_os_error(), Some(code) if code == EMFILE || code == ENFILE))
+}
+
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
+fn describe(error: &StoreError) -> String {
+    match error {
+        StoreError::Io { source, .. } => format!("{error}: {source}"),
+        other => other.to_string(),
+    }
+}
+
+impl Context {
+    /// Whether messages without a UID get one here.
+    pub(crate) fn assigns(&self) -> bool {
+        self.options.assigns_uids || self.is_read_only()
+    }
+
+    /// Whether the store is never written.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.options.uid_bookkeeping == UidBookkeeping::ReadOnly
+    }
+}
