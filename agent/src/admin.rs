@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use mailtwin_host::admin::{
-    AgentStatus, AsideStatus, Entry, FailureCode, LogStat, LogStatus, Problem, ReplicaStatus,
+    AgentStatus, AsideStatus, answer, Entry, FailureCode, LogStat, LogStatus, Problem, ReplicaStatus,
     Request, Response, SCHEMA_VERSION,
 };
-use mailtwin_host::{node::Role, pins::Pins};
+use mailtwin_host::{keys::PublicKey, node::Role, pins::Pins};
 use mailtwin_logic::{
     chain::Chain,
     cursor::{Claim, Cursor},
@@ -33,6 +33,7 @@ pub(crate) struct Answers {
     pub(crate) node: String,
     pub(crate) role: Role,
     pub(crate) epoch: Epoch,
+    pub(crate) key: PublicKey,
     pub(crate) pins: Arc<Pins>,
     /// Absent while this node is a replica.
     pub(crate) working: Option<Working>,
@@ -49,16 +50,16 @@ impl Answers {
     pub(crate) async fn answer(&self, request: Request) -> Response {
         match request {
             Request::Status => Response::Status(self.status()),
-            Request::KeysShow => Response::Keys(self.pins.list(&self.node)),
-            Request::KeysPin { peer, key } => done(self.pins.pin(&peer, key)),
-            Request::KeysUnpin { peer, key } => done(self.pins.unpin(&peer, key)),
+            Request::KeysShow => answer::keys(&self.node, self.key, &self.pins),
+            Request::KeysPin { peer, key } => answer::done(self.pins.pin(&peer, key)),
+            Request::KeysUnpin { peer, key } => answer::done(self.pins.unpin(&peer, key)),
             Request::Sync { .. }
             | Request::LogTail { .. }
             | Request::LogStat
             | Request::LogAppend { .. }
             | Request::ReplicaPause { .. } => match &self.working {
                 Some(working) => working.answer(request).await,
-                None => failed(
+                None => answer::failed(
                     FailureCode::Refused,
                     format!("{} is a replica: ask the master", self.node),
                 ),
@@ -91,8 +92,8 @@ impl Working {
                 Err(response) => response,
             },
             Request::ReplicaPause { name, pause } => match self.agent.pause(&name, pause) {
-                Some(result) => done(result),
-                None => failed(FailureCode::Usage, format!("no replica is called {name:?}")),
+                Some(result) => answer::done(result),
+                None => answer::failed(FailureCode::Usage, format!("no replica is called {name:?}")),
             },
             Request::Status
             | Request::KeysShow
@@ -104,7 +105,7 @@ impl Working {
     async fn append(&self, targets: &[String]) -> Result<LogSeq, Response> {
         let targets = targets.iter().map(|text| parse_target(text)).collect::<Result<_, _>>()?;
         let append = self.agent.append(targets).await;
-        append.map_err(|error: LogError| failed(FailureCode::Failed, Chain(&error).to_string()))
+        append.map_err(|error: LogError| answer::failed(FailureCode::Failed, Chain(&error).to_string()))
     }
 
     async fn sync(&self, targets: &[String], timeout_ms: Option<u64>) -> Response {
@@ -120,7 +121,7 @@ impl Working {
         }
         let behind = self.agent.links().into_iter().filter(|link| link.cursor < upto);
         let behind: Vec<String> = behind.map(|link| describe(&link)).collect();
-        failed(FailureCode::Failed, format!("not in time: {}", behind.join("; ")))
+        answer::failed(FailureCode::Failed, format!("not in time: {}", behind.join("; ")))
     }
 
     fn log_tail(&self, entries: usize) -> Response {
@@ -130,7 +131,7 @@ impl Working {
         // A reader of its own: what it reads is taken by nobody.
         match self.agent.log().reader(extent.head).read(after, entries) {
             Ok(taken) => Response::Entries(taken.entries.iter().map(entry).collect()),
-            Err(error) => failed(FailureCode::Failed, Chain(&error).to_string()),
+            Err(error) => answer::failed(FailureCode::Failed, Chain(&error).to_string()),
         }
     }
 
@@ -234,7 +235,7 @@ fn describe(link: &LinkStatus) -> String {
 /// themselves in trees, where only whole accounts are named.
 fn parse_target(text: &str) -> Result<Target, Response> {
     let usage = |error: &dyn std::error::Error| {
-        failed(FailureCode::Usage, format!("{text:?} names no account or mailbox: {error}"))
+        answer::failed(FailureCode::Usage, format!("{text:?} names no account or mailbox: {error}"))
     };
     if text.is_empty() {
         return Ok(Target::Store);
@@ -255,15 +256,4 @@ fn entry(entry: &mailtwin_logic::entry::Entry) -> Entry {
 fn problems(store: &dyn MailStore) -> Vec<Problem> {
     let all = store.problems().into_iter().take(LISTED_MAX);
     all.map(|problem| Problem { object: problem.object, detail: problem.detail }).collect()
-}
-
-fn done<E: std::error::Error + 'static>(result: Result<(), E>) -> Response {
-    match result {
-        Ok(()) => Response::Done,
-        Err(error) => failed(FailureCode::Failed, Chain(&error).to_string()),
-    }
-}
-
-fn failed(code: FailureCode, message: String) -> Response {
-    Response::Failed { code, message }
 }

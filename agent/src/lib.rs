@@ -15,6 +15,7 @@ mod passed;
 mod pause;
 pub mod quarantine;
 pub mod source;
+mod store;
 mod visit;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

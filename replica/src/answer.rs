@@ -94,7 +94,8 @@ async fn send_listing(stream: &Stream, listing: Listing) -> Result<(), Broken> {
         stream.send(&Reply::Account { mailboxes, files, unread, more: true }).await?;
     }
     let unread = listing.unread.into_iter().take(LISTING_PER_FRAME);
-    let unread = unread.map(|(name, reason, detail)| (name, format!("{reason}: {detail}"))).collect();
+    let unread =
+        unread.map(|(name, reason, detail)| (name, format!("{reason}: {detail}"))).collect();
     let (mailboxes, files) = (Vec::new(), Vec::new());
     stream.send(&Reply::Account { mailboxes, files, unread, more: false }).await
 }

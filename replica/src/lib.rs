@@ -5,13 +5,16 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod admin;
 mod answer;
 mod apply;
 pub mod commit;
+pub mod daemon;
 pub mod fence;
 pub mod heard;
 mod intake;
+pub mod listener;
 pub mod metrics;
 pub mod session;
+mod store;
 mod stream;
-

@@ -12,11 +12,10 @@ use mailtwin_host::{
     workers::Workers,
 };
 use mailtwin_logic::{
-    ids::{Account, Epoch, MailboxId},
+    chain::Chain,
+    ids::{Account, MailboxId},
     limits::STREAMS_MAX,
-    wire::message::{
-        Beat, Control, Greeting, Hello, Refusal, Request, VERSION_MAX, agree, decode, encode,
-    },
+    wire::message::{Beat, Control, Greeting, Hello, Refusal, Request, agree, decode, encode},
 };
 use mailtwin_store::{Destination, MailStore};
 use tokio::{
@@ -26,7 +25,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{answer, commit::Committer, fence::Fence, heard::Heard, metrics::Metrics, stream::Stream};
+use crate::{
+    answer,
+    commit::Committer,
+    fence::{Fence, FenceError},
+    heard::Heard,
+    metrics::Metrics,
+    stream::Stream,
+};
 
 /// How long a new connection may take to say who it is.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -42,12 +48,8 @@ const OUT_QUEUE: usize = 64;
 pub struct Context {
     /// This node's name.
     pub node: String,
-    /// Where mail goes.
-    pub store: Arc<dyn MailStore>,
-    /// Threads for blocking calls.
-    pub workers: Workers,
-    /// Group commit.
-    pub committer: Committer,
+    /// What takes mail in; absent while this node is the master.
+    pub work: Option<Work>,
     /// Highest epoch seen, on disk.
     pub fence: Arc<Fence>,
     /// Counters.
@@ -56,6 +58,17 @@ pub struct Context {
     pub heard: Heard,
     /// Where streams' tasks run.
     pub tasks: Tasks,
+}
+
+/// Where mail goes, and how.
+#[derive(Clone)]
+pub struct Work {
+    /// The store.
+    pub store: Arc<dyn MailStore>,
+    /// Threads for its blocking calls.
+    pub workers: Workers,
+    /// Group commit.
+    pub committer: Committer,
 }
 
 /// Whether an agent that calls itself `name` may speak here; `Err` says why not.
@@ -118,7 +131,11 @@ impl Shared {
     pub(crate) fn builds(&self, to: &Destination, more: bool) {
         let key = (to.account.clone(), to.mailbox);
         let mut building = self.building.lock().expect("no panic while it is held");
-        if more { building.insert(key) } else { building.remove(&key) };
+        if more {
+            building.insert(key)
+        } else {
+            building.remove(&key)
+        };
     }
 }
 
@@ -156,12 +173,13 @@ where
     let Some(hello) = decode::<Hello>(&frame.payload).filter(|_| frame.stream == 0) else {
         return Err(SessionError::Protocol { peer: peer.to_owned(), what: "no greeting" });
     };
-    let greeting = greet(&hello, context, admit);
+    let (greeting, work) = match greet(&hello, context, admit) {
+        Ok((welcome, work)) => (welcome, Ok(work)),
+        Err((why, detail)) => (Greeting::Refused { why, detail: detail.clone() }, Err(detail)),
+    };
     writer.send(&message(0, &greeting)).await.map_err(net)?;
     writer.flush().await.map_err(net)?;
-    if let Greeting::Refused { detail, .. } = greeting {
-        return Err(SessionError::Refused { peer: hello.node, detail });
-    }
+    let work = work.map_err(|detail| SessionError::Refused { peer: hello.node.clone(), detail })?;
     let epoch = hello.epoch.0;
     tracing::info!(agent = %hello.node, %peer, epoch, "agent connected");
     let stop = stop.child_token();
@@ -169,7 +187,8 @@ where
     let (out, queue) = mpsc::channel(OUT_QUEUE);
     context.tasks.spawn("session writer", write(writer, queue, stop.clone()));
     context.heard.connected(&hello.node, true);
-    let result = read(&mut reader, &hello.node, context, out, stop).await;
+    let wires = Wires { peer: &hello.node, out, stop };
+    let result = read(&mut reader, wires, context, work).await;
     context.heard.connected(&hello.node, false);
     tracing::info!(agent = %hello.node, "agent disconnected");
     result
@@ -180,37 +199,30 @@ fn message<T: serde::Serialize>(stream: u32, message: &T) -> Frame {
 }
 
 /// Decides whether this agent may change anything here.
-fn greet(hello: &Hello, context: &Context, admit: Admit<'_>) -> Greeting {
-    let refuse = |why, detail: String| Greeting::Refused { why, detail };
-    if let Err(detail) = admit(&hello.node) {
-        return refuse(Refusal::Identity, detail);
-    }
-    let version = match agree(hello) {
-        Ok(version) => version.min(VERSION_MAX),
-        Err(detail) => return refuse(Refusal::Version, detail.to_owned()),
-    };
-    if context.fence.is_master() {
+fn greet(
+    hello: &Hello,
+    context: &Context,
+    admit: Admit<'_>,
+) -> Result<(Greeting, Work), (Refusal, String)> {
+    admit(&hello.node).map_err(|detail| (Refusal::Identity, detail))?;
+    let version = agree(hello).map_err(|detail| (Refusal::Version, detail.to_owned()))?;
+    let Some(work) = context.work.clone().filter(|_| !context.fence.is_master()) else {
         let detail = format!("{} is a master itself: two masters are never joined", context.node);
-        return refuse(Refusal::Role, detail);
-    }
+        return Err((Refusal::Role, detail));
+    };
     match context.fence.admit(hello.epoch) {
-        Ok(()) => Greeting::Welcome {
-            version,
-            node: context.node.clone(),
-            epoch: hello.epoch,
-            features: 0,
-        },
-        Err(crate::fence::FenceError::Fenced { known }) => {
-            let Epoch(epoch) = known;
+        Ok(()) => {
+            let (node, epoch) = (context.node.clone(), hello.epoch);
+            Ok((Greeting::Welcome { version, node, epoch, features: 0 }, work))
+        }
+        Err(FenceError::Fenced { known }) => {
             let detail = format!(
-                "{} knows epoch {epoch}, {} shows epoch {}: it was replaced by a newer master",
+                "{} knows epoch {known}, {} shows epoch {}: it was replaced by a newer master",
                 context.node, hello.node, hello.epoch
             );
-            refuse(Refusal::Epoch(known), detail)
+            Err((Refusal::Epoch(known), detail))
         }
-        Err(error @ crate::fence::FenceError::Save { .. }) => {
-            refuse(Refusal::Role, mailtwin_logic::chain::Chain(&error).to_string())
-        }
+        Err(error @ FenceError::Save { .. }) => Err((Refusal::Role, Chain(&error).to_string())),
     }
 }
 
@@ -236,18 +248,24 @@ async fn write<W: AsyncWrite + Unpin + Send>(
     }
 }
 
+/// How one session speaks and ends.
+struct Wires<'a> {
+    peer: &'a str,
+    out: mpsc::Sender<Frame>,
+    stop: CancellationToken,
+}
+
 /// Hands frames to their streams until the connection ends.
 async fn read<R: AsyncRead + Unpin + Send>(
     reader: &mut FrameReader<R>,
-    peer: &str,
+    Wires { peer, out, stop }: Wires<'_>,
     context: &Context,
-    out: mpsc::Sender<Frame>,
-    stop: CancellationToken,
+    Work { store, workers, committer }: Work,
 ) -> Result<(), SessionError> {
     let shared = Arc::new(Shared {
-        store: Arc::clone(&context.store),
-        workers: context.workers.clone(),
-        committer: context.committer.clone(),
+        store,
+        workers,
+        committer,
         metrics: context.metrics.clone(),
         building: Mutex::default(),
     });

@@ -3,6 +3,7 @@
 pub(crate) mod connection;
 mod dial;
 mod status;
+mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -38,6 +39,7 @@ use connection::{Connection, GreetError};
 
 pub use dial::{Dial, DialError, Io};
 pub use status::LinkStatus;
+pub use tls::TlsDialer;
 
 /// Log entries read in one go.
 const ENTRIES_MAX: usize = 1000;

@@ -1,5 +1,6 @@
 //! The local admin socket: one JSON request per line, one JSON answer per line, both bounded.
 
+pub mod answer;
 mod client;
 mod message;
 mod server;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 pub use client::{AdminError, Client};
 pub use message::{
-    AgentStatus, AsideStatus, Entry, FailureCode, KeyList, LogStat, LogStatus, PeerKeys, Problem,
+    AgentStatus, AsideStatus, Entry, FailureCode, KeyList, LogStat, LogStatus, Problem,
     ReplicaDaemonStatus, ReplicaStatus, Request, Response, SCHEMA_VERSION,
 };
 pub use server::{Handler, serve};

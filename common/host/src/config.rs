@@ -65,7 +65,7 @@ pub struct Node {
 pub struct Store {
     /// Kind of store.
     pub engine: Engine,
-    /// Where an account's mail is: an absolute path with `{user}`, `{domain}` or `{account}` in
+    /// Where an account's mail is: an absolute path with `{user}`, `{domain}` or `{path}` in
     /// it, or one without for a single account. Empty only for [`Engine::Memory`].
     pub root: String,
     /// How mailboxes lie within it.

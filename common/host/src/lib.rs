@@ -12,6 +12,7 @@ pub mod node;
 pub mod pins;
 pub mod retry;
 pub mod signals;
+pub mod state;
 pub mod systemd;
 pub mod tasks;
 pub mod telemetry;

@@ -1,8 +1,9 @@
 //! What systemd is told, if it runs us: ready, stopping, still alive. Without it, nothing.
 
-use std::time::Duration;
-
 use sd_notify::NotifyState;
+use tokio_util::sync::CancellationToken;
+
+use crate::tasks::Tasks;
 
 /// The daemon serves.
 pub fn ready() {
@@ -19,14 +20,18 @@ pub fn status(text: &str) {
     notify(&[NotifyState::Status(text)]);
 }
 
-/// The daemon is alive.
-pub fn alive() {
-    notify(&[NotifyState::Watchdog]);
-}
-
-/// How often [`alive`] is to be called; `None` if nobody waits for it.
-pub fn alive_every() -> Option<Duration> {
-    sd_notify::watchdog_enabled().map(|limit| limit / 3)
+/// Says regularly that the runtime is alive, if the unit has a `WatchdogSec=`.
+pub fn spawn_alive(tasks: &Tasks, stop: CancellationToken) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    tasks.spawn("watchdog", async move {
+        let mut ticks = tokio::time::interval(limit / 3);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => notify(&[NotifyState::Watchdog]),
+            }
+        }
+    });
 }
 
 fn notify(states: &[NotifyState<'_>]) {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{keys::PublicKey, node::Role};
+use crate::{keys::PublicKey, node::Role, pins::Pin};
 
 /// Version of every answer's shape.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -249,15 +249,6 @@ pub struct KeyList {
     pub key: PublicKey,
     /// Its short form.
     pub fingerprint: String,
-    /// Those of its peers.
-    pub peers: Vec<PeerKeys>,
-}
-
-/// Keys of one peer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerKeys {
-    /// Node name.
-    pub peer: String,
-    /// From the configuration, or pinned.
-    pub keys: Vec<PublicKey>,
+    /// Those of its peers, from the configuration and pinned.
+    pub pins: Vec<Pin>,
 }

@@ -24,7 +24,7 @@ const SCAN_INTERVAL_DEFAULT: Duration = Duration::from_hours(6);
 const SCAN_INTERVAL_MIN: Duration = Duration::from_secs(1);
 const GRAVEYARD_DEFAULT: Duration = Duration::from_hours(7 * 24);
 const NAME_OCTETS_MAX: usize = 64;
-const VARIABLES: [&str; 3] = ["user", "domain", "account"];
+const VARIABLES: [&str; 3] = ["user", "domain", "path"];
 
 /// Parses and checks; on failure every problem, in file order.
 pub(super) fn parse(path: &Path, text: &str) -> Result<Config, Vec<ConfigProblem>> {

@@ -1,7 +1,10 @@
 //! `replctl keys`.
 
 use anyhow::Context as _;
-use mailtwin_host::admin::{Request, Response};
+use mailtwin_host::{
+    admin::{Request, Response},
+    pins::{Pin, PinSource},
+};
 
 use super::ask::{Daemons, unexpected};
 use crate::{args, output::Output};
@@ -24,13 +27,12 @@ pub(super) async fn run(
         Response::Keys(list) if output.is_json() => output.json(&list)?,
         Response::Keys(list) => {
             output.say(&format!("{}  {}  (this node; {})", list.node, list.key, list.fingerprint))?;
-            for peer in list.peers {
-                if peer.keys.is_empty() {
-                    output.say(&format!("{}  none yet: pinned at first contact", peer.peer))?;
-                }
-                for key in peer.keys {
-                    output.say(&format!("{}  {key}  ({})", peer.peer, key.fingerprint()))?;
-                }
+            for Pin { peer, key, source } in list.pins {
+                let source = match source {
+                    PinSource::Configuration => "configuration",
+                    PinSource::Pinned => "pinned",
+                };
+                output.say(&format!("{peer}  {key}  ({source}; {})", key.fingerprint()))?;
             }
         }
         Response::Done => output.say("done")?,

@@ -13,9 +13,9 @@ use anyhow::Context as _;
 use mailtwin_agent::{
     Agent, AgentParts, Replica,
     link::{Dial, DialError, Io},
-    log::{Log, LogOptions},
+    log::{self, Log},
 };
-use mailtwin_disk::{index::Index, lock::StateLock};
+use mailtwin_disk::{index::Index, lock::DirLock};
 use mailtwin_host::{
     clock::{Clock, SystemClock},
     tasks::Tasks,
@@ -26,7 +26,7 @@ use mailtwin_replica::{
     commit::Committer,
     fence::Fence,
     heard::Heard,
-    session::{self, Context},
+    session::{self, Context, Work},
 };
 use mailtwin_store::{
     MailStore,
@@ -69,7 +69,7 @@ pub(crate) struct Pair {
     pub(crate) tasks: Tasks,
     pub(crate) workers: Workers,
     pub(crate) clock: Arc<dyn Clock>,
-    _lock: StateLock,
+    _lock: DirLock,
 }
 
 impl Pair {
@@ -81,7 +81,7 @@ impl Pair {
         stop: &CancellationToken,
     ) -> anyhow::Result<Self> {
         mailtwin_disk::dir::create(&places.state, 0o700)?;
-        let lock = StateLock::take(&places.state)?;
+        let lock = DirLock::take(&places.state)?;
         let clock: Arc<dyn Clock> = SystemClock::shared();
         let (index, _) = Index::open(&places.state.join("source-index"))?;
         let source = Arc::new(Maildir::open(source, index, Arc::clone(&clock))?);
@@ -90,14 +90,14 @@ impl Pair {
         let tasks = Tasks::new(stop.clone());
         let workers = Workers::start("store", WORKERS)?;
         let dialer = Pipe::new(places, &copy, &tasks, stop)?;
-        let (log, _) = Log::open(&places.state.join("log"), LogOptions::default(), Arc::clone(&clock))?;
+        let (log, _) = Log::open(&places.state.join("log"), log::Options::default(), Arc::clone(&clock))?;
         let parts = AgentParts {
             node: "source".into(),
             epoch: Epoch(1),
             state_dir: places.state.clone(),
             store: Arc::clone(&source) as Arc<dyn MailStore>,
             workers: workers.clone(),
-            log,
+            log: Arc::new(log),
             tasks: tasks.clone(),
             clock: Arc::clone(&clock),
             metrics: mailtwin_agent::metrics::Metrics::register(&prometheus::Registry::new())?,
@@ -132,9 +132,7 @@ impl Pipe {
         let committer = Committer::start(Arc::clone(&store), metrics.clone(), stop.clone())?;
         let context = Context {
             node: COPY.into(),
-            store,
-            workers: Workers::start("copy", WORKERS)?,
-            committer,
+            work: Some(Work { store, workers: Workers::start("copy", WORKERS)?, committer }),
             fence: Arc::new(Fence::open(&places.state)?),
             metrics,
             heard: Heard::default(),

@@ -1,0 +1,77 @@
+//! Answers `replctl` for the replica daemon.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use mailtwin_host::{
+    admin::{FailureCode, Problem, ReplicaDaemonStatus, Request, Response, SCHEMA_VERSION, answer},
+    clock::Clock,
+    keys::PublicKey,
+    node::Role,
+    pins::Pins,
+};
+use mailtwin_store::MailStore;
+
+use crate::{fence::Fence, heard::Heard};
+
+/// Problems listed in a status.
+const LISTED_MAX: usize = 50;
+
+/// What answers need.
+pub(crate) struct Answers {
+    pub(crate) node: String,
+    pub(crate) key: PublicKey,
+    pub(crate) pins: Arc<Pins>,
+    pub(crate) fence: Arc<Fence>,
+    pub(crate) heard: Heard,
+    pub(crate) listen: SocketAddr,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Absent while this node is the master.
+    pub(crate) store: Option<Arc<dyn MailStore>>,
+}
+
+impl Answers {
+    /// Answers one request.
+    pub(crate) fn answer(&self, request: &Request) -> Response {
+        match request {
+            Request::Status => Response::ReplicaDaemon(self.status()),
+            Request::KeysShow => answer::keys(&self.node, self.key, &self.pins),
+            Request::KeysPin { peer, key } => answer::done(self.pins.pin(peer, *key)),
+            Request::KeysUnpin { peer, key } => answer::done(self.pins.unpin(peer, *key)),
+            Request::Sync { .. }
+            | Request::LogTail { .. }
+            | Request::LogStat
+            | Request::LogAppend { .. }
+            | Request::ReplicaPause { .. } => {
+                let message = format!("{}: that is the master's agent to ask", self.node);
+                answer::failed(FailureCode::Refused, message)
+            }
+        }
+    }
+
+    fn status(&self) -> ReplicaDaemonStatus {
+        let agents = self.heard.agents();
+        let last = agents.values().filter_map(|agent| agent.beat).max_by_key(|beat| beat.at);
+        let problems = self.store.as_ref().map(|store| store.problems()).unwrap_or_default();
+        #[expect(clippy::cast_precision_loss, reason = "for humans")]
+        let age = |at: u64| self.clock.unix_ms().saturating_sub(at) as f64 / 1000.0;
+        ReplicaDaemonStatus {
+            schema_version: SCHEMA_VERSION,
+            node: self.node.clone(),
+            role: if self.fence.is_master() { Role::Master } else { Role::Replica },
+            epoch: self.fence.epoch().0,
+            listen: self.listen.to_string(),
+            agents: agents
+                .iter()
+                .filter(|(_, agent)| agent.connections > 0)
+                .map(|(name, _)| name.clone())
+                .collect(),
+            heartbeat_seconds: last.map(|beat| age(beat.at)),
+            lag_entries: last.map(|beat| beat.head.0.saturating_sub(beat.cursor.0)),
+            problems: problems
+                .into_iter()
+                .take(LISTED_MAX)
+                .map(|problem| Problem { object: problem.object, detail: problem.detail })
+                .collect(),
+        }
+    }
+}

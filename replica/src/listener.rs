@@ -1,0 +1,115 @@
+//! Accepts agents: TLS, a key that is a peer's, and no more connections than a cluster needs.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use mailtwin_host::{
+    keys::{NodeKey, PublicKey},
+    pins::{Admission, Pins},
+    tasks::Tasks,
+    tls,
+};
+use mailtwin_logic::chain::Chain;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::session::{self, Context};
+
+/// Connections at once, strangers included.
+const CONNECTIONS_MAX: usize = 64;
+
+/// What it takes to tell an agent from a stranger.
+#[derive(Clone, Debug)]
+pub struct Doorkeeper {
+    /// This node's key.
+    pub key: Arc<NodeKey>,
+    /// Its peers'.
+    pub pins: Arc<Pins>,
+}
+
+/// Serves agents at `address` until `stop`; returns where.
+pub async fn listen(
+    address: SocketAddr,
+    doorkeeper: Doorkeeper,
+    context: Context,
+    tasks: &Tasks,
+    stop: CancellationToken,
+) -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    let (room, inner) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), tasks.clone());
+    tasks.spawn("listener", async move {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (socket, from) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+                tracing::warn!(%from, "refused: {CONNECTIONS_MAX} connections are open already");
+                continue;
+            };
+            let (doorkeeper, context) = (doorkeeper.clone(), context.clone());
+            let stop = stop.child_token();
+            inner.spawn("connection", async move {
+                let _place = place;
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => {}
+                    () = one(socket, from, doorkeeper, context, stop.clone()) => {}
+                }
+            });
+        }
+    });
+    Ok(bound)
+}
+
+async fn one(
+    socket: TcpStream,
+    from: SocketAddr,
+    doorkeeper: Doorkeeper,
+    context: Context,
+    stop: CancellationToken,
+) {
+    let refused = |error: &dyn std::error::Error| {
+        context.metrics.refused.inc();
+        tracing::warn!(%from, error = %Chain(error), "connection refused or broken");
+    };
+    let expected = match doorkeeper.pins.expected_of_anyone() {
+        Ok(expected) => expected,
+        Err(error) => return refused(&error),
+    };
+    let (stream, shown) = match tls::accept(socket, &doorkeeper.key, expected).await {
+        Ok(shaken) => shaken,
+        Err(error) => return refused(&error),
+    };
+    let admit = |name: &str| admit(&doorkeeper.pins, name, shown);
+    let peer = from.to_string();
+    if let Err(error) = session::serve(stream, &peer, &context, &admit, stop).await {
+        refused(&error);
+    }
+}
+
+/// Whether an agent that calls itself `name` and owns `key` is that peer.
+fn admit(pins: &Pins, name: &str, key: PublicKey) -> Result<(), String> {
+    match pins.admit(name, key) {
+        Ok(Admission::Admitted) => Ok(()),
+        Ok(Admission::PinnedNow) => {
+            let fingerprint = key.fingerprint();
+            tracing::info!(peer = name, %key, fingerprint, "first contact: key pinned; any other is refused from now on");
+            Ok(())
+        }
+        Ok(Admission::Refused(refusal)) => Err(refusal.to_string()),
+        Err(error) => Err(Chain(&error).to_string()),
+    }
+}
