@@ -15,7 +15,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::{
-    dovecot::Dovecot,
+    dovecot::{Dovecot, Version},
     files,
     lab::{Lab, PATIENCE},
     oracle,
@@ -266,9 +266,24 @@ pub struct Pair {
 impl Pair {
     /// A pair of Dovecot 2.3 with Maildir++, everything running.
     pub fn start(lab: &Lab, accounts: &[&str]) -> anyhow::Result<Self> {
-        let version = crate::dovecot::Version::V23;
-        let master = Dovecot::start(lab, "master", version)?;
-        let replica = Dovecot::start(lab, "replica", version)?;
+        let master = Dovecot::start(lab, "master", Version::V23)?;
+        let replica = Dovecot::start(lab, "replica", Version::V23)?;
+        Self::running(lab, master, replica, accounts)
+    }
+
+    /// A pair whose master is [`Dovecot::busy`], everything running.
+    pub fn busy(lab: &Lab, versions: (Version, Version)) -> anyhow::Result<Self> {
+        let master = Dovecot::busy(lab, "master", versions.0)?;
+        let replica = Dovecot::start(lab, "replica", versions.1)?;
+        Self::running(lab, master, replica, &["u1", "u2", "u3"])
+    }
+
+    fn running(
+        lab: &Lab,
+        master: Dovecot,
+        replica: Dovecot,
+        accounts: &[&str],
+    ) -> anyhow::Result<Self> {
         let mut pair = Self::around(lab, master, replica, accounts)?;
         pair.copy.start(lab)?;
         pair.agent.start(lab)?;

@@ -75,6 +75,13 @@ impl Dovecot {
         Self::with_layout(lab, name, version, Layout::MaildirPlusPlus)
     }
 
+    /// Starts one for random work of several clients. It lists mailboxes from their tree: Dovecot's
+    /// index of them forgets some when clients rename and delete at once.
+    pub fn busy(lab: &Lab, name: &str, version: Version) -> anyhow::Result<Self> {
+        let extra = "mailbox_list_index = no";
+        Self::with_extra(lab, name, version, Layout::MaildirPlusPlus, extra)
+    }
+
     /// Starts one with a chosen layout.
     pub fn with_layout(
         lab: &Lab,

@@ -69,22 +69,10 @@ impl Account {
         for name in imap.lsub(None, Some("*")).context("LSUB")?.iter() {
             state.subscribed.insert(name.name().to_owned());
         }
-        for (name, _) in state.list.clone().into_iter().filter(|(_, opens)| *opens) {
-            match Mailbox::read(&mut imap, &name) {
-                Ok(mailbox) => {
-                    state.mailboxes.insert(name, mailbox);
-                }
-                // The library takes a refusal that names a mailbox in UTF-8 for a BYE.
-                Err(error)
-                    if matches!(
-                        error.downcast_ref(),
-                        Some(imap::Error::No(_) | imap::Error::Bye(_))
-                    ) =>
-                {
-                    state.unlist(&name, server.layout().separator());
-                }
-                Err(error) => return Err(error.context(format!("read {account} {name}"))),
-            }
+        for (name, _) in state.list.iter().filter(|(_, opens)| **opens) {
+            let mailbox =
+                Mailbox::read(&mut imap, name).with_context(|| format!("read {account} {name}"))?;
+            state.mailboxes.insert(name.clone(), mailbox);
         }
         imap.logout().context("LOGOUT")?;
         Ok(state)
@@ -99,17 +87,6 @@ impl Account {
             }
         }
         serials
-    }
-
-    /// Takes a name for what it is: Dovecot's list of mailboxes lags behind its tree when clients
-    /// delete and rename at once, and then shows as a mailbox what only has children, or nothing.
-    fn unlist(&mut self, name: &str, separator: char) {
-        let below = format!("{name}{separator}");
-        if self.list.keys().any(|other| other.starts_with(&below)) {
-            self.list.insert(name.to_owned(), false);
-        } else {
-            self.list.remove(name);
-        }
     }
 
     /// What differs, one line each.

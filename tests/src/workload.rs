@@ -65,9 +65,9 @@ struct Shared<'a> {
 struct SharedAccount {
     name: String,
     ledger: Ledger,
-    /// Held for writing while a mailbox is deleted with what is in it, so that the ledger knows
-    /// what went; for reading by everything that puts messages somewhere.
-    contents: RwLock<()>,
+    /// Held for writing while mailboxes are renamed or deleted, for reading by everything else. So
+    /// the ledger knows what went with a mailbox.
+    structure: RwLock<()>,
 }
 
 impl<'a> Workload<'a> {
@@ -89,7 +89,7 @@ impl<'a> Workload<'a> {
         let account = |name: &String| SharedAccount {
             name: name.clone(),
             ledger: Ledger::default(),
-            contents: RwLock::new(()),
+            structure: RwLock::new(()),
         };
         let shared = Shared {
             server: self.server,

@@ -55,11 +55,7 @@ fn random_work(master: Version, replica: Version) -> anyhow::Result<()> {
         return Ok(());
     }
     Lab::run(|lab| {
-        let master = Dovecot::start(lab, "master", master)?;
-        let replica = Dovecot::start(lab, "replica", replica)?;
-        let mut pair = Pair::around(lab, master, replica, &["u1", "u2", "u3"])?;
-        pair.copy.start(lab)?;
-        pair.agent.start(lab)?;
+        let pair = Pair::busy(lab, (master, replica))?;
         let workload = Workload::usual(lab, &pair.master, &pair.accounts);
         let tally = workload.run(lab, &AtomicBool::new(false))?;
         tally.expect_no_loss(&pair.master, &pair.accounts)?;

@@ -79,7 +79,7 @@ fn both_layouts_and_quota_and_rights_work() -> anyhow::Result<()> {
 #[test]
 fn the_workload_loses_nothing_on_dovecot_alone() -> anyhow::Result<()> {
     Lab::run(|lab| {
-        let server = Dovecot::start(lab, "server", Version::V23)?;
+        let server = Dovecot::busy(lab, "server", Version::V23)?;
         let accounts = ["u1".to_owned(), "u2".to_owned()];
         let mut workload = Workload::usual(lab, &server, &accounts);
         workload.operations /= 4;

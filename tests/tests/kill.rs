@@ -9,6 +9,7 @@ use std::{
 
 use mailtwin_tests::{
     daemon::Pair,
+    dovecot::Version,
     lab::Lab,
     random::{self, Random},
     workload::Workload,
@@ -23,7 +24,7 @@ const LIFE_MS_MAX: usize = 900;
 #[test]
 fn killed_daemons_end_equal() -> anyhow::Result<()> {
     Lab::run(|lab| {
-        let mut pair = Pair::start(lab, &["u1", "u2", "u3"])?;
+        let mut pair = Pair::busy(lab, (Version::V23, Version::V23))?;
         let (agent, copy) = (&mut pair.agent, &mut pair.copy);
         let workload = Workload::usual(lab, &pair.master, &pair.accounts);
         let mut random = Random::new(workload.seed).fork(77);

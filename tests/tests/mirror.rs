@@ -53,7 +53,7 @@ fn bodies(root: &Path) -> anyhow::Result<Vec<String>> {
 #[test]
 fn a_servers_tree_is_mirrored_and_again_only_what_changed() -> anyhow::Result<()> {
     Lab::run(|lab| {
-        let mut master = Dovecot::start(lab, "master", Version::V23)?;
+        let mut master = Dovecot::busy(lab, "master", Version::V23)?;
         let mut copy = Dovecot::start(lab, "copy", Version::V23)?;
         copy.stop()?;
         let accounts = ["u1".to_owned(), "u2".to_owned()];

@@ -19,7 +19,7 @@ const ACCOUNTS: [&str; 3] = ["u1", "u2", "u3"];
 #[test]
 fn random_work_of_many_clients_ends_equal() -> anyhow::Result<()> {
     Lab::run(|lab| {
-        let pair = Pair::start(lab, &ACCOUNTS)?;
+        let pair = Pair::busy(lab, (Version::V23, Version::V23))?;
         let workload = Workload::usual(lab, &pair.master, &pair.accounts);
         let go_on = AtomicBool::new(true);
         // Clients look at the replica all the while, as they would after a failover.
@@ -42,7 +42,7 @@ fn random_work_of_many_clients_ends_equal() -> anyhow::Result<()> {
 #[test]
 fn a_replica_that_joins_in_the_middle_and_one_that_is_frozen_end_equal() -> anyhow::Result<()> {
     Lab::run(|lab| {
-        let master = Dovecot::start(lab, "master", Version::V23)?;
+        let master = Dovecot::busy(lab, "master", Version::V23)?;
         let first = Dovecot::start(lab, "first", Version::V23)?;
         let second = Dovecot::start(lab, "second", Version::V23)?;
         let accounts: Vec<String> = ACCOUNTS.map(str::to_owned).to_vec();

@@ -133,7 +133,17 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
+    /// Renames and deletions have an account to themselves: two clients that do them at once can
+    /// lock each other out in Dovecot for minutes, and nobody learns about replication from that.
     fn perform(&mut self, operation: &str) -> anyhow::Result<String> {
+        let account = self.account;
+        let _alone;
+        let _together;
+        if ["rename", "rotate", "delete", "recreate"].contains(&operation) {
+            _alone = account.structure.write();
+        } else {
+            _together = account.structure.read();
+        }
         match operation {
             "deliver" => self.deliver(),
             "append" => self.append(),
@@ -174,7 +184,6 @@ impl<'a> Client<'a> {
                 flags.push(Flag::from(name));
             }
         }
-        let _contents = self.account.contents.read();
         let imap = session(&mut self.imap, self.shared, self.account)?;
         imap.append(&mailbox, &message).flags(flags).internal_date(date).finish()?;
         self.account.ledger.accepted(serial.clone());
@@ -214,7 +223,6 @@ impl<'a> Client<'a> {
 
     fn copy(&mut self, remove: bool) -> anyhow::Result<String> {
         let to = self.mailbox();
-        let _contents = self.account.contents.read();
         let (mailbox, uids) = self.some_uids()?;
         if uids.is_empty() {
             return Ok(format!("nothing in {mailbox}"));
@@ -255,7 +263,6 @@ impl<'a> Client<'a> {
 
     fn delete(&mut self, recreate: bool) -> anyhow::Result<String> {
         let name = self.name_of_many();
-        let _alone = self.account.contents.write();
         let imap = session(&mut self.imap, self.shared, self.account)?;
         let opened = imap.examine(&name)?;
         if opened.exists > 0 {
