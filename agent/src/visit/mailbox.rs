@@ -47,7 +47,10 @@ impl Visitor {
             let (whose, id) = (account.clone(), state.id);
             let delta = self.work(move |store| store.delta(&whose, id, since)).await?;
             let (plan, held) = match known.filter(|_| !delta.complete) {
-                Some(known) => (plan_delta(&delta, known), Some(known.head)),
+                Some(Known { head, .. }) => {
+                    let target = delta.state.head;
+                    (plan::since(&delta.records, &delta.expunged, target, head), Some(head))
+                }
                 None => self.compare(account, &delta).await?,
             };
             self.held.forget(account, state.id);
@@ -183,25 +186,6 @@ impl Visitor {
                 stream.octets(chunk).await?;
             }
         }
-    }
-}
-
-/// What to send when only what changed since the last ack is known.
-fn plan_delta(delta: &Delta, known: Known) -> Plan {
-    let next = known.head.uid_next;
-    let went = delta.expunged.iter().filter(|&&uid| uid < next);
-    let (old, new): (Vec<&Record>, Vec<&Record>) =
-        delta.records.iter().partition(|record| record.uid < next);
-    let changes = went
-        .map(|&uid| Change::Expunge(uid))
-        .chain(old.into_iter().map(plan::update))
-        .chain(new.iter().map(|&record| Change::Add(record.clone())));
-    let first = new.first().map(|record| record.uid);
-    Plan {
-        mode: plan::mode(delta.state.head, Some(known.head), first),
-        changes: changes.collect(),
-        foreign: Vec::new(),
-        clashes: Vec::new(),
     }
 }
 

@@ -86,6 +86,25 @@ pub fn mailbox(master: &[Record], target: Head, replica: &[Record], held: Option
     Plan { mode, changes, foreign, clashes }
 }
 
+/// Steps for one mailbox when the two sides were equal at head `held`, from what the master changed
+/// since: `records` that are new or changed and UIDs `expunged`.
+pub fn since(records: &[Record], expunged: &[Uid], target: Head, held: Head) -> Plan {
+    let (old, new): (Vec<&Record>, Vec<&Record>) =
+        records.iter().partition(|record| record.uid < held.uid_next);
+    let went = expunged.iter().filter(|&&uid| uid < held.uid_next);
+    let changes = went
+        .map(|&uid| Change::Expunge(uid))
+        .chain(old.into_iter().map(update))
+        .chain(new.iter().map(|&record| Change::Add(record.clone())));
+    let first = new.first().map(|record| record.uid);
+    Plan {
+        mode: mode(target, Some(held), first),
+        changes: changes.collect(),
+        foreign: Vec::new(),
+        clashes: Vec::new(),
+    }
+}
+
 /// The change that gives the replica `record`'s flags, keywords and date.
 pub fn update(record: &Record) -> Change {
     Change::Update {
