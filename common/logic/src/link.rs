@@ -408,11 +408,11 @@ fn overlaps(a: &Target, b: &Target) -> bool {
     match (a, b) {
         (Target::Store, Target::Store) => true,
         (Target::Store, _) | (_, Target::Store) => false,
-        (Target::Mailbox(x, m), Target::Mailbox(y, n)) => x == y && m == n,
+        (Target::Mailbox(..), Target::Mailbox(..)) => a == b,
         (
-            Target::Account(x) | Target::Mailbox(x, _),
-            Target::Account(y) | Target::Mailbox(y, _),
-        ) => x == y,
+            Target::Account(one) | Target::Mailbox(one, _),
+            Target::Account(other) | Target::Mailbox(other, _),
+        ) => one == other,
     }
 }
 

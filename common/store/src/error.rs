@@ -92,12 +92,7 @@ impl StoreError {
             Self::Locked { .. } => Reason::Locked,
             Self::Corrupt { .. } => Reason::Corrupt,
             Self::WrongStore { .. } => Reason::WrongStore,
-            Self::Io { source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied => Reason::Denied,
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Reason::Full,
-                io::ErrorKind::NotFound => Reason::Missing,
-                _ => Reason::Io,
-            },
+            Self::Io { source, .. } => reason_of(source.kind()),
         }
     }
 
@@ -106,6 +101,19 @@ impl StoreError {
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Io { op: "sync", source, .. }
             if !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+}
+
+fn reason_of(kind: io::ErrorKind) -> Reason {
+    const FULL: [io::ErrorKind; 2] = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+    if kind == io::ErrorKind::PermissionDenied {
+        Reason::Denied
+    } else if kind == io::ErrorKind::NotFound {
+        Reason::Missing
+    } else if FULL.contains(&kind) {
+        Reason::Full
+    } else {
+        Reason::Io
     }
 }
 

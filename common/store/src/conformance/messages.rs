@@ -122,7 +122,7 @@ pub fn build_is_invisible_until_its_last_batch(make: Make<'_>) {
     work.assert_holds(1, "a");
     work.assert_holds(7, "d");
     let state = work.state().expect("it is there");
-    assert_eq!((state.foreign, state.name), (0, work.name.clone()));
+    assert_eq!((state.foreign, &state.name), (0, &work.name));
     let empty = At::new(&*subject, 2, "Empty");
     assert_eq!(empty.build(&[]), head(7, 1, &[]));
     assert_eq!(empty.head(), Some(head(7, 1, &[])));

@@ -96,8 +96,8 @@ impl Replicator {
                 None => compare(master, replica, account, &delta)?,
             };
             match carry_out(master, replica, account, (&delta, &plan, held)) {
-                Ok(head) if head == delta.state.head => {
-                    self.known.insert(key, (head, delta.state.highest_modseq));
+                Ok(now) if now == delta.state.head => {
+                    self.known.insert(key, (now, delta.state.highest_modseq));
                     return Ok(());
                 }
                 Ok(_) if !plan.foreign.is_empty() || !plan.clashes.is_empty() => {
@@ -143,12 +143,12 @@ fn carry_out(
         let staged = stage(master, replica, &to, &changes)?;
         let keywords = delta.keywords.clone();
         let to = to.clone();
-        let head = apply(replica, Batch { to, expect, target, keywords, changes, staged, last })?;
+        let now = apply(replica, Batch { to, expect, target, keywords, changes, staged, last })?;
         if last {
-            return Ok(head);
+            return Ok(now);
         }
         // A mailbox that is being built has no head before it is whole.
-        expect = Some(head).filter(|_| plan.mode != Mode::Build);
+        expect = Some(now).filter(|_| plan.mode != Mode::Build);
     }
 }
 
@@ -249,9 +249,10 @@ pub fn assert_equal(
 ) {
     let ours = master.account(account).expect("account").unwrap_or_default();
     let theirs = replica.account(account).expect("account").unwrap_or_default();
-    if digest::account(&ours.state) != digest::account(&theirs.state) {
-        panic!("master: {ours:#?}\nreplica: {theirs:#?}\nafter {story:#?}");
-    }
+    assert!(
+        digest::account(&ours.state) == digest::account(&theirs.state),
+        "master: {ours:#?}\nreplica: {theirs:#?}\nafter {story:#?}"
+    );
 }
 
 fn shuffle(master: &dyn Subject, replica: &dyn Subject, seed: u64) {
