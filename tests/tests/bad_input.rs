@@ -151,13 +151,13 @@ fn a_peer_with_another_key_is_refused_until_it_is_pinned() -> anyhow::Result<()>
         pair.agent.start(lab)?;
         pair.copy.start(lab)?;
         pair.wait_equal(lab)?;
-        pair.agent.stop()?;
         let old = public_key(lab, &pair.agent)?;
+        pair.agent.stop()?;
         fs::remove_dir_all(pair.agent.state_dir())?;
         pair.agent.replctl(lab, &["init", "--role", "master"])?.expect(0)?;
+        pair.agent.start(lab)?;
         let new = public_key(lab, &pair.agent)?;
         ensure!(old != new, "a new key: {new}");
-        pair.agent.start(lab)?;
         pair.master.deliver("u1", &corpus::short("second"))?;
         lab.wait("the replica says why it refuses", || {
             let log = pair.copy.log_text(REPLICA)?;
@@ -172,11 +172,13 @@ fn a_peer_with_another_key_is_refused_until_it_is_pinned() -> anyhow::Result<()>
     })
 }
 
-/// A node's own public key, as an admin would copy it.
+/// The public key of a node whose daemon runs, as an admin would copy it.
 fn public_key(lab: &Lab, node: &Node) -> anyhow::Result<String> {
-    let shown = node.replctl(lab, &["keys", "show"])?.expect(0)?.stdout;
-    let key = shown.split_whitespace().find(|word| word.starts_with("mt1"));
-    Ok(key.with_context(|| format!("a key is shown: {shown}"))?.to_owned())
+    lab.wait("the daemon shows its key", || {
+        let shown = node.replctl(lab, &["keys", "show"])?;
+        let key = shown.stdout.split_whitespace().find(|word| word.starts_with("mt1"));
+        Ok(key.map(str::to_owned).ok_or_else(|| format!("{shown:?}")))
+    })
 }
 
 #[test]

@@ -71,6 +71,28 @@ fn every_change_of_messages_is_replayed() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_message_that_is_moved_away_and_back_is_there_once() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let pair = Pair::start(lab, &["u1"])?;
+        let mut imap = pair.master.imap("u1")?;
+        imap.create("Work")?;
+        for n in 0..3 {
+            imap.append("INBOX", &corpus::short(&format!("m{n}"))).finish()?;
+        }
+        // Its file comes back under its old name, with another UID.
+        for _ in 0..3 {
+            for (from, to) in [("INBOX", "Work"), ("Work", "INBOX")] {
+                imap.select(from)?;
+                let first = imap.uid_search("ALL")?.into_iter().min().context("a message")?;
+                imap.command(&format!("UID MOVE {first} {to}"))?;
+                pair.wait_equal(lab)?;
+            }
+        }
+        pair.replica.expect_quiet_log()
+    })
+}
+
+#[test]
 fn every_change_of_mailboxes_is_replayed() -> anyhow::Result<()> {
     Lab::run(|lab| {
         let pair = Pair::start(lab, &["u1"])?;
