@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use mailtwin_host::admin::{
-    AgentStatus, AsideStatus, answer, Entry, FailureCode, LogStat, LogStatus, Problem, ReplicaStatus,
-    Request, Response, SCHEMA_VERSION,
+    AgentStatus, AsideStatus, Entry, FailureCode, LogStat, LogStatus, Problem, ReplicaStatus,
+    Request, Response, SCHEMA_VERSION, answer,
 };
 use mailtwin_host::{keys::PublicKey, node::Role, pins::Pins};
 use mailtwin_logic::{
@@ -21,6 +21,7 @@ use crate::{
     Agent,
     link::LinkStatus,
     log::{Health, LogError},
+    source::Source,
 };
 
 /// What is set aside and what is wrong in the store: so much of it is listed in a status.
@@ -43,6 +44,8 @@ pub(crate) struct Answers {
 pub(crate) struct Working {
     pub(crate) agent: Agent,
     pub(crate) store: Arc<dyn MailStore>,
+    /// Ends with the agent.
+    pub(crate) _source: Source,
 }
 
 impl Answers {
@@ -93,7 +96,9 @@ impl Working {
             },
             Request::ReplicaPause { name, pause } => match self.agent.pause(&name, pause) {
                 Some(result) => answer::done(result),
-                None => answer::failed(FailureCode::Usage, format!("no replica is called {name:?}")),
+                None => {
+                    answer::failed(FailureCode::Usage, format!("no replica is called {name:?}"))
+                }
             },
             Request::Status
             | Request::KeysShow
@@ -105,7 +110,9 @@ impl Working {
     async fn append(&self, targets: &[String]) -> Result<LogSeq, Response> {
         let targets = targets.iter().map(|text| parse_target(text)).collect::<Result<_, _>>()?;
         let append = self.agent.append(targets).await;
-        append.map_err(|error: LogError| answer::failed(FailureCode::Failed, Chain(&error).to_string()))
+        append.map_err(|error: LogError| {
+            answer::failed(FailureCode::Failed, Chain(&error).to_string())
+        })
     }
 
     async fn sync(&self, targets: &[String], timeout_ms: Option<u64>) -> Response {
@@ -155,22 +162,20 @@ impl Working {
             Health::Good => None,
             Health::Failing(why) | Health::Stopped(why) => Some(why.clone()),
         };
-        LogStatus {
-            id: extent.id.to_string(),
-            head: extent.head.0,
-            bytes: extent.octets,
-            error,
-        }
+        LogStatus { id: extent.id.to_string(), head: extent.head.0, bytes: extent.octets, error }
     }
 
     fn replicas(&self) -> Vec<ReplicaStatus> {
         let (extent, now) = (self.agent.log().extent(), self.agent.now());
         let mut links = self.agent.links_with_totals();
         links.sort_by_key(|(link, _)| std::cmp::Reverse(badness(link.phase)));
-        links.into_iter().map(|(link, messages)| {
-            let claim = extent.claim(Cursor { log: extent.id, seq: link.cursor });
-            replica(&link, messages, claim, now)
-        }).collect()
+        links
+            .into_iter()
+            .map(|(link, messages)| {
+                let claim = extent.claim(Cursor { log: extent.id, seq: link.cursor });
+                replica(&link, messages, claim, now)
+            })
+            .collect()
     }
 }
 
@@ -190,13 +195,18 @@ fn replica(link: &LinkStatus, messages: u64, claim: Claim, now: u64) -> ReplicaS
         claim: claim.to_owned(),
         messages,
         last_error: link.last_error.clone(),
-        set_aside: link.aside.iter().take(LISTED_MAX).map(|aside| AsideStatus {
-            object: aside.object.clone(),
-            reason: aside.reason.clone(),
-            detail: aside.last.clone(),
-            tries: aside.tries,
-            since: aside.since,
-        }).collect(),
+        set_aside: link
+            .aside
+            .iter()
+            .take(LISTED_MAX)
+            .map(|aside| AsideStatus {
+                object: aside.object.clone(),
+                reason: aside.reason.clone(),
+                detail: aside.last.clone(),
+                tries: aside.tries,
+                since: aside.since,
+            })
+            .collect(),
     }
 }
 

@@ -19,7 +19,7 @@ use mailtwin_host::{
 };
 use mailtwin_logic::chain::Chain;
 use mailtwin_store::MailStore;
-use prometheus::Registry;
+use prometheus::{IntCounter, Registry};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +29,7 @@ use crate::{
     link::{Dial, TlsDialer},
     log::{self, Health, Log},
     metrics::Metrics,
-    source,
+    source::{self, Source},
 };
 
 /// Threads for the store's blocking calls.
@@ -59,7 +59,14 @@ pub async fn run(
     let dialers = dialers(&config.peers, &key, &pins);
     let fatal = CancellationToken::new();
     let working = if node.role == Role::Master {
-        let parts = Start { config: &config, node: &node, dialers: &dialers, metrics, tasks: &tasks, clock };
+        let parts = Start {
+            config: &config,
+            node: &node,
+            dialers: &dialers,
+            metrics,
+            tasks: &tasks,
+            clock,
+        };
         Some(start(parts, &fatal, &stop)?)
     } else {
         tracing::info!("this node is a replica: the agent idles until that changes");
@@ -117,9 +124,8 @@ fn dialers(
     key: &Arc<NodeKey>,
     pins: &Arc<Pins>,
 ) -> BTreeMap<String, Arc<TlsDialer>> {
-    let dialer = |peer: &Peer| {
-        TlsDialer::new(&peer.name, &peer.address, Arc::clone(key), Arc::clone(pins))
-    };
+    let dialer =
+        |peer: &Peer| TlsDialer::new(&peer.name, &peer.address, Arc::clone(key), Arc::clone(pins));
     peers.iter().map(|peer| (peer.name.clone(), Arc::new(dialer(peer)))).collect()
 }
 
@@ -145,10 +151,12 @@ fn start(
     let options = log::Options { bound_octets: config.log.bound, ..log::Options::default() };
     let (log, recovery) = Log::open(&state_dir.join("log"), options, Arc::clone(&clock))?;
     for damage in &recovery.damaged {
-        tracing::error!(?damage, "a part of the sync log is damaged: everything is compared instead");
+        tracing::error!(
+            ?damage,
+            "a part of the sync log is damaged: everything is compared instead"
+        );
     }
     let log = Arc::new(log);
-    tasks.spawn("log watch", watch_log(Arc::clone(&log), metrics.clone(), fatal.clone(), stop.child_token()));
     let agent_parts = AgentParts {
         node: node.name.clone(),
         epoch: node.epoch,
@@ -157,7 +165,7 @@ fn start(
         workers: Workers::start("store", WORKERS)?,
         log: Arc::clone(&log),
         tasks: tasks.clone(),
-        clock,
+        clock: Arc::clone(&clock),
         metrics: metrics.clone(),
     };
     let replicas = dialers.iter().map(|(name, dialer)| {
@@ -165,36 +173,51 @@ fn start(
         Replica { name: name.clone(), dialer }
     });
     let agent = Agent::start(agent_parts, replicas.collect(), stop)?;
-    source::start(&store, &log, config.scan.interval, &metrics, tasks, stop.child_token())?;
-    Ok(Working { agent, store })
+    let options = source::Options { rescan: config.scan.interval, ..source::Options::default() };
+    let source = Source::start(Arc::clone(&store), Arc::clone(&log), options, clock)?;
+    let counters = Counters { log, source: source.counts(), metrics };
+    tasks.spawn("counters", counters.publish(fatal.clone(), stop.child_token()));
+    Ok(Working { agent, store, _source: source })
 }
 
-/// Publishes what the log counts, and ends the process when it cannot go on.
-async fn watch_log(
+/// What counts by itself, and where that is published.
+struct Counters {
     log: Arc<Log>,
+    source: Arc<source::Counts>,
     metrics: Metrics,
-    fatal: CancellationToken,
-    stop: CancellationToken,
-) {
-    let mut health = log.health();
-    let mut ticks = tokio::time::interval(PUBLISH_EVERY);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-            changed = health.changed() => if changed.is_err() { return },
-        }
-        let (extent, counts) = (log.extent(), log.counts());
-        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        metrics.log_head.set(number(extent.head.0));
-        metrics.log_bytes.set(number(extent.octets));
-        let known = metrics.log_append_errors.get();
-        metrics.log_append_errors.inc_by(counts.append_errors.saturating_sub(known));
-        if let Health::Stopped(why) = &*health.borrow_and_update() {
-            tracing::error!(why, "the sync log cannot be made durable: ending, to start anew with a scan");
-            fatal.cancel();
+}
+
+impl Counters {
+    /// Publishes, and ends the process when the log cannot go on.
+    async fn publish(self, fatal: CancellationToken, stop: CancellationToken) {
+        let mut health = self.log.health();
+        let mut ticks = tokio::time::interval(PUBLISH_EVERY);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+                changed = health.changed() => if changed.is_err() { return },
+            }
+            let (extent, counts) = (self.log.extent(), self.log.counts());
+            let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+            self.metrics.log_head.set(number(extent.head.0));
+            self.metrics.log_bytes.set(number(extent.octets));
+            catch_up(&self.metrics.log_append_errors, counts.append_errors);
+            catch_up(&self.metrics.watch_overflows, self.source.overflows());
+            if let Health::Stopped(why) = &*health.borrow_and_update() {
+                tracing::error!(
+                    why,
+                    "the sync log cannot be made durable: ending, to start anew with a scan"
+                );
+                fatal.cancel();
+            }
         }
     }
+}
+
+/// Raises a counter to what was counted elsewhere.
+fn catch_up(counter: &IntCounter, counted: u64) {
+    counter.inc_by(counted.saturating_sub(counter.get()));
 }
 
 fn serve_admin(
@@ -217,7 +240,10 @@ fn reload(config: Config, pins: &Pins, dialers: &BTreeMap<String, Arc<TlsDialer>
     match Config::load(&config.file) {
         Ok(new) => {
             let changed = config.changed_keys(&new);
-            tracing::info!(?changed, "configuration read again; addresses and keys of peers count at once, the rest at the next start");
+            tracing::info!(
+                ?changed,
+                "configuration read again; addresses and keys of peers count at once, the rest at the next start"
+            );
             pins.reload(&new.peers);
             for peer in &new.peers {
                 if let Some(dialer) = dialers.get(&peer.name) {

@@ -12,7 +12,11 @@ mod runtime;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use mailtwin_host::{admin::AdminError, config::{Config, ConfigError}, telemetry};
+use mailtwin_host::{
+    admin::AdminError,
+    config::{Config, ConfigError},
+    telemetry,
+};
 
 use args::{Cli, Verb};
 use output::Output;

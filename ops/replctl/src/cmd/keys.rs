@@ -26,7 +26,8 @@ pub(super) async fn run(
     match daemons.ask_any(&request).await? {
         Response::Keys(list) if output.is_json() => output.json(&list)?,
         Response::Keys(list) => {
-            output.say(&format!("{}  {}  (this node; {})", list.node, list.key, list.fingerprint))?;
+            output
+                .say(&format!("{}  {}  (this node; {})", list.node, list.key, list.fingerprint))?;
             for Pin { peer, key, source } in list.pins {
                 let source = match source {
                     PinSource::Configuration => "configuration",

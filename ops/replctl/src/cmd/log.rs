@@ -18,8 +18,8 @@ pub(super) async fn sync(
     daemons: &Daemons,
     output: &Output,
 ) -> anyhow::Result<u8> {
-    let timeout = parse_duration(&args.timeout)
-        .with_context(|| format!("--timeout {}", args.timeout))?;
+    let timeout =
+        parse_duration(&args.timeout).with_context(|| format!("--timeout {}", args.timeout))?;
     let timeout_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
     let request = Request::Sync { targets: args.targets.clone(), timeout_ms };
     // The daemon waits; we wait a little longer, so that it is the daemon who says what is behind.

@@ -49,7 +49,8 @@ impl Client {
     pub(super) fn deliver(&mut self, count: usize) -> io::Result<()> {
         for _ in 0..count {
             let mailbox = self.any_mailbox()?;
-            let sample = self.samples[self.roll(self.samples.len())];
+            let at = self.roll(self.samples.len());
+            let sample = self.samples[at];
             self.serial += 1;
             let base = format!("{}.M{}P1.demo", 1_700_000_000 + self.serial, self.serial);
             let file = mailbox.join("tmp").join(&base);
@@ -124,7 +125,8 @@ impl Client {
     }
 
     fn any_mailbox(&mut self) -> io::Result<PathBuf> {
-        let account = self.accounts[self.roll(self.accounts.len())];
+        let at = self.roll(self.accounts.len());
+        let account = self.accounts[at];
         let mailboxes = mailboxes(&self.maildir(account))?;
         Ok(mailboxes[self.roll(mailboxes.len())].clone())
     }

@@ -1,12 +1,7 @@
 //! Compares two mail trees file by file: what the demo believes in the end, and nothing of what
 //! the daemons say of themselves.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::Path};
 
 use super::client::{file_name, mailboxes};
 

@@ -17,7 +17,9 @@ use mailtwin_host::{
     admin::{Client as Admin, Request, Response},
     config::Config,
     node::Role,
+    signals::Signal,
 };
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{args, cmd::init, exit, output::Output, runtime};
@@ -153,7 +155,7 @@ impl Stage {
         match answer {
             Response::Synced { .. } => {
                 let seconds = start.elapsed().as_secs_f64();
-                output.say(&format!("  {what}: in sync after {seconds:.1} s"))
+                Ok(output.say(&format!("  {what}: in sync after {seconds:.1} s"))?)
             }
             other => bail!("{what}: {other:?}"),
         }
@@ -185,7 +187,8 @@ impl Stage {
                 count.replica.to_string(),
                 equal.to_owned(),
             ]);
-            differences.extend(count.differences.into_iter().map(|text| format!("{account}: {text}")));
+            differences
+                .extend(count.differences.into_iter().map(|text| format!("{account}: {text}")));
         }
         let done = client.done;
         output.say(&format!(
@@ -237,8 +240,8 @@ address = "127.0.0.1:{port}"
             home = home.display(),
             peer = if role == Role::Master { "replica" } else { "master" },
         );
-        let config = Config::parse(&format!("{name}.toml"), &text)
-            .map_err(|problems| anyhow::anyhow!("{problems}"))?;
+        let config = Config::parse(Path::new(name), &text)
+            .map_err(mailtwin_host::config::ConfigError::Invalid)?;
         init::make(&config, role)?;
         Ok(Self { mail, config })
     }
@@ -249,15 +252,20 @@ address = "127.0.0.1:{port}"
 
     fn start_agent(&self, stop: &CancellationToken) -> Daemon {
         let (config, stop) = (self.config.clone(), stop.child_token());
-        let daemon = mailtwin_agent::daemon::run(config, stop.clone());
+        let daemon = mailtwin_agent::daemon::run(config, no_signals(), stop.clone());
         Daemon { stop, task: spawn(daemon) }
     }
 
     fn start_replica(&self, stop: &CancellationToken) -> Daemon {
         let (config, stop) = (self.config.clone(), stop.child_token());
-        let daemon = mailtwin_replica::daemon::run(config, stop.clone());
+        let daemon = mailtwin_replica::daemon::run(config, no_signals(), stop.clone());
         Daemon { stop, task: spawn(daemon) }
     }
+}
+
+/// Signals are the demo's own, not its daemons'.
+fn no_signals() -> mpsc::Receiver<Signal> {
+    mpsc::channel(1).1
 }
 
 #[expect(clippy::disallowed_methods, reason = "daemons here are waited for by name")]

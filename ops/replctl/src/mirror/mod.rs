@@ -10,11 +10,11 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use mailtwin_agent::source::{Source as _, WatchOptions};
+use mailtwin_agent::source::{self, Source};
 use mailtwin_logic::link::Phase;
 use mailtwin_store::{
-    MailStore as _,
-    maildir::{IdentityKind, Layout, MaildirOptions, UidBookkeeping},
+    MailStore,
+    maildir::{Identity, Layout, MaildirOptions, UidBookkeeping},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +33,7 @@ pub(crate) fn run(args: &args::Mirror, output: &Output) -> anyhow::Result<u8> {
     if args.accept_new_source {
         let _ = std::fs::remove_file(&source.identity_record);
     }
+    mailtwin_disk::dir::create(&dst, 0o755)?;
     runtime::run(&stop, async {
         let pair = Pair::start(&places, source, copy, &stop)?;
         let result = if args.once {
@@ -77,21 +78,22 @@ fn options(
         .with_context(|| format!("--graveyard {}", args.graveyard))?;
     let source = MaildirOptions {
         layout,
-        identity: IdentityKind::Inode,
+        identity: Identity::Inode,
+        work_dir: Some(places.state.join("source-work")),
         assigns_uids: true,
         uid_bookkeeping: if args.read_only_source {
             UidBookkeeping::ReadOnly
         } else {
             UidBookkeeping::Shared
         },
-        ..MaildirOptions::tree(src, &places.state.join("source"))
+        ..MaildirOptions::new(&src.join("{path}"), &places.state.join("source.json"))
     };
     let copy = MaildirOptions {
         layout,
-        identity: IdentityKind::Inode,
-        assigns_uids: false,
+        identity: Identity::Inode,
+        work_dir: Some(places.state.join("work")),
         graveyard,
-        ..MaildirOptions::tree(dst, &places.state.join("copy"))
+        ..MaildirOptions::new(&dst.join("{path}"), &places.state.join("copy.json"))
     };
     Ok((source, copy))
 }
@@ -141,18 +143,10 @@ fn report(pair: &Pair, output: &Output, progress: &progress::Progress) -> anyhow
 }
 
 /// Follows SRC until interrupted.
-async fn follow(
-    pair: &Pair,
-    output: &Output,
-    stop: &CancellationToken,
-) -> anyhow::Result<u8> {
-    let watcher = mailtwin_agent::source::watch(
-        Arc::clone(&pair.source),
-        pair.agent.log().clone(),
-        WatchOptions::default(),
-        &pair.tasks,
-        stop.child_token(),
-    )?;
+async fn follow(pair: &Pair, output: &Output, stop: &CancellationToken) -> anyhow::Result<u8> {
+    let store = Arc::clone(&pair.source) as Arc<dyn MailStore>;
+    let log = Arc::clone(pair.agent.log());
+    let _source = Source::start(store, log, source::Options::default(), Arc::clone(&pair.clock))?;
     output.say("following; interrupt to end")?;
     let mut before = (0, 0, 0);
     loop {
@@ -167,7 +161,6 @@ async fn follow(
             before = now;
         }
     }
-    drop(watcher);
     let link = pair.agent.links().remove(0);
     Ok(if link.aside.is_empty() { 0 } else { exit::FOUND })
 }

@@ -14,10 +14,12 @@ use mailtwin_agent::{
     Agent, AgentParts, Replica,
     link::{Dial, DialError, Io},
     log::{self, Log},
+    metrics::Metrics,
 };
 use mailtwin_disk::{index::Index, lock::DirLock};
 use mailtwin_host::{
     clock::{Clock, SystemClock},
+    node::{Node, NodeError, Role},
     tasks::Tasks,
     workers::Workers,
 };
@@ -65,9 +67,7 @@ impl Places {
 pub(crate) struct Pair {
     pub(crate) agent: Agent,
     pub(crate) source: Arc<Maildir>,
-    pub(crate) copy: Arc<Maildir>,
     pub(crate) tasks: Tasks,
-    pub(crate) workers: Workers,
     pub(crate) clock: Arc<dyn Clock>,
     _lock: DirLock,
 }
@@ -88,23 +88,33 @@ impl Pair {
         let (index, _) = Index::open(&places.state.join("copy-index"))?;
         let copy = Arc::new(Maildir::open(copy, index, Arc::clone(&clock))?);
         let tasks = Tasks::new(stop.clone());
-        let workers = Workers::start("store", WORKERS)?;
         let dialer = Pipe::new(places, &copy, &tasks, stop)?;
-        let (log, _) = Log::open(&places.state.join("log"), log::Options::default(), Arc::clone(&clock))?;
+        let (log, _) =
+            Log::open(&places.state.join("log"), log::Options::default(), Arc::clone(&clock))?;
+        let metrics = Metrics::register(&prometheus::Registry::new())?;
         let parts = AgentParts {
             node: "source".into(),
             epoch: Epoch(1),
             state_dir: places.state.clone(),
             store: Arc::clone(&source) as Arc<dyn MailStore>,
-            workers: workers.clone(),
+            workers: Workers::start("source", WORKERS)?,
             log: Arc::new(log),
             tasks: tasks.clone(),
             clock: Arc::clone(&clock),
-            metrics: mailtwin_agent::metrics::Metrics::register(&prometheus::Registry::new())?,
+            metrics,
         };
         let replica = Replica { name: COPY.into(), dialer: Arc::new(dialer) };
         let agent = Agent::start(parts, vec![replica], stop)?;
-        Ok(Self { agent, source, copy, tasks, workers, clock, _lock: lock })
+        Ok(Self { agent, source, tasks, clock, _lock: lock })
+    }
+}
+
+/// The copy's `node.json`, made at the first run.
+fn fence(state: &Path) -> anyhow::Result<Fence> {
+    let node = Node { name: COPY.into(), role: Role::Replica, epoch: Epoch(1) };
+    match node.create(state) {
+        Ok(()) | Err(NodeError::Exists { .. }) => Ok(Fence::open(state)?),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -133,7 +143,7 @@ impl Pipe {
         let context = Context {
             node: COPY.into(),
             work: Some(Work { store, workers: Workers::start("copy", WORKERS)?, committer }),
-            fence: Arc::new(Fence::open(&places.state)?),
+            fence: Arc::new(fence(&places.state)?),
             metrics,
             heard: Heard::default(),
             tasks: tasks.clone(),
