@@ -22,15 +22,15 @@ use super::{
 };
 use crate::{Problem, ProblemKind, StoreError, guid_of};
 
-const SUBSCRIPTIONS: &[u8] = b"subscriptions";
+pub(crate) const SUBSCRIPTIONS: &[u8] = b"subscriptions";
 const SUBSCRIPTIONS_LOCK: &[u8] = b"subscriptions.lock";
-const ACL: &[u8] = b"dovecot-acl";
-const SIEVE: &[u8] = b"sieve";
-const SIEVE_ACTIVE: &[u8] = b".dovecot.sieve";
-const SCRIPT_SUFFIX: &[u8] = b".sieve";
+pub(crate) const ACL: &[u8] = b"dovecot-acl";
+pub(crate) const SIEVE: &[u8] = b"sieve";
+pub(crate) const SIEVE_ACTIVE: &[u8] = b".dovecot.sieve";
+pub(crate) const SCRIPT_SUFFIX: &[u8] = b".sieve";
 
 /// Levels of directories below `sieve/`.
-const SCRIPT_DEPTH_MAX: usize = 4;
+pub(crate) const SCRIPT_DEPTH_MAX: usize = 4;
 
 /// Scripts of one account.
 const SCRIPTS_MAX: usize = 1000;
@@ -122,7 +122,7 @@ fn skipped(account: &Account, path: &Path, why: &str) -> Problem {
 }
 
 /// Where scripts lie, if that is known and there.
-fn home(cx: &Context, account: &Account) -> Result<Option<Dir>, StoreError> {
+pub(crate) fn home(cx: &Context, account: &Account) -> Result<Option<Dir>, StoreError> {
     let Some(home) = &cx.home else { return Ok(None) };
     let place = home.locate(account, &cx.pattern)?;
     let Some(prefix) = Dir::open(home.prefix())? else { return Ok(None) };

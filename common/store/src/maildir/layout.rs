@@ -13,7 +13,7 @@ use super::fsys::Dir;
 use crate::StoreError;
 
 /// Levels of directories that are looked into for accounts or mailboxes.
-const DEPTH_MAX: usize = 32;
+pub(crate) const DEPTH_MAX: usize = 32;
 
 /// How mailboxes lie in an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +95,11 @@ impl Pattern {
     /// Whether accounts are found by walking the tree.
     pub(crate) fn is_tree(&self) -> bool {
         self.parts.contains(&Part::Path)
+    }
+
+    /// Each part's name if it has no variable.
+    pub(crate) fn fixed_parts(&self) -> Vec<Option<&[u8]>> {
+        self.parts.iter().map(Part::fixed).collect()
     }
 
     /// The directory above, if it is another for each account.
@@ -198,6 +203,16 @@ impl Pattern {
 }
 
 impl Part {
+    fn fixed(&self) -> Option<&[u8]> {
+        match self {
+            Self::Tokens(tokens) => match tokens.as_slice() {
+                [Token::Text(text)] => Some(text),
+                _ => None,
+            },
+            Self::Path => None,
+        }
+    }
+
     fn parse(name: &[u8]) -> Result<Self, String> {
         if name == b"{path}" {
             return Ok(Self::Path);
@@ -295,7 +310,7 @@ impl Walk<'_> {
 }
 
 /// Whether mail lies here: an INBOX, or in the flat layout at least one mailbox.
-fn is_account(dir: &Dir, layout: Layout) -> Result<bool, StoreError> {
+pub(crate) fn is_account(dir: &Dir, layout: Layout) -> Result<bool, StoreError> {
     if dir.has_dir(b"cur")? {
         return Ok(true);
     }
@@ -478,7 +493,7 @@ fn nested(
     Ok(())
 }
 
-fn is_reserved(part: &[u8]) -> bool {
+pub(crate) fn is_reserved(part: &[u8]) -> bool {
     matches!(part, b"cur" | b"new" | b"tmp" | b"maildirfolder" | b"maildirsize" | b"subscriptions")
         || part.starts_with(b"dovecot")
 }

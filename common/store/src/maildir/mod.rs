@@ -27,6 +27,7 @@ mod snapshot;
 mod stage;
 mod steps;
 mod uidlist;
+mod watch;
 
 use std::{
     io::Read as _,
@@ -51,7 +52,7 @@ use engine::{Context, Engine};
 use fsys::during;
 use layout::Pattern;
 
-pub use identity::Identity;
+pub use identity::IdentityKind;
 pub use layout::Layout;
 
 /// What a Maildir store is made of.
@@ -75,7 +76,7 @@ pub struct MaildirOptions {
     /// Whether messages without a UID get one: on a master.
     pub assigns_uids: bool,
     /// How the store is told from another.
-    pub identity: Identity,
+    pub identity: IdentityKind,
     /// File, outside the store, that remembers which one it is.
     pub identity_record: PathBuf,
     /// How long to wait for a lock that somebody holds.
@@ -104,9 +105,19 @@ impl MaildirOptions {
             graveyard: Duration::from_secs(7 * 24 * 3600),
             uid_bookkeeping: UidBookkeeping::Shared,
             assigns_uids: false,
-            identity: Identity::File,
+            identity: IdentityKind::File,
             identity_record: identity_record.to_path_buf(),
             lock_patience: Duration::from_secs(10),
+        }
+    }
+}
+
+impl MaildirOptions {
+    /// Options for the tree at `root`, in which accounts lie at any depth.
+    pub fn tree(root: &Path, identity_record: &Path) -> Self {
+        Self {
+            work_dir: Some(work_dir_of_tree(root)),
+            ..Self::new(&root.join("{path}"), identity_record)
         }
     }
 }
@@ -136,8 +147,8 @@ impl Maildir {
         };
         let work_dir = options.work_dir.clone().unwrap_or_else(|| default_work_dir(&root));
         let read_only = options.uid_bookkeeping == UidBookkeeping::ReadOnly;
-        let kind = if read_only { Identity::Inode } else { options.identity };
-        let keeper = identity::Keeper::open(kind, root.prefix(), &options.identity_record)?;
+        let kind = if read_only { IdentityKind::Inode } else { options.identity };
+        let keeper = identity::Keeper::open(kind, root.prefix(), &options.identity_record, read_only)?;
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host = host.trim().to_owned();
         let locker =
@@ -161,16 +172,21 @@ impl Maildir {
     }
 }
 
-/// Beside a tree that is one account itself, above the accounts otherwise.
 fn default_work_dir(root: &Pattern) -> PathBuf {
     let prefix = root.prefix();
-    if root.is_tree()
-        && prefix.join("cur").is_dir()
-        && let (Some(above), Some(name)) = (prefix.parent(), prefix.file_name())
-    {
-        return above.join(format!(".{}.mailtwin", name.to_string_lossy()));
+    if root.is_tree() { work_dir_of_tree(prefix) } else { prefix.join(".mailtwin") }
+}
+
+/// Beside the tree, which may be one account itself, unless it is a file system of its own.
+fn work_dir_of_tree(root: &Path) -> PathBuf {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = |path: &Path| path.metadata().map(|metadata| metadata.dev()).ok();
+    match (root.parent(), root.file_name()) {
+        (Some(above), Some(name)) if device(root).is_none_or(|d| Some(d) == device(above)) => {
+            above.join(format!(".{}.mailtwin", name.to_string_lossy()))
+        }
+        _ => root.join(".mailtwin"),
     }
-    prefix.join(".mailtwin")
 }
 
 /// Fills `octets` from the kernel's random source.
@@ -291,4 +307,11 @@ impl MailStore for Maildir {
     fn problems(&self) -> Vec<Problem> {
         self.engine.problems()
     }
+
+    fn watchable(&self) -> Option<&dyn crate::watch::Watchable> {
+        Some(self)
+    }
 }
+
+#[cfg(test)]
+mod tests;
