@@ -45,7 +45,7 @@ impl Daemons {
         let state = lab.mail_dir(name)?;
         let mut ports = [0; 6];
         for port in &mut ports {
-            *port = Lab::port()?;
+            *port = lab.port()?;
         }
         let [a, b, metrics @ ..] = ports;
         let node = |name, mail, listen, metrics, peer, peer_listen| {

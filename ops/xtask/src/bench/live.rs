@@ -232,7 +232,7 @@ struct Pair {
 
 impl Pair {
     fn start(bench: &Bench, lab: &Lab, keeper: Keeper, run: usize) -> Result<Self> {
-        let ports = [Lab::port()?, Lab::port()?];
+        let ports = [lab.port()?, lab.port()?];
         let server = |role: &str, own: u16, other: u16| {
             // Every round has folders of its own; nothing is removed in between.
             let name = format!("{keeper}-{run}-{role}");
