@@ -24,6 +24,7 @@ mod subject;
 pub use lists::*;
 pub use messages::*;
 pub use replication::{both_ways_with_memory, random_changes_end_equal, replica_keeps_its_own};
+pub use subject::InMemory;
 
 /// How long the store of a [`Subject`] keeps what it expunges.
 pub const KEEP: Duration = Duration::from_hours(7 * 24);

@@ -11,22 +11,29 @@ use super::{KEEP, ManualClock, Subject};
 use crate::{MailStore, memory::MemoryStore};
 
 /// A store in memory.
-#[derive(Debug)]
-pub(super) struct InMemory {
-    store: MemoryStore,
-    clock: Arc<ManualClock>,
+#[derive(Clone, Debug)]
+pub struct InMemory {
+    /// The store.
+    pub store: Arc<MemoryStore>,
+    /// Its time.
+    pub clock: Arc<ManualClock>,
 }
 
 impl InMemory {
-    pub(super) fn boxed(name: &str) -> Box<dyn Subject> {
+    /// An empty one.
+    pub fn new(name: &str) -> Self {
         let clock = Arc::new(ManualClock::new());
-        Box::new(Self { store: MemoryStore::new(name, clock.clone(), KEEP), clock })
+        Self { store: Arc::new(MemoryStore::new(name, clock.clone(), KEEP)), clock }
+    }
+
+    pub(super) fn boxed(name: &str) -> Box<dyn Subject> {
+        Box::new(Self::new(name))
     }
 }
 
 impl Subject for InMemory {
     fn store(&self) -> &dyn MailStore {
-        &self.store
+        &*self.store
     }
 
     fn deliver(&self, account: &Account, mailbox: &MailboxName, octets: &[u8]) {
