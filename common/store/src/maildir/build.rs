@@ -114,6 +114,13 @@ impl Engine {
         if records.len() != batch.changes.len() || batch.expect.is_some() {
             return Err(StoreError::Stale(None));
         }
+        // A build that starts from the beginning replaces one that broke off.
+        let last = build.entries.last().map(|entry| entry.uid);
+        if records.first().is_some_and(|first| last.is_some_and(|last| first.uid <= last)) {
+            for entry in std::mem::take(&mut build.entries) {
+                build.cur.remove(&entry.name)?;
+            }
+        }
         let mut last = build.entries.last().map(|entry| entry.uid);
         for record in &records {
             if last.is_some_and(|last| record.uid <= last) {
@@ -133,6 +140,10 @@ impl Engine {
     fn check_free(&self, to: &Destination) -> Result<(), StoreError> {
         self.cx.options.layout.directory(&to.name)?;
         match self.find(&to.account, &to.name)? {
+            // The empty INBOX that a mail server makes at a login gives way.
+            Some(held) if to.name.is_inbox() && held.head.messages == 0 && held.foreign == 0 => {
+                Ok(())
+            }
             Some(held) => Err(StoreError::Stale(Some(held.head))),
             None => Ok(()),
         }
@@ -257,6 +268,10 @@ impl Build {
         let (prefix, cx) = (engine.cx.prefix()?, &engine.cx);
         let account = cx.pattern.locate(&to.account, &cx.pattern)?;
         let mailbox = account.join(cx.options.layout.directory(&to.name)?);
+        if mailbox.as_os_str().is_empty() {
+            // A tree that is one account itself.
+            return self.move_in(engine, &prefix);
+        }
         let (above, last) = split(&mailbox)?;
         let root = make_all(&prefix, &above, self.owner)?;
         match self.parent.rename_new(&self.name, &root, &last) {

@@ -119,7 +119,8 @@ pub(crate) fn work_out(
                 work.expunges.push(entry.clone());
             }
             Change::Update { uid, internal_date, flags, keywords } => {
-                let entry = snapshot.entries().get(uid).ok_or_else(stale)?;
+                let absent = || StoreError::NotFound { what: format!("message {uid}") };
+                let entry = snapshot.entries().get(uid).ok_or_else(absent)?;
                 work.renamings.push(renaming(entry, *internal_date, *flags, keywords, &table)?);
             }
             Change::Add(record) => {
@@ -160,7 +161,9 @@ fn place(
     if snapshot.header.unnumbered > 0 {
         for place in [b"new", b"cur"] {
             let Some(dir) = dir.sub(place)? else { continue };
-            dir.list(|name, _, _| drop(taken.insert(names::base(name).to_vec())))?;
+            dir.list(|name, _, _| {
+                taken.insert(names::base(name).to_vec());
+            })?;
         }
     }
     for (record, staged) in records.into_iter().zip(batch.staged.drain(..)) {

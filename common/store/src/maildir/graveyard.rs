@@ -104,13 +104,18 @@ impl Graveyard {
         let mut messages = 0;
         for name in buckets {
             let Ok(start) = name.parse::<u64>() else { continue };
-            let end = start.saturating_add(BUCKET_SECS).saturating_add(self.keep.as_secs());
-            if end > now_ms / 1000 {
+            let keep_ms = u64::try_from(self.keep.as_millis()).unwrap_or(u64::MAX);
+            if start.saturating_mul(1000).saturating_add(keep_ms) > now_ms {
                 continue;
             }
             let path = self.path.join(&name);
-            messages += count(&path, 0);
-            std::fs::remove_dir_all(&path).map_err(during("remove", &path))?;
+            let end_ms = start.saturating_add(BUCKET_SECS).saturating_mul(1000);
+            if end_ms.saturating_add(keep_ms) <= now_ms {
+                messages += count(&path, 0);
+                std::fs::remove_dir_all(&path).map_err(during("remove", &path))?;
+            } else {
+                messages += bury_some(&path, now_ms.saturating_sub(keep_ms))?;
+            }
         }
         Ok(messages)
     }
@@ -144,6 +149,27 @@ fn note(bucket: &Dir, lines: &str) -> Result<(), StoreError> {
         other => other?,
     };
     file.write_all(lines.as_bytes()).map_err(during("write", &bucket.at(b"list")))
+}
+
+/// Removes what came into a bucket up to `until_ms`; its lines stay.
+fn bury_some(path: &Path, until_ms: u64) -> Result<u64, StoreError> {
+    let mut messages = 0;
+    for entry in std::fs::read_dir(path).map_err(during("read", path))?.flatten() {
+        let name = entry.file_name();
+        let born = name.to_str().and_then(|name| name.split('.').next()?.parse::<u64>().ok());
+        if born.is_none_or(|born| born > until_ms) {
+            continue;
+        }
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            messages += count(&path, 1);
+            std::fs::remove_dir_all(&path).map_err(during("remove", &path))?;
+        } else {
+            messages += 1;
+            std::fs::remove_file(&path).map_err(during("remove", &path))?;
+        }
+    }
+    Ok(messages)
 }
 
 /// Messages in a bucket: its files, and those in `cur` and `new` of its mailboxes.
@@ -201,8 +227,9 @@ mod tests {
         let (bucket, grave) = graveyard.mailbox(family, 3_600_000).unwrap();
         let parent = Dir::open(root.path()).unwrap().unwrap();
         parent.rename(b"box", &bucket, &grave).unwrap();
-        assert_eq!(graveyard.bury(7_259_000).unwrap(), 0);
-        assert_eq!(graveyard.bury(7_260_000).unwrap(), 2);
+        assert_eq!(graveyard.bury(3_659_000).unwrap(), 0);
+        assert_eq!(graveyard.bury(3_660_000).unwrap(), 2);
+        assert_eq!(graveyard.bury(7_260_000).unwrap(), 0);
         assert_eq!(std::fs::read_dir(root.path().join("graveyard")).unwrap().count(), 0);
     }
 }

@@ -20,7 +20,7 @@ const OCTETS_MAX: u64 = 256;
 
 /// How a store is told from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Identity {
+pub enum IdentityKind {
     /// By a file `.mailtwin-store` above the accounts, made once.
     File,
     /// By inode and birth time of that directory: for trees in which nothing may be written.
@@ -30,14 +30,19 @@ pub enum Identity {
 /// Knows which store it must be.
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    kind: Identity,
+    kind: IdentityKind,
     expected: String,
 }
 
 impl Keeper {
     /// Reads what store this was the last time from the file `record`; if none was, makes this one
     /// known from now on.
-    pub(crate) fn open(kind: Identity, root: &Path, record: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(
+        kind: IdentityKind,
+        root: &Path,
+        record: &Path,
+        read_only: bool,
+    ) -> Result<Self, StoreError> {
         let known = match std::fs::read(record) {
             Ok(content) => Some(String::from_utf8_lossy(&content).trim().to_owned()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
@@ -47,9 +52,13 @@ impl Keeper {
             return Ok(Self { kind, expected });
         }
         let found = match (Dir::open(root)?, kind) {
-            (Some(dir), Identity::Inode) => inode(&dir)?,
-            (None, Identity::Inode) => return Err(missing(root)),
-            (dir, Identity::File) => {
+            (Some(dir), IdentityKind::Inode) => inode(&dir)?,
+            (None, IdentityKind::Inode) if read_only => return Err(missing(root)),
+            (None, IdentityKind::Inode) => {
+                mailtwin_disk::dir::create(root, 0o755).map_err(refused)?;
+                inode(&Dir::open(root)?.ok_or_else(|| missing(root))?)?
+            }
+            (dir, IdentityKind::File) => {
                 let held = dir.map(|dir| content(&dir)).transpose()?.flatten();
                 held.map_or_else(|| mark(root), Ok)?
             }
@@ -61,8 +70,8 @@ impl Keeper {
     /// Refuses another store than the one that is known.
     pub(crate) fn verify(&self, root: &Dir) -> Result<(), StoreError> {
         let found = match self.kind {
-            Identity::File => content(root)?,
-            Identity::Inode => Some(inode(root)?),
+            IdentityKind::File => content(root)?,
+            IdentityKind::Inode => Some(inode(root)?),
         };
         let why = match found {
             Some(found) if found == self.expected => return Ok(()),
@@ -109,13 +118,13 @@ mod tests {
 
     #[test]
     fn another_store_is_refused() {
-        for kind in [Identity::File, Identity::Inode] {
+        for kind in [IdentityKind::File, IdentityKind::Inode] {
             let temporary = tempfile::tempdir().unwrap();
             let (root, record) = (temporary.path().join("mail"), temporary.path().join("id"));
             std::fs::create_dir(&root).unwrap();
             let verify = || {
                 let dir = Dir::open(&root).unwrap().unwrap();
-                Keeper::open(kind, &root, &record).and_then(|keeper| keeper.verify(&dir))
+                Keeper::open(kind, &root, &record, false).and_then(|keeper| keeper.verify(&dir))
             };
             verify().unwrap();
             verify().unwrap();

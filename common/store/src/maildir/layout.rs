@@ -411,6 +411,9 @@ impl Layout {
             return Ok(PathBuf::new());
         }
         let error = |why| StoreError::Name { name: name.to_string(), why };
+        if self == Self::Fs && name.parts().count() > DEPTH_MAX {
+            return Err(error("it has too many parts"));
+        }
         let mut directory = Vec::new();
         for part in name.parts() {
             match self {

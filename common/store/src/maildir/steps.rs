@@ -68,16 +68,27 @@ impl Engine {
         let (mut leaving, mut arriving) = (BTreeSet::new(), BTreeSet::new());
         for step in steps {
             let (id, name) = match step {
+                Step::Delete { name, .. } if name.is_inbox() => {
+                    let why = "the INBOX cannot be deleted";
+                    return Err(StoreError::Name { name: name.to_string(), why });
+                }
                 Step::Delete { id, name } => (id, name),
                 Step::Rename { id, from, to } => {
                     self.cx.options.layout.directory(to)?;
-                    if from.is_inbox() || to.is_inbox() || !arriving.insert(to.clone()) {
-                        let why = "the INBOX cannot be moved, nor two mailboxes to one place";
+                    if from.is_inbox() || to.is_inbox() {
+                        let why = "the INBOX cannot be moved";
                         return Err(StoreError::Name { name: to.to_string(), why });
+                    }
+                    if !arriving.insert(to.clone()) {
+                        return Err(StoreError::Stale(None));
                     }
                     (id, from)
                 }
-                Step::Reset { id, name } => (id, name),
+                Step::Reset { id, name } if name.is_inbox() => (id, name),
+                Step::Reset { name, .. } => {
+                    let why = "only the INBOX is reset";
+                    return Err(StoreError::Name { name: name.to_string(), why });
+                }
             };
             let may_have_own = matches!(step, Step::Rename { .. });
             self.check_step(account, book, root, (*id, name), may_have_own)?;
@@ -123,9 +134,6 @@ impl Engine {
         root: &Dir,
         name: &MailboxName,
     ) -> Result<(), StoreError> {
-        if name.is_inbox() {
-            return self.reset(account, book, root, name);
-        }
         let stale = || StoreError::Stale(None);
         let dir = self.cx.mailbox_dir(root, name)?.ok_or_else(stale)?;
         let cell = book.cell(name);
