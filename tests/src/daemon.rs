@@ -304,9 +304,15 @@ impl Pair {
         Ok(Self { master, replica, agent, copy, accounts })
     }
 
-    /// Waits until an IMAP client sees the same on both.
+    /// Waits until an IMAP client sees the same on both; gives up when a daemon has ended.
     pub fn wait_equal(&self, lab: &Lab) -> anyhow::Result<()> {
-        oracle::wait_equal(lab, &self.master, &self.replica, &self.accounts)
+        lab.wait("both servers are equal", || {
+            let daemons = [&self.agent.agent, &self.copy.replica].into_iter().flatten();
+            for daemon in daemons {
+                ensure!(!daemon.has_ended(), "{} has ended", daemon.name());
+            }
+            Ok(oracle::look(&self.master, &self.replica, &self.accounts))
+        })
     }
 
     /// Fails if either Dovecot has something to complain about.
@@ -340,7 +346,7 @@ pub fn programs(lab: &Lab) -> anyhow::Result<PathBuf> {
 }
 
 /// Builds the programs in the profile that the tests were built in, once a test program;
-/// `MAILTWIN_BUILT=1` says that this was done.
+/// `MAILTWIN_BUILT` names the folder where somebody has done so.
 fn built() -> anyhow::Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
@@ -348,11 +354,11 @@ fn built() -> anyhow::Result<PathBuf> {
 }
 
 fn build() -> anyhow::Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("MAILTWIN_BUILT") {
+        return Ok(dir.into());
+    }
     let test = std::env::current_exe().context("find this test program")?;
     let dir = test.ancestors().nth(2).context("test programs lie in target/PROFILE/deps")?;
-    if std::env::var_os("MAILTWIN_BUILT").is_some() {
-        return Ok(dir.to_path_buf());
-    }
     let mut words: Vec<OsString> = vec!["build".into(), "--quiet".into()];
     words.extend(["-p", AGENT, "-p", REPLICA, "-p", REPLCTL].map(OsString::from));
     if dir.file_name().is_some_and(|name| name == "release") {

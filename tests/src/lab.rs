@@ -144,7 +144,8 @@ impl Lab {
         for log in &*logs {
             let text = fs::read(log).unwrap_or_default();
             let text = String::from_utf8_lossy(&text);
-            let lines: Vec<&str> = text.lines().collect();
+            // What Dovecot tells of every login would hide the rest.
+            let lines: Vec<&str> = text.lines().filter(|line| !line.contains(": Info: ")).collect();
             let first = lines.len().saturating_sub(LOG_LINES_SHOWN);
             let tail = lines.get(first..).unwrap_or_default().join("\n");
             let _ = writeln!(shown, "---- {} ({} lines)\n{tail}", log.display(), lines.len());

@@ -178,14 +178,17 @@ pub fn wait_equal(
     accounts: &[String],
 ) -> anyhow::Result<()> {
     let what = format!("{} equals {}", right.name(), left.name());
-    lab.wait(&what, || {
-        // A mailbox may go while it is being read; that is a difference like any other.
-        let found = match differences(left, right, accounts) {
-            Ok(found) => found,
-            Err(error) => vec![format!("cannot compare: {error:#}")],
-        };
-        Ok(if found.is_empty() { Ok(()) } else { Err(format!("\n  {}", found.join("\n  "))) })
-    })
+    lab.wait(&what, || Ok(look(left, right, accounts)))
+}
+
+/// One look for [`Lab::wait`]: what differs is why not yet.
+pub fn look(left: &Dovecot, right: &Dovecot, accounts: &[String]) -> Result<(), String> {
+    // A mailbox may go while it is being read; that is a difference like any other.
+    let found = match differences(left, right, accounts) {
+        Ok(found) => found,
+        Err(error) => vec![format!("cannot compare: {error:#}")],
+    };
+    if found.is_empty() { Ok(()) } else { Err(format!("\n  {}", found.join("\n  "))) }
 }
 
 /// Files of an account that are replicated beside its mail, by their path below the home.

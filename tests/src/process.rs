@@ -59,6 +59,11 @@ impl Process {
         Ok(Self { name: launch.name.clone(), child, clock: lab.shared_clock() })
     }
 
+    /// What failures call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its process number.
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -67,6 +72,12 @@ impl Process {
     /// Whether it has not ended by itself.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Whether it has ended by itself and waits for its parent to notice.
+    pub fn has_ended(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
     }
 
     /// kill -9, and its corpse removed.

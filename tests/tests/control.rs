@@ -157,7 +157,7 @@ fn nobody_there_is_exit_code_3() -> anyhow::Result<()> {
         ensure!(!output.stderr.is_empty(), "it says who: {output:?}");
         pair.agent.replctl(lab, &["no-such-verb"])?.expect(2)?;
         let again = pair.agent.replctl(lab, &["init", "--role", "master"])?;
-        ensure!(again.code == Some(4) || again.code == Some(2), "a second init: {again:?}");
+        ensure!(again.code != Some(0), "a second init: {again:?}");
         Ok(())
     })
 }

@@ -12,6 +12,8 @@ use rustix::fs::FlockOperation;
 use crate::{DiskError, replace};
 
 const NAME: &str = "lock";
+/// State is nobody else's business.
+const DIR_MODE: u32 = 0o700;
 
 /// A state directory that is ours until this is dropped or the process ends, however it ends.
 #[derive(Debug)]
@@ -36,9 +38,10 @@ pub enum LockError {
 }
 
 impl DirLock {
-    /// Takes `dir` without waiting. The lock file stays there for ever, with the id of the process
+    /// Takes `dir` without waiting, and makes it if it is not there. The lock file stays there for ever, with the id of the process
     /// that took it last.
     pub fn take(dir: &Path) -> Result<Self, LockError> {
+        crate::dir::create(dir, DIR_MODE)?;
         let path = dir.join(NAME);
         let mut file = OpenOptions::new()
             .read(true)
