@@ -1,6 +1,7 @@
 //! The log's single writer: many submissions, one fdatasync.
 
 use std::{
+    collections::HashSet,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -106,8 +107,8 @@ impl Writer {
     /// Serves submissions until the last sender is gone.
     pub(super) fn run(mut self, mut submissions: mpsc::Receiver<Submission>) {
         while let Some(first) = submissions.blocking_recv() {
+            let mut targets = first.targets.len();
             let mut group = vec![first];
-            let mut targets = group[0].targets.len();
             while targets < GROUP_MAX
                 && let Ok(more) = submissions.try_recv()
             {
@@ -121,13 +122,10 @@ impl Writer {
     }
 
     fn serve(&mut self, group: Vec<Submission>) -> Result<(), Stop> {
-        let mut fresh = Vec::new();
-        for submission in &group {
-            if let Some(damage) = &submission.damage {
-                self.leave(&damage.path);
-            }
-            self.select(&submission.targets, submission.damage.is_some(), &mut fresh);
+        for damage in group.iter().filter_map(|submission| submission.damage.as_ref()) {
+            self.leave(&damage.path);
         }
+        let fresh = self.select(&group);
         for targets in fresh.chunks(GROUP_MAX) {
             self.append_persistently(targets)?;
         }
@@ -144,18 +142,22 @@ impl Writer {
         Ok(())
     }
 
-    /// Adds to `fresh` what needs an entry.
-    fn select(&self, targets: &[Target], always: bool, fresh: &mut Vec<Target>) {
+    /// What needs an entry, each once.
+    fn select(&self, group: &[Submission]) -> Vec<Target> {
         let state = self.shared.state();
-        let mut seen: std::collections::HashSet<Target> = fresh.iter().cloned().collect();
-        for target in targets {
-            let covered = !always && state.covering(target).is_some();
-            if !covered && seen.insert(target.clone()) {
-                fresh.push(target.clone());
-            } else {
-                self.shared.coalesced.fetch_add(1, Ordering::Relaxed);
+        let (mut seen, mut fresh) = (HashSet::new(), Vec::new());
+        for submission in group {
+            let always = submission.damage.is_some();
+            for target in &submission.targets {
+                let covered = !always && state.covering(target).is_some();
+                if !covered && seen.insert(target) {
+                    fresh.push(target.clone());
+                } else {
+                    self.shared.coalesced.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
+        fresh
     }
 
     fn append_persistently(&mut self, targets: &[Target]) -> Result<(), Stop> {

@@ -107,8 +107,8 @@ impl Rig {
     fn settle(&self, user: &str) {
         File::create(self.mail(user).join("cur/settle")).unwrap();
         wait_until("it settles", || self.collected.has(&mailbox(user, "")));
-        fs::remove_file(self.mail(user).join("cur/settle")).unwrap();
         self.collected.clear();
+        fs::remove_file(self.mail(user).join("cur/settle")).unwrap();
         wait_until("it settles", || self.collected.has(&mailbox(user, "")));
         self.collected.clear();
     }
@@ -166,7 +166,7 @@ fn what_means_nothing_is_not_reported() {
     File::create(mail.join("subscriptions.lock")).unwrap();
     deliver(&mail, "1.a");
     wait_until("the delivery is reported", || rig.collected.has(&mailbox("ann", "")));
-    assert_eq!(rig.collected.lock().0, [mailbox("ann", "")]);
+    assert!(rig.collected.lock().0.iter().all(|target| *target == mailbox("ann", "")));
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub(super) struct Watcher {
     accounts: Option<Due>,
     /// That watches ran out has been said.
     limit_said: bool,
+    /// A scan of everything has ended, and must be said once its targets are taken.
+    announce: bool,
 }
 
 /// What one read of events brought.
@@ -86,6 +88,7 @@ impl Watcher {
             moved: BTreeMap::new(),
             accounts: None,
             limit_said: false,
+            announce: false,
         })
     }
 
@@ -236,9 +239,7 @@ impl Watcher {
             let was_first = self.rescan.is_rushing();
             let accounts = self.look_for_accounts();
             self.rescan.round(accounts, now);
-            if was_first {
-                self.parts.watching.send_replace(true);
-            }
+            self.announce |= was_first;
         }
     }
 
@@ -326,14 +327,17 @@ impl Watcher {
     }
 
     fn send(&mut self) -> Offer {
-        if !self.gather.has_mail() {
-            return Offer::Taken;
-        }
-        let offer = self.parts.sink.offer(&self.gather.outbox());
-        if offer == Offer::Taken {
+        if self.gather.has_mail() {
+            let offer = self.parts.sink.offer(&self.gather.outbox());
+            if offer != Offer::Taken {
+                return offer;
+            }
             self.gather.sent();
         }
-        offer
+        if std::mem::take(&mut self.announce) {
+            self.parts.watching.send_replace(true);
+        }
+        Offer::Taken
     }
 }
 
