@@ -113,16 +113,26 @@ impl Connection {
 
     /// Opens a stream with `request`.
     pub(crate) async fn ask(&self, request: &Request) -> Result<Stream, Gone> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let room = tokio::select! {
+            biased;
+            () = self.lost.cancelled() => return Err(Gone),
+            room = self.out.reserve() => room.map_err(|_| Gone)?,
+        };
         let (tell, replies) = mpsc::channel(STREAM_QUEUE);
-        self.streams.lock().expect("no panic while it is held").insert(id, tell);
-        let stream = Stream { id, connection: self.clone(), replies };
-        if id == u32::MAX {
+        let mut frame = message(0, request);
+        // Numbers must arrive in order: one below the newest is taken for that of a stream that
+        // has ended. So it is given out and queued under one lock.
+        let mut streams = self.streams.lock().expect("no panic while it is held");
+        frame.stream = self.next.fetch_add(1, Ordering::Relaxed);
+        if frame.stream == u32::MAX {
             self.lost.cancel(); // numbers are used up: the next connection starts anew
             return Err(Gone);
         }
-        stream.send(message(id, request)).await?;
-        Ok(stream)
+        streams.insert(frame.stream, tell);
+        let id = frame.stream;
+        room.send(frame);
+        drop(streams);
+        Ok(Stream { id, connection: self.clone(), replies })
     }
 
     /// Resolves when the connection is gone.
