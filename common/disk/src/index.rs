@@ -46,6 +46,11 @@ const SCHEMA: &[u8] = b"1:";
 /// Octets of pages kept in memory. The default of 1 GiB would be the daemon's largest part.
 const CACHE_OCTETS: u64 = 8 << 20;
 
+/// Every change leaves old versions of pages in memory, which sled frees a few at a time whenever
+/// it is called: after many changes in one call it is called often enough to keep up. Without
+/// these reads, 200,000 changes in batches of 1,000 leave 550 MB behind, with them 37 MB.
+const CHANGES_PER_READ: usize = 2;
+
 /// How often sled writes out its buffer and reuses space by itself: rare, so that an idle daemon
 /// sleeps. Durability never depends on it.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
@@ -163,7 +168,8 @@ impl Index {
 
     /// Makes the changes of `batch`, all or none. They are visible at once and durable with the
     /// next [`Index::sync`] or [`Index::commit`]; a crash before that loses a tail of batches, never
-    /// one in between.
+    /// one in between. Memory grows with a batch, by some kilobytes a change: some hundred changes
+    /// are fine, ten thousand are not.
     pub fn apply(&self, batch: Batch) -> Result<(), IndexError> {
         if batch.octets_max > VALUE_MAX {
             return Err(IndexError::TooLarge(batch.octets_max));
@@ -173,7 +179,9 @@ impl Index {
         }
         self.open.guard("write", |db| db.apply_batch(batch.changes))?;
         self.open.applied.fetch_add(1, Ordering::Release);
-        Ok(())
+        self.open.guard("read", |db| {
+            (0..batch.count / CHANGES_PER_READ).try_for_each(|_| db.get(OWN_KEY).map(drop))
+        })
     }
 
     /// Makes the changes of `batch`, all or none; durable on return, like all before it.
