@@ -106,7 +106,10 @@ impl Agent {
     ) -> Result<Self, StartError> {
         let state = |replica: &str| {
             let replica = replica.to_owned();
-            move |source: Box<dyn std::error::Error + Send + Sync>| StartError::State { replica, source }
+            move |source: Box<dyn std::error::Error + Send + Sync>| StartError::State {
+                replica,
+                source,
+            }
         };
         let pauses = Pauses::open(&parts.state_dir).map_err(|e| state("list")(e.into()))?;
         let names = replicas.iter().map(|replica| replica.name.clone());
@@ -162,13 +165,18 @@ impl Agent {
 
     /// Messages, octets sent and octets saved so far, over all links.
     pub fn totals(&self) -> (u64, u64, u64) {
-        self.links.iter().map(|link| link.metrics.totals()).fold((0, 0, 0), |sum, one| {
-            (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2)
-        })
+        self.links
+            .iter()
+            .map(|link| link.metrics.totals())
+            .fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
     }
 
     /// Stops or resumes replaying to one replica, also over a restart; `None` if there is no such.
-    pub fn pause(&self, replica: &str, pause: bool) -> Option<Result<(), mailtwin_disk::DiskError>> {
+    pub fn pause(
+        &self,
+        replica: &str,
+        pause: bool,
+    ) -> Option<Result<(), mailtwin_disk::DiskError>> {
         self.links.iter().find(|link| link.status.borrow().name == replica)?;
         Some(self.pauses.set(replica, pause))
     }

@@ -38,7 +38,8 @@ impl Pauses {
     pub(crate) fn watch(&self, replica: &str) -> watch::Receiver<bool> {
         let paused = self.paused.lock().expect("no panic while it is held").contains(replica);
         let mut switches = self.switches.lock().expect("no panic while it is held");
-        let switch = switches.entry(replica.to_owned()).or_insert_with(|| watch::Sender::new(paused));
+        let switch =
+            switches.entry(replica.to_owned()).or_insert_with(|| watch::Sender::new(paused));
         switch.subscribe()
     }
 
@@ -46,7 +47,11 @@ impl Pauses {
     pub(crate) fn set(&self, replica: &str, pause: bool) -> Result<(), DiskError> {
         let mut paused = self.paused.lock().expect("no panic while it is held");
         let mut next = paused.clone();
-        if pause { next.insert(replica.to_owned()) } else { next.remove(replica) };
+        if pause {
+            next.insert(replica.to_owned())
+        } else {
+            next.remove(replica)
+        };
         let text = serde_json::to_vec(&next).expect("strings always encode");
         replace(&self.path, &text, PRIVATE)?;
         *paused = next;

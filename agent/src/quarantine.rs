@@ -11,11 +11,7 @@ use mailtwin_disk::{
     DiskError,
     replace::{PRIVATE, replace},
 };
-use mailtwin_logic::{
-    entry::Target,
-    ids::Account,
-    mailbox::MailboxName,
-};
+use mailtwin_logic::{entry::Target, ids::Account, mailbox::MailboxName};
 use serde::{Deserialize, Serialize};
 
 use crate::visit::Trouble;
@@ -176,10 +172,8 @@ mod tests {
     #[test]
     fn survives_reopening_and_damage() {
         let dir = tempfile::tempdir().unwrap();
-        let target = Target::Mailbox(
-            Account::new("ann").unwrap(),
-            MailboxName::new(b"W\xffrk").unwrap(),
-        );
+        let target =
+            Target::Mailbox(Account::new("ann").unwrap(), MailboxName::new(b"W\xffrk").unwrap());
         let trouble = Trouble { reason: "denied".into(), detail: "list /x: denied".into() };
         let mut quarantine = Quarantine::open(dir.path(), "mx2").unwrap();
         assert!(quarantine.put(&target, &trouble, 5).unwrap());

@@ -5,11 +5,7 @@ mod dial;
 mod status;
 mod tls;
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
 use mailtwin_logic::{
@@ -30,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cursor::CursorFile,
     log::{Log, LogError, Reader},
-    passed::Passed,
     metrics::LinkMetrics,
+    passed::Passed,
     quarantine::{Aside, Quarantine},
     visit::{Held, Trouble, VisitError, Visited, Visitor},
 };
@@ -283,7 +279,9 @@ impl Driver {
 
     fn on_event(&mut self, event: Event) {
         match event {
-            Event::Dialed { life, .. } | Event::Greeted { life, .. } | Event::Visited { life, .. }
+            Event::Dialed { life, .. }
+            | Event::Greeted { life, .. }
+            | Event::Visited { life, .. }
                 if life != self.life => {}
             Event::Dialed { io: Ok(io), .. } => {
                 self.dialed = Some(io);

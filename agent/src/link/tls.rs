@@ -1,6 +1,11 @@
 //! Dials a replica over TLS, and lets it in only with a key that is its own.
 
-use std::{fmt, future::Future, pin::Pin, sync::{Arc, Mutex}};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+};
 
 use mailtwin_host::{
     keys::NodeKey,
@@ -41,8 +46,9 @@ impl TlsDialer {
             source,
         };
         let expected = self.pins.expected_of(&self.peer).map_err(|error| because(error.into()))?;
-        let (stream, shown) =
-            tls::connect(address, &self.key, expected).await.map_err(|error| because(error.into()))?;
+        let (stream, shown) = tls::connect(address, &self.key, expected)
+            .await
+            .map_err(|error| because(error.into()))?;
         match self.pins.admit(&self.peer, shown).map_err(|error| because(error.into()))? {
             Admission::Admitted => {}
             Admission::PinnedNow => {

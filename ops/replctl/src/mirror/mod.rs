@@ -14,7 +14,7 @@ use mailtwin_agent::source::{self, Source};
 use mailtwin_logic::link::Phase;
 use mailtwin_store::{
     MailStore,
-    maildir::{Identity, Layout, MaildirOptions, UidBookkeeping},
+    maildir::{IdentityKind, Layout, MaildirOptions, UidBookkeeping},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -78,7 +78,7 @@ fn options(
         .with_context(|| format!("--graveyard {}", args.graveyard))?;
     let source = MaildirOptions {
         layout,
-        identity: Identity::Inode,
+        identity: IdentityKind::Inode,
         work_dir: Some(places.state.join("source-work")),
         assigns_uids: true,
         uid_bookkeeping: if args.read_only_source {
@@ -90,7 +90,7 @@ fn options(
     };
     let copy = MaildirOptions {
         layout,
-        identity: Identity::Inode,
+        identity: IdentityKind::Inode,
         work_dir: Some(places.state.join("work")),
         graveyard,
         ..MaildirOptions::new(&dst.join("{path}"), &places.state.join("copy.json"))
