@@ -205,15 +205,31 @@ impl Agent {
         tokio::time::timeout(within, all).await.unwrap_or(false)
     }
 
-    /// Waits until some link has news.
-    pub async fn changed(&self) {
-        let mut receivers: Vec<_> = self.links.iter().map(|link| link.status.clone()).collect();
-        let news = receivers.iter_mut().map(|receiver| Box::pin(receiver.changed()));
-        let _ = futures_util::future::select_all(news).await;
+    /// Tells of every change of a link's status from now on.
+    pub fn news(&self) -> News {
+        let mut links: Vec<_> = self.links.iter().map(|link| link.status.clone()).collect();
+        links.iter_mut().for_each(watch::Receiver::mark_changed);
+        News { links }
     }
 
     /// Milliseconds since 1970.
     pub fn now(&self) -> u64 {
         self.clock.unix_ms()
+    }
+}
+
+/// Changes of links' statuses.
+#[derive(Debug)]
+pub struct News {
+    links: Vec<watch::Receiver<LinkStatus>>,
+}
+
+impl News {
+    /// Waits until some link's status differs from what it was when this last returned. What is
+    /// read of the links afterwards is at least as new.
+    pub async fn changed(&mut self) {
+        let news = self.links.iter_mut().map(|link| Box::pin(link.changed()));
+        let _ = futures_util::future::select_all(news).await;
+        self.links.iter_mut().for_each(watch::Receiver::mark_unchanged);
     }
 }

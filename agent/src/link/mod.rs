@@ -438,6 +438,10 @@ impl Driver {
         let now = self.parts.clock.unix_ms();
         self.parts.metrics.publish(&status, now);
         self.beat.send_replace(Beat { at: now, head, cursor });
-        self.parts.status.send_replace(status);
+        self.parts.status.send_if_modified(|shown| {
+            let news = *shown != status;
+            *shown = status;
+            news
+        });
     }
 }

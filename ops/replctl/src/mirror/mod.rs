@@ -16,6 +16,7 @@ use mailtwin_store::{
     MailStore,
     maildir::{IdentityKind, Layout, MaildirOptions, UidBookkeeping},
 };
+use tokio::time::{Instant, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::{args, exit, output::Output, runtime};
@@ -106,6 +107,8 @@ async fn once(
     stop: &CancellationToken,
 ) -> anyhow::Result<u8> {
     let progress = progress::Progress::new(src, Arc::clone(&pair.clock));
+    let mut news = pair.agent.news();
+    let mut ticks = interval_at(Instant::now() + progress::EVERY, progress::EVERY);
     loop {
         let link = pair.agent.links().remove(0);
         match link.phase {
@@ -118,8 +121,8 @@ async fn once(
         }
         tokio::select! {
             () = stop.cancelled() => bail!("interrupted; run the same command again to go on"),
-            () = pair.agent.changed() => {}
-            () = tokio::time::sleep(progress::EVERY) => progress.show(pair.agent.totals()),
+            () = news.changed() => {}
+            _ = ticks.tick() => progress.show(pair.agent.totals()),
         }
     }
     progress.finish(pair.agent.totals());
