@@ -104,6 +104,65 @@ fn refuses_a_value_over_the_limit_and_goes_on() {
 }
 
 #[test]
+fn long_values_are_whole_and_leave_nothing_behind() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("index");
+    let (index, _) = Index::open(&dir).unwrap();
+    let long = |number: u32, octets: usize| -> Vec<u8> {
+        (0..octets).map(|at| at.wrapping_mul(number as usize + 7).to_le_bytes()[1]).collect()
+    };
+    let apply = |number: u32, octets: usize| {
+        let mut batch = Batch::default();
+        batch.put(&key(number), &long(number, octets));
+        index.apply(batch).unwrap();
+    };
+    for number in 0..200 {
+        apply(number, VALUE_MAX - number as usize);
+    }
+    for number in 0..200 {
+        let value = index.get(&key(number)).unwrap().unwrap();
+        assert_eq!(value, long(number, VALUE_MAX - number as usize));
+    }
+    assert_eq!(fs::read_dir(dir.join("blobs")).unwrap().count(), 0, "never synced by sled");
+    for number in 0..200 {
+        apply(number, number as usize * 50);
+    }
+    let mut seen = 0;
+    index
+        .scan_prefix(b"", |_, value| {
+            seen += value.len();
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(seen, (0..200).map(|number| number * 50).sum::<usize>());
+    let mut batch = Batch::default();
+    (0..200).for_each(|number| batch.delete(&key(number)));
+    index.commit(batch).unwrap();
+    let left = index.open.guard("read", |db| Ok(db.len())).unwrap();
+    assert_eq!(left, 1, "only the record of our own");
+}
+
+#[test]
+fn a_value_that_is_being_replaced_is_read_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let (index, _) = Index::open(&root.path().join("index")).unwrap();
+    let value = |turn: u8| vec![turn; 10_000 + 1000 * usize::from(turn % 7)];
+    put(&index, b"k", &value(0));
+    let apply = |turn: u8| {
+        let mut batch = Batch::default();
+        batch.put(b"k", &value(turn));
+        index.apply(batch).unwrap();
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..200).for_each(apply));
+        for _ in 0..500 {
+            let read = index.get(b"k").unwrap().unwrap();
+            assert_eq!(read, value(read[0]));
+        }
+    });
+}
+
+#[test]
 fn a_second_opening_is_refused_and_harms_nothing() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("index");
