@@ -228,6 +228,29 @@ fn accounts_come_and_go_with_their_domains() {
     assert_eq!(rig.store.accounts().unwrap().len(), 2);
 }
 
+/// Looking at a mailbox may give messages UIDs, under the lock whose removal is reported: that
+/// must die down by itself.
+#[test]
+fn what_a_visit_writes_is_visited_at_most_a_few_times() {
+    let rig = Rig::new(&["ann"], Options::default());
+    deliver(&rig.mail("ann"), "1.a");
+    rig.expect(&mailbox("ann", ""));
+    let ann = Account::new("ann@example.org").unwrap();
+    for _ in 0..5 {
+        let listing = rig.store.account(&ann).unwrap().unwrap();
+        assert_eq!(listing.state.mailboxes[0].head.messages, 1);
+        // What was written is reported before this.
+        File::create(rig.mail("ann").join("subscriptions")).unwrap();
+        wait_until("the feed has caught up", || rig.collected.has(&account("ann")));
+        let is_quiet = !rig.collected.has(&mailbox("ann", ""));
+        rig.collected.clear();
+        if is_quiet {
+            return;
+        }
+    }
+    panic!("a visit causes the next one for ever");
+}
+
 #[test]
 fn files_beside_mailboxes_are_reported() {
     let rig = Rig::new(&["ann"], Options::default());
