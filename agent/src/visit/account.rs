@@ -11,7 +11,7 @@ use mailtwin_logic::{
 };
 use mailtwin_store::{Listing, Reason};
 
-use super::{Trouble, VisitError, Visited, Visitor, name_some, refused, trouble};
+use super::{Trouble, VisitError, Visited, Visitor, held::Moment, name_some, refused, trouble};
 
 /// How often a list that keeps changing is compared in one visit.
 const TRIES: usize = 4;
@@ -21,7 +21,7 @@ const TOLD: usize = 3;
 impl Visitor {
     pub(super) async fn account(&self, account: &Account) -> Result<Visited, VisitError> {
         for _ in 0..TRIES {
-            let name = account.clone();
+            let (name, moment) = (account.clone(), self.held.moment());
             let look = self.work(move |store| store.account(&name));
             let (ours, theirs) = tokio::join!(look, self.their_account(account));
             let Some(ours) = ours? else {
@@ -32,7 +32,7 @@ impl Visitor {
             let (theirs, unread) = theirs?;
             let mut plan = plan::account(&ours.state, &theirs);
             keep_unread(&mut plan, &ours);
-            self.note_equal(account, &ours, &plan);
+            self.note_equal(moment, account, &ours, &plan);
             self.files(account, &plan).await?;
             if plan.steps.is_empty() {
                 return Ok(visited(account, &ours, &plan, &unread));
@@ -68,12 +68,12 @@ impl Visitor {
     }
 
     /// Remembers the mailboxes that are equal, so that their next change costs no comparison.
-    fn note_equal(&self, account: &Account, ours: &Listing, plan: &AccountPlan) {
+    fn note_equal(&self, moment: Moment, account: &Account, ours: &Listing, plan: &AccountPlan) {
         let differs: BTreeSet<_> = plan.visits.iter().map(|(mailbox, _)| mailbox.id).collect();
         let blocked: BTreeSet<_> = plan.blocked.iter().collect();
         for mailbox in &ours.state.mailboxes {
             if !differs.contains(&mailbox.id) && !blocked.contains(&mailbox.name) {
-                self.held.equal(account, mailbox);
+                self.held.equal_since(moment, account, mailbox);
             }
         }
     }

@@ -17,6 +17,7 @@ const ACCOUNTS_PER_LOOK: usize = 32;
 
 impl Visitor {
     pub(super) async fn everything(&self) -> Result<Visited, VisitError> {
+        let moment = self.held.moment();
         let (ours, theirs) = tokio::join!(self.our_accounts(), self.their_accounts());
         let (ours, theirs) = (ours?, theirs?);
         let mut visited = Visited::default();
@@ -24,7 +25,7 @@ impl Visitor {
             let digest = digest::account(&listing.state);
             if listing.unread.is_empty() && theirs.get(&account) == Some(&digest) {
                 for mailbox in &listing.state.mailboxes {
-                    self.held.equal(&account, mailbox);
+                    self.held.equal_since(moment, &account, mailbox);
                 }
             } else {
                 visited.dirty.push(Target::Account(account));

@@ -26,31 +26,103 @@ pub(crate) struct Known {
 /// All mailboxes of one replica.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
-    known: Mutex<HashMap<(Account, MailboxId), Known>>,
+    notes: Mutex<Notes>,
 }
+
+#[derive(Debug, Default)]
+struct Notes {
+    mailboxes: HashMap<(Account, MailboxId), Note>,
+    /// Counts what was noted.
+    now: u64,
+    /// When all was forgotten last.
+    cleared: u64,
+}
+
+#[derive(Debug)]
+struct Note {
+    at: u64,
+    known: Option<Known>,
+}
+
+/// A moment before which nothing of what a long look found is news.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment(u64);
 
 impl Held {
     /// What is known of one mailbox.
     pub(crate) fn get(&self, account: &Account, mailbox: MailboxId) -> Option<Known> {
-        self.lock().get(&(account.clone(), mailbox)).copied()
+        self.lock().mailboxes.get(&(account.clone(), mailbox))?.known
     }
 
-    /// The replica is equal to `state`.
+    /// To be taken before a look at many mailboxes, for [`Held::equal_since`].
+    pub(crate) fn moment(&self) -> Moment {
+        Moment(self.lock().now)
+    }
+
+    /// The replica is equal to `state`, because it has just acked that.
     pub(crate) fn equal(&self, account: &Account, state: &MailboxState) {
-        let mut known = self.lock();
-        if known.len() >= MAILBOXES_MAX {
-            known.clear();
+        self.lock().note(account, state.id, Some(known(state)));
+    }
+
+    /// The replica was equal to `state` after `moment`. Says nothing if the mailbox was visited
+    /// since: that is newer.
+    pub(crate) fn equal_since(&self, moment: Moment, account: &Account, state: &MailboxState) {
+        let mut notes = self.lock();
+        let noted = notes.mailboxes.get(&(account.clone(), state.id)).map_or(0, |note| note.at);
+        if noted.max(notes.cleared) <= moment.0 {
+            notes.note(account, state.id, Some(known(state)));
         }
-        let now = Known { head: state.head, modseq: state.highest_modseq };
-        known.insert((account.clone(), state.id), now);
     }
 
     /// Nothing is known any more.
     pub(crate) fn forget(&self, account: &Account, mailbox: MailboxId) {
-        self.lock().remove(&(account.clone(), mailbox));
+        self.lock().note(account, mailbox, None);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(Account, MailboxId), Known>> {
-        self.known.lock().expect("no panic while it is held")
+    fn lock(&self) -> std::sync::MutexGuard<'_, Notes> {
+        self.notes.lock().expect("no panic while it is held")
+    }
+}
+
+impl Notes {
+    fn note(&mut self, account: &Account, mailbox: MailboxId, known: Option<Known>) {
+        self.now += 1;
+        if self.mailboxes.len() >= MAILBOXES_MAX {
+            self.mailboxes.clear();
+            self.cleared = self.now;
+        }
+        self.mailboxes.insert((account.clone(), mailbox), Note { at: self.now, known });
+    }
+}
+
+fn known(state: &MailboxState) -> Known {
+    Known { head: state.head, modseq: state.highest_modseq }
+}
+
+#[cfg(test)]
+mod tests {
+    use mailtwin_logic::{ids::Uid, mailbox::MailboxName};
+
+    use super::*;
+
+    fn state(uid_next: u32) -> MailboxState {
+        let head = Head { uid_next: Uid(uid_next), ..Head::default() };
+        let (id, name) = (MailboxId([1; 16]), MailboxName::inbox());
+        MailboxState { id, name, head, highest_modseq: ModSeq(7), foreign: 0 }
+    }
+
+    #[test]
+    fn a_long_look_does_not_undo_what_a_visit_found_meanwhile() {
+        let (held, account) = (Held::default(), Account::new("ann").unwrap());
+        let id = state(1).id;
+        let before = held.moment();
+        held.equal(&account, &state(2));
+        held.equal_since(before, &account, &state(1));
+        assert_eq!(held.get(&account, id), Some(known(&state(2))));
+        held.forget(&account, id);
+        held.equal_since(before, &account, &state(1));
+        assert_eq!(held.get(&account, id), None);
+        held.equal_since(held.moment(), &account, &state(3));
+        assert_eq!(held.get(&account, id), Some(known(&state(3))));
     }
 }

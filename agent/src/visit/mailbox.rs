@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use mailtwin_logic::{
     entry::Target,
-    ids::{Account, ModSeq, Uid},
+    ids::{Account, MailboxId, ModSeq, Uid},
     limits::{RECORDS_WEIGHT_MAX, SLICE_CHANGES, SLICE_OCTETS},
     mailbox::{Head, MailboxName, MailboxState, Record},
     plan::{self, Change, Mode, Plan},
     wire::message::{Apply, Reply, Request},
 };
-use mailtwin_store::{Delta, Reason};
+use mailtwin_store::{Delta, Description, MailStore, Reason};
 
 use super::{Trouble, VisitError, Visited, Visitor, bodies::Bodies, held::Known, refused, trouble};
 use crate::link::connection::Stream;
@@ -26,57 +26,84 @@ enum Applied {
     Stale,
 }
 
+/// What comparing all records came to.
+enum Compared {
+    /// What to do, and the replica's head.
+    Plan(Plan, Option<Head>),
+    /// The replica has the mailbox under another name.
+    Elsewhere,
+}
+
 impl Visitor {
     pub(super) async fn mailbox(
         &self,
         account: &Account,
         name: &MailboxName,
     ) -> Result<Visited, VisitError> {
+        let mut vanished = None;
         for _ in 0..TRIES {
-            let (whose, which) = (account.clone(), name.clone());
-            let Some(state) = self.work(move |store| store.find(&whose, &which)).await? else {
-                // Renamed or deleted since: its account's list says which.
-                let dirty = vec![Target::Account(account.clone())];
-                return Ok(Visited { dirty, trouble: None });
-            };
-            let known = self.held.get(account, state.id);
-            if known.is_some_and(|known| known.head == state.head) {
-                return Ok(Visited::default());
-            }
-            let since = known.map_or(ModSeq(0), |known| known.modseq);
-            let (whose, id) = (account.clone(), state.id);
-            let delta = self.work(move |store| store.delta(&whose, id, since)).await?;
-            let (plan, held) = match known.filter(|_| !delta.complete) {
-                Some(Known { head, .. }) => {
-                    let target = delta.state.head;
-                    (plan::since(&delta.records, &delta.expunged, target, head), Some(head))
+            match self.make_equal(account, name).await {
+                Ok(Some(visited)) => return Ok(visited),
+                Ok(None) => vanished = None,
+                // A message or the mailbox went away after it was looked at.
+                Err(VisitError::Target(trouble))
+                    if trouble.reason == Reason::Missing.to_string() =>
+                {
+                    vanished = Some(trouble);
                 }
-                None => self.compare(account, &delta).await?,
-            };
-            self.held.forget(account, state.id);
-            let Some(head) = self.carry_out(account, &delta, &plan, held).await? else {
-                continue; // stale: compare all records
-            };
-            if head == delta.state.head {
-                self.held.equal(account, &delta.state);
-                return Ok(Visited::default());
-            }
-            if let Some(trouble) = conflict(&plan) {
-                return Ok(Visited { dirty: Vec::new(), trouble: Some(trouble) });
+                Err(error) => return Err(error),
             }
         }
-        Err(VisitError::Target(Trouble {
+        Err(VisitError::Target(vanished.unwrap_or_else(|| Trouble {
             reason: Reason::Busy.to_string(),
             detail: format!("did not become equal in {TRIES} comparisons"),
-        }))
+        })))
+    }
+
+    /// Looks once; `None` if one of the sides changed meanwhile.
+    async fn make_equal(
+        &self,
+        account: &Account,
+        name: &MailboxName,
+    ) -> Result<Option<Visited>, VisitError> {
+        let (whose, which) = (account.clone(), name.clone());
+        let account_first =
+            Visited { dirty: vec![Target::Account(account.clone())], trouble: None };
+        let Some(state) = self.work(move |store| store.find(&whose, &which)).await? else {
+            // Renamed or deleted since: its account's list says which.
+            return Ok(Some(account_first));
+        };
+        let known = self.held.get(account, state.id);
+        if known.is_some_and(|known| known.head == state.head) {
+            return Ok(Some(Visited::default()));
+        }
+        let since = known.map_or(ModSeq(0), |known| known.modseq);
+        let (whose, id) = (account.clone(), state.id);
+        let delta = self.work(move |store| store.delta(&whose, id, since)).await?;
+        let target = delta.state.head;
+        let (plan, held) = match known.filter(|_| !delta.complete) {
+            Some(Known { head, .. }) => {
+                (plan::since(&delta.records, &delta.expunged, target, head), Some(head))
+            }
+            None => match self.compare(account, &delta).await? {
+                Compared::Plan(plan, held) => (plan, held),
+                Compared::Elsewhere => return Ok(Some(account_first)),
+            },
+        };
+        self.held.forget(account, state.id);
+        let Some(head) = self.carry_out(account, &delta, &plan, held).await? else {
+            return Ok(None); // stale: compare all records
+        };
+        if head == target {
+            self.held.equal(account, &delta.state);
+            return Ok(Some(Visited::default()));
+        }
+        let trouble = self.conflict(account, &delta, &plan, head).await?;
+        Ok(trouble.map(|trouble| Visited { dirty: Vec::new(), trouble: Some(trouble) }))
     }
 
     /// Compares with all of the replica's records.
-    async fn compare(
-        &self,
-        account: &Account,
-        delta: &Delta,
-    ) -> Result<(Plan, Option<Head>), VisitError> {
+    async fn compare(&self, account: &Account, delta: &Delta) -> Result<Compared, VisitError> {
         let (whose, id) = (account.clone(), delta.state.id);
         let ours: Vec<Record> = if delta.complete {
             delta.records.clone()
@@ -84,8 +111,12 @@ impl Visitor {
             self.work(move |store| store.delta(&whose, id, ModSeq(0))).await?.records
         };
         let (state, theirs) = self.their_records(account, delta).await?;
+        if state.as_ref().is_some_and(|state| state.name != delta.state.name) {
+            return Ok(Compared::Elsewhere);
+        }
         let held = state.map(|state| state.head);
-        Ok((plan::mailbox(&ours, delta.state.head, &theirs, held), held))
+        let plan = plan::mailbox(&ours, delta.state.head, &theirs, held);
+        Ok(Compared::Plan(plan, held))
     }
 
     async fn their_records(
@@ -151,6 +182,7 @@ impl Visitor {
             Reply::Need(places) => pick(&adds, &places)?,
             other => return stale_or_refused(other),
         };
+        self.tell(&account, mailbox, needed.iter().map(|(uid, _)| *uid).collect()).await;
         let octets: u64 = needed.iter().map(|(_, octets)| octets).sum();
         let saved = adds.iter().map(|(_, octets)| octets).sum::<u64>() - octets;
         let bodies = Bodies::new(Arc::clone(&self.store), account, mailbox, needed);
@@ -164,9 +196,59 @@ impl Visitor {
         }
     }
 
+    /// Why the two sides stay unequal although everything that may be done was done.
+    async fn conflict(
+        &self,
+        account: &Account,
+        delta: &Delta,
+        plan: &Plan,
+        head: Head,
+    ) -> Result<Option<Trouble>, VisitError> {
+        let (mut reasons, target) = (Vec::new(), delta.state.head);
+        let count = plan.clashes.len();
+        if let Some(&uid) = plan.clashes.first() {
+            let (whose, id) = (account.clone(), delta.state.id);
+            let read = move |store: &dyn MailStore| Ok(Description::read(store, &whose, id, uid));
+            let message = self.work(read).await?;
+            let detail = format!(
+                "{count} UIDs mean other messages on the replica, the first {uid}: {message}"
+            );
+            reasons.push((Reason::Conflict, detail));
+        }
+        let count = plan.foreign.len();
+        if let Some(uid) = plan.foreign.first() {
+            let detail =
+                format!("{count} messages are only on the replica and kept there, the first {uid}");
+            reasons.push((Reason::Conflict, detail));
+        }
+        if reasons.is_empty() && head.uid_next > target.uid_next && head.digest == target.digest {
+            let (theirs, ours) = (head.uid_next, target.uid_next);
+            let detail =
+                format!("the replica gave out UIDs of its own: UIDNEXT {theirs}, here {ours}");
+            reasons.push((Reason::Conflict, detail));
+        }
+        Ok(trouble(reasons))
+    }
+
+    /// Says which messages go, to those who want to know.
+    async fn tell(&self, account: &Account, mailbox: MailboxId, uids: Vec<Uid>) {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
+        let whose = account.clone();
+        let tell = self.work(move |store| {
+            for uid in uids {
+                let message = Description::read(store, &whose, mailbox, uid);
+                tracing::debug!(account = %whose, %uid, %message, "replicating");
+            }
+            Ok(())
+        });
+        let _ = tell.await; // it only tells
+    }
+
     async fn send_bodies(&self, stream: &mut Stream, mut bodies: Bodies) -> Result<(), VisitError> {
         loop {
-            let gulp = move |_: &dyn mailtwin_store::MailStore| {
+            let gulp = move |_: &dyn MailStore| {
                 let chunks = bodies.gulp()?;
                 Ok((bodies, chunks))
             };
@@ -187,23 +269,6 @@ impl Visitor {
             }
         }
     }
-}
-
-/// Why the two sides stay unequal although everything that may be done was done.
-fn conflict(plan: &Plan) -> Option<Trouble> {
-    let mut reasons = Vec::new();
-    let count = plan.clashes.len();
-    if let Some(uid) = plan.clashes.first() {
-        let detail = format!("{count} UIDs mean other messages on the replica, the first {uid}");
-        reasons.push((Reason::Conflict, detail));
-    }
-    let count = plan.foreign.len();
-    if let Some(uid) = plan.foreign.first() {
-        let detail =
-            format!("{count} messages are only on the replica and kept there, the first {uid}");
-        reasons.push((Reason::Conflict, detail));
-    }
-    trouble(reasons)
 }
 
 fn stale_or_refused(reply: Reply) -> Result<Applied, VisitError> {

@@ -6,6 +6,7 @@
 //! planner.
 #![forbid(unsafe_code)]
 
+mod describe;
 mod error;
 pub mod memory;
 mod staged;
@@ -21,6 +22,7 @@ use mailtwin_logic::{
     plan::{Change, Mode, Step},
 };
 
+pub use describe::Description;
 pub use error::{Problem, ProblemKind, Reason, StoreError};
 pub use staged::{Octets, Staged, Staging};
 
@@ -57,12 +59,7 @@ pub trait MailStore: Send + Sync {
     ) -> Result<Delta, StoreError>;
 
     /// Opens a message's octets.
-    fn open(
-        &self,
-        account: &Account,
-        mailbox: MailboxId,
-        uid: Uid,
-    ) -> Result<Octets, StoreError>;
+    fn open(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError>;
 
     /// Reads one of an account's files; `None` if it is not there.
     fn file(&self, account: &Account, key: &FileKey) -> Result<Option<Vec<u8>>, StoreError>;
