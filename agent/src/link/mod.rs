@@ -100,7 +100,9 @@ pub(crate) async fn run(parts: LinkParts, stop: CancellationToken) {
     let mut driver = Driver::new(parts, stop.clone(), events);
     let mut tail = driver.parts.log.tail();
     let mut paused = driver.parts.paused.clone();
-    driver.begin(*tail.borrow_and_update(), *paused.borrow_and_update());
+    // Not borrowed across the call: the log's writer waits for borrowers, and they then for it.
+    let (head, pause) = (*tail.borrow_and_update(), *paused.borrow_and_update());
+    driver.begin(head, pause);
     loop {
         let now = Instant::now();
         let due = driver.link.deadline().map_or(now + PUBLISH_EVERY, |due| driver.start + due);
