@@ -15,6 +15,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::{
+    corpus,
     dovecot::{Dovecot, Version},
     files,
     lab::{Lab, PATIENCE},
@@ -313,6 +314,21 @@ impl Pair {
             }
             Ok(oracle::look(&self.master, &self.replica, &self.accounts))
         })
+    }
+
+    /// Delivers a message to each account and waits until the replica has it on disk: from then on
+    /// clients may look at the replica. (What a client makes there before is replaced, and a
+    /// Dovecot that has it open complains about that.)
+    pub fn first_copy(&self, lab: &Lab) -> anyhow::Result<()> {
+        for account in &self.accounts {
+            self.master.deliver(account, &corpus::short("first"))?;
+            lab.wait("the first message arrives", || {
+                let there = files::messages(&self.replica.home(account));
+                let some = there.is_ok_and(|messages| !messages.is_empty());
+                Ok(if some { Ok(()) } else { Err(format!("nothing of {account}")) })
+            })?;
+        }
+        Ok(())
     }
 
     /// Fails if either Dovecot has something to complain about.

@@ -118,6 +118,9 @@ pub fn fingerprint(root: &Path) -> anyhow::Result<String> {
 
 /// Message files (in `cur` and `new`) below `root`.
 pub fn messages(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    if !root.exists() {
+        return Ok(Vec::new());
+    }
     let in_maildir = |path: &PathBuf| {
         let parent = path.parent().and_then(Path::file_name);
         parent.is_some_and(|name| name == "cur" || name == "new") && path.is_file()

@@ -69,11 +69,18 @@ impl Account {
         for name in imap.lsub(None, Some("*")).context("LSUB")?.iter() {
             state.subscribed.insert(name.name().to_owned());
         }
-        for (name, _) in state.list.iter().filter(|(_, opens)| **opens) {
-            let mailbox =
-                Mailbox::read(&mut imap, name).with_context(|| format!("read {account} {name}"))?;
-            state.mailboxes.insert(name.clone(), mailbox);
+        for (name, _) in state.list.clone().into_iter().filter(|(_, opens)| *opens) {
+            match Mailbox::read(&mut imap, &name) {
+                Ok(mailbox) => {
+                    state.mailboxes.insert(name, mailbox);
+                }
+                Err(error) if is_refusal(&error) => {
+                    state.list.insert(name, false);
+                }
+                Err(error) => return Err(error.context(format!("read {account} {name}"))),
+            }
         }
+        state.prune_list(server.layout().separator());
         imap.logout().context("LOGOUT")?;
         Ok(state)
     }
@@ -87,6 +94,16 @@ impl Account {
             }
         }
         serials
+    }
+
+    /// Takes out names that neither open nor have anything below: Dovecot's index of mailboxes
+    /// shows some that are gone, as mailboxes or as places for children, when many came and went.
+    fn prune_list(&mut self, separator: char) {
+        let opening: Vec<String> = self.mailboxes.keys().cloned().collect();
+        self.list.retain(|name, opens| {
+            let below = format!("{name}{separator}");
+            *opens || opening.iter().any(|other| other.starts_with(&below))
+        });
     }
 
     /// What differs, one line each.
@@ -148,6 +165,12 @@ impl Mailbox {
         }
         compare_maps(&format!("{name}: UID"), &self.messages, &other.messages, found);
     }
+}
+
+/// Whether the server said that there is no such mailbox. The library takes a refusal that names a
+/// mailbox in UTF-8 for a BYE; after a real one, the next command fails.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(imap::Error::No(_) | imap::Error::Bye(_)))
 }
 
 /// Compares the accounts of two servers now; one line a difference.

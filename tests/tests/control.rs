@@ -152,6 +152,7 @@ fn both_daemons_run_on_both_nodes_and_follow_their_roles() -> anyhow::Result<()>
 fn nobody_there_is_exit_code_3() -> anyhow::Result<()> {
     Lab::run(|lab| {
         let mut pair = Pair::start(lab, &["u1"])?;
+        pair.first_copy(lab)?;
         pair.agent.stop()?;
         let output = pair.agent.replctl(lab, &["sync"])?.expect(3)?;
         ensure!(!output.stderr.is_empty(), "it says who: {output:?}");

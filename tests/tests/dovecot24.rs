@@ -56,6 +56,7 @@ fn random_work(master: Version, replica: Version) -> anyhow::Result<()> {
     }
     Lab::run(|lab| {
         let pair = Pair::busy(lab, (master, replica))?;
+        pair.first_copy(lab)?;
         let workload = Workload::usual(lab, &pair.master, &pair.accounts);
         let tally = workload.run(lab, &AtomicBool::new(false))?;
         tally.expect_no_loss(&pair.master, &pair.accounts)?;

@@ -25,6 +25,7 @@ const LIFE_MS_MAX: usize = 900;
 fn killed_daemons_end_equal() -> anyhow::Result<()> {
     Lab::run(|lab| {
         let mut pair = Pair::busy(lab, (Version::V23, Version::V23))?;
+        pair.first_copy(lab)?;
         let (agent, copy) = (&mut pair.agent, &mut pair.copy);
         let workload = Workload::usual(lab, &pair.master, &pair.accounts);
         let mut random = Random::new(workload.seed).fork(77);

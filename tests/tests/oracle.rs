@@ -20,6 +20,7 @@ const ACCOUNTS: [&str; 3] = ["u1", "u2", "u3"];
 fn random_work_of_many_clients_ends_equal() -> anyhow::Result<()> {
     Lab::run(|lab| {
         let pair = Pair::busy(lab, (Version::V23, Version::V23))?;
+        pair.first_copy(lab)?;
         let workload = Workload::usual(lab, &pair.master, &pair.accounts);
         let go_on = AtomicBool::new(true);
         // Clients look at the replica all the while, as they would after a failover.

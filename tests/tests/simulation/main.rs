@@ -1,0 +1,369 @@
+//! The real agent and the real replica code in one process, over stores in memory and connections
+//! that break at will. Deterministic but for the order in which threads run; `SEEDS` sets how
+//! many random worlds are tried, `SEED` which is the first.
+
+mod wire;
+mod world;
+
+use std::sync::{Arc, atomic::Ordering};
+
+use mailtwin_host::net::{Frame, FrameReader, FrameWriter, Kind};
+use mailtwin_logic::{
+    entry::Target,
+    ids::{Account, Epoch, LogId, Uid},
+    link::Phase,
+    mailbox::{Flags, MailboxName},
+    wire::message::{Greeting, Hello, MODEL, Refusal, decode, encode},
+};
+use mailtwin_store::{
+    MailStore, StoreError,
+    conformance::replication::Dice,
+    memory::{Call, Fault, MemoryStore},
+};
+use mailtwin_tests::random;
+
+use world::World;
+
+fn ann() -> Account {
+    Account::new("ann").unwrap()
+}
+
+fn name(text: &str) -> MailboxName {
+    MailboxName::new(text.as_bytes()).unwrap()
+}
+
+fn denied() -> StoreError {
+    let source = std::io::ErrorKind::PermissionDenied.into();
+    StoreError::Io { op: "list", path: "Work".into(), source }
+}
+
+/// Lets every call of a kind fail for one of ann's mailboxes.
+fn break_mailbox(store: &MemoryStore, call: Call, at: &MailboxName) {
+    let mailbox = store.find(&ann(), at).unwrap().map(|state| state.id);
+    let (account, times) = (Some(ann()), u32::MAX);
+    store.fail(Fault { call, account, mailbox, times, error: Box::new(denied) });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_there_and_what_comes_reaches_every_replica() {
+    let mut world = World::new(1);
+    let mut dice = Dice::new(1);
+    world.live(200, &mut dice).await;
+    world.start();
+    world.settle().await;
+    for _ in 0..5 {
+        world.live(30, &mut dice).await;
+        world.settle().await;
+    }
+    assert_eq!(world.link(0).phase, Phase::InSync);
+    world.stop().await;
+    world.live(30, &mut dice).await;
+    world.start();
+    world.log(vec![Target::Store]).await;
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cuts_and_crashes_at_random_moments_cost_nothing() {
+    let first = random::number("SEED").unwrap_or(1);
+    for seed in first..first + random::number("SEEDS").unwrap_or(6) {
+        let mut world = World::new(1);
+        world.story.push(format!("SEED={seed}"));
+        let mut dice = Dice::new(seed);
+        world.live(80, &mut dice).await;
+        for replica in &world.replicas {
+            let cuts = (0..6).map(|_| 400 + dice.below(20_000)).collect();
+            *replica.cuts.lock().unwrap() = cuts;
+            replica.half_open.store(dice.below(2) == 0, Ordering::Relaxed);
+        }
+        world.start();
+        for _ in 0..8 {
+            world.live(12, &mut dice).await;
+            let victim = Arc::clone(&world.replicas[dice.below(2)]);
+            match dice.below(5) {
+                0 => victim.crash(),
+                1 => victim.mail.store.tear(dice.below(3)),
+                2 => victim.close_limbo(),
+                3 => {
+                    world.stop().await;
+                    world.start();
+                }
+                _ => world.drain().await,
+            }
+        }
+        for replica in &world.replicas {
+            replica.cuts.lock().unwrap().clear();
+            replica.mail.store.heal();
+        }
+        for place in 0..2 {
+            world.until(place, |link| link.aside.is_empty()).await;
+        }
+        world.settle().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_mailbox_is_set_aside_and_heals() {
+    let mut world = World::new(1);
+    let (work, good) = (name("Work"), name("Good"));
+    for at in [&work, &good] {
+        world.master.store.deliver(&ann(), at, b"first\n");
+    }
+    world.start();
+    world.settle().await;
+    let broken = [(0, Call::Apply), (1, Call::Stage)];
+    for (place, call) in broken {
+        break_mailbox(&world.replicas[place].mail.store, call, &work);
+    }
+    for n in 0..5 {
+        for at in [&work, &good] {
+            let letter = format!("message {n} for {at}\n");
+            world
+                .change(&ann(), |m| {
+                    m.store.deliver(&ann(), at, letter.as_bytes());
+                })
+                .await;
+        }
+    }
+    world.drain().await;
+    for place in 0..2 {
+        let link = world.link(place);
+        let aside: Vec<_> = link.aside.iter().map(|a| (a.target(), a.reason.as_str())).collect();
+        assert_eq!(aside, [(Target::Mailbox(ann(), work.clone()), "denied")]);
+        assert_eq!((link.phase, link.lag_entries), (Phase::Degraded, 0));
+        let there = world.replicas[place].mail.store.find(&ann(), &good).unwrap().unwrap();
+        assert_eq!(there.head.messages, 6, "the rest goes on");
+    }
+    // What is set aside outlives the agent.
+    world.stop().await;
+    world.start();
+    world.until(0, |link| link.phase == Phase::Degraded).await;
+    world.replicas.iter().for_each(|replica| replica.mail.store.heal());
+    for place in 0..2 {
+        world.until(place, |link| link.phase == Phase::InSync && link.aside.is_empty()).await;
+    }
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mailbox_the_master_cannot_read_is_not_taken_for_deleted() {
+    let mut world = World::new(1);
+    let (work, good) = (name("Work"), name("Good"));
+    for at in [&work, &good] {
+        world.master.store.deliver(&ann(), at, b"first\n");
+    }
+    world.start();
+    world.settle().await;
+    for call in [Call::Delta, Call::Open] {
+        break_mailbox(&world.master.store, call, &work);
+    }
+    for at in [&work, &good] {
+        world.master.store.deliver(&ann(), at, b"new\n");
+        world.log(vec![Target::Mailbox(ann(), at.clone())]).await;
+    }
+    world.drain().await;
+    for (place, replica) in world.replicas.iter().enumerate() {
+        assert_eq!(world.link(place).aside.len(), 1);
+        let messages = |at| replica.mail.store.find(&ann(), at).unwrap().unwrap().head.messages;
+        assert_eq!((messages(&work), messages(&good)), (1, 2));
+    }
+    world.master.store.heal();
+    for place in 0..2 {
+        world.until(place, |link| link.aside.is_empty()).await;
+    }
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_replica_stands_still_while_the_other_goes_on() {
+    let mut world = World::new(1);
+    let mut dice = Dice::new(3);
+    world.live(40, &mut dice).await;
+    world.start();
+    world.settle().await;
+    let before = world.replicas[0].mail.store.account(&ann()).unwrap();
+    world.agent().pause("mx2", true).unwrap().unwrap();
+    assert!(world.agent().pause("mx9", true).is_none());
+    world.until(0, |link| link.phase == Phase::Paused).await;
+    world.live(60, &mut dice).await;
+    world.drain().await;
+    world.assert_equal(1);
+    assert_eq!(world.replicas[0].mail.store.account(&ann()).unwrap(), before);
+    assert!(world.link(0).lag_entries > 0);
+    world.stop().await;
+    world.start();
+    world.until(0, |link| link.phase == Phase::Paused).await;
+    world.agent().pause("mx2", false).unwrap().unwrap();
+    world.until(0, |link| link.phase == Phase::InSync).await;
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_away_holds_up_nobody() {
+    let mut world = World::new(1);
+    let mut dice = Dice::new(4);
+    world.replicas[0].up.store(false, Ordering::Relaxed);
+    world.live(40, &mut dice).await;
+    world.start();
+    world.live(40, &mut dice).await;
+    world.until(1, |link| link.phase == Phase::InSync && link.lag_entries == 0).await;
+    world.assert_equal(1);
+    assert!(!world.link(0).connected && world.link(0).last_error.is_some());
+    world.replicas[0].up.store(true, Ordering::Relaxed);
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_of_an_older_epoch_changes_nothing() {
+    let mut world = World::new(1);
+    let at = MailboxName::inbox();
+    world.start();
+    world.settle().await;
+    // A newer master has shown itself to one of the replicas; the old one is still connected.
+    let fenced = Arc::clone(&world.replicas[0]);
+    fenced.context.fence.admit(Epoch(2)).unwrap();
+    world
+        .change(&ann(), |master| {
+            master.store.deliver(&ann(), &at, b"too late\n");
+        })
+        .await;
+    world.until(0, |link| link.phase == Phase::Fenced(Epoch(2))).await;
+    assert_eq!(fenced.mail.store.find(&ann(), &at).unwrap().unwrap().head.messages, 0);
+    world.until(1, |link| link.phase == Phase::InSync && link.lag_entries == 0).await;
+    world.assert_equal(1);
+    assert!(world.link(0).last_error.is_some_and(|error| error.contains("epoch 2")));
+    // It dials no more, and neither does the next process of that epoch.
+    world.stop().await;
+    let dials = fenced.dials.load(Ordering::Relaxed);
+    world.start();
+    world.until(0, |link| link.phase == Phase::Fenced(Epoch(2))).await;
+    assert_eq!(fenced.dials.load(Ordering::Relaxed), dials + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn versions_that_do_not_meet_are_told_which_side_to_upgrade() {
+    let world = World::new(1);
+    let cases = [
+        (2, 9, MODEL, "upgrade the replica"),
+        (0, 0, MODEL, "upgrade the agent"),
+        (1, 1, MODEL + 1, "upgrade the replica"),
+        (1, 1, MODEL - 1, "upgrade the agent"),
+    ];
+    for (version_min, version_max, model, words) in cases {
+        let (node, epoch, log) = ("mx1".into(), Epoch(7), LogId([1; 16]));
+        let hello = Hello { version_min, version_max, model, node, epoch, features: 0, log };
+        let (input, output) = tokio::io::split(world.replicas[0].connect());
+        let (mut reader, mut writer) = (FrameReader::new(input), FrameWriter::new(output));
+        let payload = encode(&hello).into();
+        writer.send(&Frame { kind: Kind::Message, stream: 0, payload }).await.unwrap();
+        writer.flush().await.unwrap();
+        let answer = reader.next().await.unwrap().unwrap();
+        let Some(Greeting::Refused { why, detail }) = decode(&answer.payload) else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(why, Refusal::Version);
+        assert!(detail.contains(words), "{detail}");
+        assert!(reader.next().await.unwrap().is_none(), "the connection ends");
+    }
+    assert_eq!(
+        world.replicas[0].context.fence.epoch(),
+        Epoch(1),
+        "a refused agent changes nothing"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_replica_holds_is_not_sent_again() {
+    let mut world = World::new(1);
+    let letter = vec![b'x'; 300_000];
+    let octets = letter.len() as u64;
+    world.master.store.deliver(&ann(), &MailboxName::inbox(), &letter);
+    world.start();
+    world.settle().await;
+    let replicas = world.replicas.len() as u64;
+    assert_eq!(world.agent().totals(), (replicas, replicas * octets, 0));
+    // Copied, moved, and delivered to somebody else.
+    let (copy, ben) = (name("Copy"), Account::new("ben").unwrap());
+    world
+        .change(&ann(), |master| {
+            master.store.deliver(&ann(), &copy, &letter);
+        })
+        .await;
+    world.settle().await;
+    let inbox = MailboxName::inbox();
+    world
+        .change(&ann(), |master| {
+            master.store.expunge(&ann(), &inbox, Uid(1));
+        })
+        .await;
+    world
+        .change(&ben, |master| {
+            master.store.deliver(&ben, &inbox, &letter);
+        })
+        .await;
+    world.settle().await;
+    let saved = 2 * replicas * octets;
+    assert_eq!(world.agent().totals(), (3 * replicas, replicas * octets, saved));
+    // A lost cursor costs comparing, not sending.
+    world.stop().await;
+    world.lose_state();
+    world.start();
+    world.settle().await;
+    assert_eq!(world.agent().totals(), (0, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_from_an_older_backup_is_made_equal() {
+    let mut world = World::new(1);
+    let mut dice = Dice::new(5);
+    world.live(60, &mut dice).await;
+    world.start();
+    world.settle().await;
+    let backup = world.replicas[0].mail.store.snapshot();
+    world.live(60, &mut dice).await;
+    world.settle().await;
+    let restored = Arc::clone(&world.replicas[0]);
+    let dials = restored.dials.load(Ordering::Relaxed);
+    restored.crash();
+    restored.mail.store.restore(&backup);
+    world.until(0, |_| restored.dials.load(Ordering::Relaxed) > dials).await;
+    world.until(0, |link| link.phase == Phase::InSync).await;
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mail_that_only_a_replica_has_is_kept_and_said() {
+    let mut world = World::new(1);
+    let (inbox, work) = (MailboxName::inbox(), name("Work"));
+    for at in [&inbox, &work] {
+        world.master.store.deliver(&ann(), at, b"first\n");
+    }
+    world.start();
+    world.settle().await;
+    let replica = Arc::clone(&world.replicas[0]);
+    for at in [&inbox, &work] {
+        replica.mail.store.deliver(&ann(), at, b"only here\n");
+    }
+    world
+        .change(&ann(), |master| {
+            master.store.delete_mailbox(&ann(), &work);
+        })
+        .await;
+    let flags = Flags::SEEN;
+    let seen = |master: &mailtwin_store::conformance::InMemory| {
+        let keywords = ["todo"].iter().collect();
+        master.store.set_flags(&ann(), &inbox, Uid(1), flags, keywords);
+    };
+    world.change(&ann(), seen).await;
+    world.drain().await;
+    let link = world.link(0);
+    assert_eq!(link.phase, Phase::Degraded, "never said to be in sync");
+    assert!(link.aside.iter().all(|aside| aside.reason == "conflict"), "{link:?}");
+    for (at, uid) in [(&inbox, 2), (&work, 2)] {
+        let (record, octets) = replica.mail.store.message(&ann(), at, Uid(uid)).unwrap();
+        assert!(!record.replicated && octets == b"only here\n");
+    }
+    let (first, _) = replica.mail.store.message(&ann(), &inbox, Uid(1)).unwrap();
+    assert_eq!(first.flags, flags, "the rest of the mailbox goes on");
+    world.assert_equal(1);
+}
