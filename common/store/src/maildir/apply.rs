@@ -6,6 +6,7 @@
 //! gap line, rename, own line. One wait for the disk covers the group; then the locks go.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::Write as _,
     path::PathBuf,
@@ -29,7 +30,7 @@ use super::{
     hash, identity, indexlog,
     lock::DotLock,
     scan,
-    snapshot::Snapshot,
+    snapshot::{Marks, Snapshot},
     uidlist::{self, Heading},
 };
 use crate::{Batch, StoreError, staged::Place};
@@ -115,22 +116,54 @@ impl Engine {
         if built.is_empty() {
             return;
         }
-        let synced = disk.sync().map_err(identity::refused);
-        for (at, whole) in built {
-            let result = match &synced {
-                Ok(()) => self.publish(&whole),
-                Err(error) => Err(again(error)),
-            };
-            set(results, at, result);
+        if let Err(error) = disk.sync().map_err(identity::refused) {
+            for (at, _) in &built {
+                set(results, *at, Err(again(&error)));
+            }
+            return;
+        }
+        self.publish(built, disk, results);
+    }
+
+    /// Gives mailboxes that are written, and durable, their places.
+    fn publish(&self, built: Vec<(usize, Built)>, disk: &FileSystem, results: &mut Results) {
+        // The index says what we put there before it is there: were it the other way round, a
+        // crash would turn our own messages into somebody else's.
+        let mut index = IndexBatch::default();
+        let mut announced = Vec::new();
+        for (at, built) in built {
+            match self.announce(&built, &mut index) {
+                Ok(snapshot) => announced.push((at, built, snapshot)),
+                Err(error) => set(results, at, Err(error)),
+            }
+        }
+        if let Err(error) = self.cx.shelf.commit(index) {
+            for (at, ..) in &announced {
+                set(results, *at, Err(again(&error)));
+            }
+            return;
+        }
+        let (mut placed, mut above) = (Vec::new(), BTreeMap::new());
+        for (at, built, snapshot) in announced {
+            match self.place(&built, snapshot) {
+                Ok((head, dir)) => {
+                    placed.push((at, head));
+                    above.insert(dir.path().to_path_buf(), dir);
+                }
+                Err(error) => set(results, at, Err(error)),
+            }
+        }
+        let synced = if above.len() > FEW {
+            disk.sync().map_err(identity::refused)
+        } else {
+            above.values().try_for_each(Dir::sync)
+        };
+        for (at, head) in placed {
+            set(results, at, synced.as_ref().map(|()| head).map_err(again));
         }
     }
 
-    fn apply_group(
-        &self,
-        group: Vec<(usize, Batch)>,
-        disk: &FileSystem,
-        results: &mut Results,
-    ) {
+    fn apply_group(&self, group: Vec<(usize, Batch)>, disk: &FileSystem, results: &mut Results) {
         let mut ready = Vec::new();
         for (at, batch) in group {
             match self.prepare(at, batch) {
@@ -150,7 +183,9 @@ impl Engine {
             Ok(dirs) => dirs,
             Err(error) => {
                 let failed: StoreError = error;
-                ready.iter().for_each(|ready| set(results, ready.at, Err(again(&failed))));
+                for ready in &ready {
+                    set(results, ready.at, Err(again(&failed)));
+                }
                 return;
             }
         };
@@ -174,13 +209,15 @@ impl Engine {
             if let Some(snapshot) = one.guard.as_mut() {
                 commit |= !one.work.placings.is_empty();
                 one.work.foresee(&one.ready.batch, snapshot);
-                snapshot.header.marks = Default::default();
+                snapshot.header.marks = Marks::default();
                 self.cx.shelf.save(&mut index, &to.account, &to.name, snapshot);
             }
         }
         let said = if commit { self.cx.shelf.commit(index) } else { self.cx.shelf.apply(index) };
         if let Err(error) = said {
-            held.iter().for_each(|one| set(results, one.ready.at, Err(again(&error))));
+            for one in &held {
+                set(results, one.ready.at, Err(again(&error)));
+            }
             return;
         }
         let mut done = Vec::new();
@@ -215,7 +252,7 @@ impl Engine {
             return Err(stale());
         }
         let cell = book.cell(&to.name);
-        Ok(Ready { at, book, dir, cell, batch })
+        Ok(Ready { at, batch, book, dir, cell })
     }
 
     fn hold<'a>(
@@ -317,14 +354,12 @@ fn keep_uid_validity(account: &Dir, uid_validity: UidValidity) -> Result<(), Sto
     let fresh = format!("{:08x}", uid_validity.0);
     let marker = |text: &str| format!("dovecot-uidvalidity.{text}").into_bytes();
     let old = text.filter(|_| value.is_some()).map(|text| marker(&text));
-    match old.map(|old| account.rename(&old, account, &marker(&fresh))) {
-        Some(Ok(())) => {}
-        Some(Err(_)) | None => {
-            let mode = rustix::fs::Mode::from_raw_mode(0o444);
-            match account.create_with(&marker(&fresh), owner, mode) {
-                Err(error) if !super::fsys::is_taken(&error) => return Err(error),
-                _ => {}
-            }
+    let renamed = old.is_some_and(|old| account.rename(&old, account, &marker(&fresh)).is_ok());
+    if !renamed {
+        let mode = rustix::fs::Mode::from_raw_mode(0o444);
+        match account.create_with(&marker(&fresh), owner, mode) {
+            Err(error) if !super::fsys::is_taken(&error) => return Err(error),
+            _ => {}
         }
     }
     hash::replace(account, NAME, fresh.as_bytes(), owner, None)
@@ -467,17 +502,15 @@ fn set(results: &mut Results, at: usize, result: Result<Head, StoreError>) {
 
 /// The same error once more, for another batch that it struck.
 fn again(error: &StoreError) -> StoreError {
-    match error {
-        StoreError::Io { op, path, source } => {
-            let source = match source.raw_os_error() {
-                Some(code) => std::io::Error::from_raw_os_error(code),
-                None => std::io::Error::new(source.kind(), source.to_string()),
-            };
-            StoreError::Io { op, path: path.clone(), source }
-        }
-        StoreError::WrongStore { path, why } => {
-            StoreError::WrongStore { path: path.clone(), why: why.clone() }
-        }
-        other => StoreError::NotFound { what: other.to_string() },
+    if let StoreError::Io { op, path, source } = error {
+        let source = match source.raw_os_error() {
+            Some(code) => std::io::Error::from_raw_os_error(code),
+            None => std::io::Error::new(source.kind(), source.to_string()),
+        };
+        return StoreError::Io { op, path: path.clone(), source };
     }
+    if let StoreError::WrongStore { path, why } = error {
+        return StoreError::WrongStore { path: path.clone(), why: why.clone() };
+    }
+    StoreError::NotFound { what: error.to_string() }
 }

@@ -19,11 +19,11 @@ use mailtwin_logic::{
 
 use super::{
     changes,
-    engine::{Engine, lock},
+    engine::{Book, Engine, lock},
     fsys::{Dir, Owner, is_absent, is_taken},
     hash, indexlog,
     keywords::Table,
-    names,
+    names, random_id,
     snapshot::{Entry, Snapshot},
     stage::{line_of, open_or_make},
     uidlist::{self, Heading},
@@ -32,7 +32,9 @@ use crate::{Batch, Destination, Staged, StoreError, staged::Place};
 
 /// Mailboxes being built.
 #[derive(Debug, Default)]
-pub(crate) struct Builds(Mutex<HashMap<(Account, MailboxId), Arc<Mutex<Build>>>>);
+pub(crate) struct Builds(Mutex<Building>);
+
+type Building = HashMap<(Account, MailboxId), Arc<Mutex<Build>>>;
 
 /// A mailbox being built.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ impl Engine {
         }
         let owner = self.owner_in(&to.account)?;
         let parent = open_or_make(&self.cx.work_dir.join("build"))?;
-        let name = format!("{}.{}", to.mailbox, self.cx.new_id()?).into_bytes();
+        let name = format!("{}.{}", to.mailbox, random_id()?).into_bytes();
         let dir = parent.make(&name, owner)?;
         let cur = Arc::new(dir.make(b"cur", owner)?);
         dir.make(b"new", owner)?;
@@ -149,27 +151,62 @@ impl Engine {
         }
     }
 
-    /// Gives a mailbox that is written, and durable, its place.
-    pub(crate) fn publish(&self, built: &Built) -> Result<Head, StoreError> {
-        let (to, mut build) = (&built.to, lock(&built.build));
+    /// Puts what the mailbox will be into `index`, and returns it.
+    pub(crate) fn announce(
+        &self,
+        built: &Built,
+        index: &mut IndexBatch,
+    ) -> Result<Snapshot, StoreError> {
+        self.check_free(&built.to)?;
+        let mut snapshot = lock(&built.build).snapshot(&built.to, built.target, self)?;
+        self.cx.shelf.save(index, &built.to.account, &built.to.name, &mut snapshot);
+        Ok(snapshot)
+    }
+
+    /// Gives a mailbox its place; its name is durable once the directory returned is synced.
+    pub(crate) fn place(
+        &self,
+        built: &Built,
+        snapshot: Snapshot,
+    ) -> Result<(Head, Dir), StoreError> {
+        let to = &built.to;
+        let free = self.check_free(to);
         let book = self.book(&to.account);
         let _still = book.still();
-        self.check_free(to)?;
         let cell = book.cell(&to.name);
         let mut guard = lock(&cell);
-        let mut snapshot = build.snapshot(to, built.target, self)?;
-        // The index says what we put there before it is there: were it the other way round, a
-        // crash would turn our own messages into somebody else's.
-        let mut batch = IndexBatch::default();
-        self.cx.shelf.save(&mut batch, &to.account, &to.name, &mut snapshot);
-        self.cx.shelf.commit(batch)?;
-        self.know(&to.account, &to.name, &snapshot);
-        lock(&book.ids).insert(to.mailbox, to.name.clone());
-        let head = snapshot.head();
-        *guard = Some(snapshot);
-        build.place(self, to)?;
-        self.after_change(&to.account, built.target.uid_validity)?;
-        Ok(head)
+        match free.and_then(|()| lock(&built.build).place(self, to)) {
+            Ok(dir) => {
+                self.know(&to.account, &to.name, &snapshot);
+                lock(&book.ids).insert(to.mailbox, to.name.clone());
+                let head = snapshot.head();
+                self.warm(&cell, &snapshot);
+                *guard = Some(snapshot);
+                drop(guard);
+                self.after_change(&to.account, built.target.uid_validity)?;
+                Ok((head, dir))
+            }
+            Err(error) => {
+                drop(guard);
+                self.retract(to, &book, &snapshot)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes back what was said of a mailbox that found its place taken.
+    fn retract(
+        &self,
+        to: &Destination,
+        book: &Book,
+        snapshot: &Snapshot,
+    ) -> Result<(), StoreError> {
+        let mut index = IndexBatch::default();
+        self.cx.shelf.remove(&mut index, &to.account, &to.name, snapshot)?;
+        self.cx.shelf.apply(index)?;
+        let cell = book.cell(&to.name);
+        let mut guard = lock(&cell);
+        guard.as_mut().map_or(Ok(()), |held| self.keep(&to.account, &to.name, held))
     }
 }
 
@@ -260,24 +297,28 @@ impl Build {
         let next = self.entries.last().map_or(target.uid_next, |last| last.uid.next());
         snapshot.header.uid_next = target.uid_next.max(next);
         snapshot.set_table(self.table.clone());
-        self.entries.drain(..).for_each(|entry| snapshot.put(entry));
+        for entry in self.entries.drain(..) {
+            snapshot.put(entry);
+        }
         Ok(snapshot)
     }
 
-    fn place(&mut self, engine: &Engine, to: &Destination) -> Result<(), StoreError> {
+    /// Returns the directory in which its name, or `cur`, now is.
+    fn place(&mut self, engine: &Engine, to: &Destination) -> Result<Dir, StoreError> {
         let (prefix, cx) = (engine.cx.prefix()?, &engine.cx);
         let account = cx.pattern.locate(&to.account, &cx.pattern)?;
         let mailbox = account.join(cx.options.layout.directory(&to.name)?);
         if mailbox.as_os_str().is_empty() {
             // A tree that is one account itself.
-            return self.move_in(engine, &prefix);
+            self.move_in(engine, &prefix)?;
+            return Ok(prefix);
         }
         let (above, last) = split(&mailbox)?;
         let root = make_all(&prefix, &above, self.owner)?;
         match self.parent.rename_new(&self.name, &root, &last) {
-            Ok(()) => root.sync(),
+            Ok(()) => Ok(root),
             Err(error) if is_taken(&error) => match root.sub(&last)? {
-                Some(dir) => self.move_in(engine, &dir),
+                Some(dir) => self.move_in(engine, &dir).map(|()| dir),
                 None => Err(error),
             },
             Err(error) => Err(error),
@@ -319,7 +360,9 @@ pub(crate) fn make_all(root: &Dir, relative: &Path, owner: Owner) -> Result<Dir,
     for part in relative.components() {
         let parent = root.beneath(&at)?;
         at.push(part);
-        if let Some(parent) = parent && root.beneath(&at)?.is_none() {
+        if let Some(parent) = parent
+            && root.beneath(&at)?.is_none()
+        {
             parent.make(part.as_os_str().as_bytes(), owner)?;
             parent.sync()?;
         }

@@ -244,7 +244,9 @@ impl Work {
         if let Some(table) = &self.table {
             snapshot.set_table(table.clone());
         }
-        self.expunges.iter().for_each(|entry| snapshot.expunge(entry.uid));
+        for entry in &self.expunges {
+            snapshot.expunge(entry.uid);
+        }
         for renaming in &self.renamings {
             snapshot.rename(renaming.uid, &renaming.to, false);
             if let Some(date) = renaming.date
@@ -262,7 +264,9 @@ impl Work {
             let own = if same { held } else { Uid(1) };
             let last = kept.last().map_or(own, |entry| entry.uid.next());
             snapshot.header.uid_next = own.max(last);
-            kept.into_iter().for_each(|entry| snapshot.put(entry));
+            for entry in kept {
+                snapshot.put(entry);
+            }
         }
         for placing in &self.placings {
             snapshot.header.uid_next = snapshot.header.uid_next.max(placing.entry.uid.next());

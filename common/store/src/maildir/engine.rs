@@ -13,16 +13,18 @@ use mailtwin_logic::{
 };
 
 use super::{
-    MaildirOptions, build::Builds, files,
+    MaildirOptions,
+    build::Builds,
+    files,
     fsys::{Dir, Mark},
     graveyard::Graveyard,
     identity::{self, Keeper},
     layout::Pattern,
     lock::Locker,
-    random_id,
     scan::{self, Read, Trust, Verdict},
     snapshot::{Shelf, Snapshot},
     uidlist::{self, Heading},
+    warm::Warm,
 };
 use crate::{Listing, Octets, Problem, ProblemKind, Reason, StoreError};
 
@@ -65,6 +67,7 @@ pub(crate) struct Engine {
     /// Whose the records in a slot are.
     slots: Mutex<HashMap<u64, (Account, MailboxId)>>,
     problems: Mutex<BTreeMap<Option<Account>, Vec<Problem>>>,
+    warm: Mutex<Warm>,
 }
 
 /// Locks, whatever a thread that panicked left: snapshots are checked against the store anyway.
@@ -79,10 +82,6 @@ impl Context {
 
     pub(crate) fn new_uid_validity(&self) -> UidValidity {
         UidValidity(u32::try_from(self.now_secs()).unwrap_or(u32::MAX).max(1))
-    }
-
-    pub(crate) fn new_id(&self) -> Result<MailboxId, StoreError> {
-        random_id()
     }
 
     /// The directory above the accounts, which must be the one it was.
@@ -134,7 +133,8 @@ impl Engine {
             lock(&book.cells).insert(name, Arc::new(Mutex::new(Some(snapshot))));
         })?;
         let (books, slots) = (Mutex::new(books), Mutex::new(slots));
-        Ok(Self { cx, builds: Builds::default(), books, slots, problems: Mutex::default() })
+        let (problems, warm) = (Mutex::default(), Mutex::default());
+        Ok(Self { cx, builds: Builds::default(), books, slots, problems, warm })
     }
 
     pub(crate) fn book(&self, account: &Account) -> Arc<Book> {
@@ -151,7 +151,8 @@ impl Engine {
             let why = "it is empty, and had accounts before".into();
             return Err(StoreError::WrongStore { path: prefix.path().to_path_buf(), why });
         }
-        lock(&self.problems).insert(None, odd.into_iter().map(|path| name_problem(&path)).collect());
+        lock(&self.problems)
+            .insert(None, odd.into_iter().map(|path| name_problem(&path)).collect());
         Ok(found)
     }
 
@@ -164,9 +165,10 @@ impl Engine {
                 self.forget_absent(account, &book, &BTreeSet::new())?;
                 return Ok(None);
             }
-            return self.cx.account_dir(account)?.map_or(Ok(None), |dir| {
-                self.list(account, &book, &dir).map(Some)
-            });
+            return self
+                .cx
+                .account_dir(account)?
+                .map_or(Ok(None), |dir| self.list(account, &book, &dir).map(Some));
         };
         self.list(account, &book, &dir).map(Some)
     }
@@ -193,12 +195,13 @@ impl Engine {
             let cell = book.cell(&name);
             let mut guard = lock(&cell);
             match self.refresh(account, &name, &mailbox, &mut guard) {
-                Ok(false) => continue,
+                Ok(false) => {}
                 Ok(true) => {
                     present.insert(name.clone());
                     if let Some(snapshot) = guard.as_ref() {
                         listing.state.mailboxes.push(snapshot.state(&name));
                         note(&mut problems, account, &name, snapshot);
+                        self.warm(&cell, snapshot);
                     }
                     files::acl(book, &mailbox, &name, &self.cx, &mut listing.state.files)?;
                 }
@@ -212,7 +215,7 @@ impl Engine {
             }
         }
         self.forget_absent(account, book, &present)?;
-        self.set_apart_copies(book, &mut listing);
+        set_apart_copies(book, &mut listing);
         files::list(&self.cx, book, account, dir, &mut listing.state.files, &mut problems)?;
         listing.state.files.sort_unstable_by(|a: &FileState, b| a.key.cmp(&b.key));
         problems.truncate(PROBLEMS_MAX);
@@ -274,7 +277,10 @@ impl Engine {
             let mut cells = lock(&book.cells);
             let absent = cells.keys().filter(|name| !present.contains(name)).cloned();
             let absent: Vec<MailboxName> = absent.collect();
-            absent.into_iter().filter_map(|name| Some((name.clone(), cells.remove(&name)?))).collect()
+            absent
+                .into_iter()
+                .filter_map(|name| Some((name.clone(), cells.remove(&name)?)))
+                .collect()
         };
         for (name, cell) in absent {
             if let Some(snapshot) = lock(&cell).take() {
@@ -302,25 +308,6 @@ impl Engine {
         self.cx.shelf.apply(batch)
     }
 
-    /// Of several mailboxes with one identity (`cp -a`), the one known longest keeps it.
-    fn set_apart_copies(&self, book: &Book, listing: &mut Listing) {
-        let mut owners: HashMap<MailboxId, MailboxName> = HashMap::new();
-        for mailbox in &listing.state.mailboxes {
-            let is_known = book.name_of(mailbox.id).as_ref() == Some(&mailbox.name);
-            if is_known || !owners.contains_key(&mailbox.id) {
-                owners.insert(mailbox.id, mailbox.name.clone());
-            }
-        }
-        let is_copy = |mailbox: &MailboxState| owners.get(&mailbox.id) != Some(&mailbox.name);
-        for copy in listing.state.mailboxes.extract_if(.., |mailbox| is_copy(mailbox)) {
-            let owner = owners.get(&copy.id).map(ToString::to_string).unwrap_or_default();
-            let detail = format!("it is a copy of {owner}, with the same identity");
-            listing.unread.push((copy.name, Reason::Conflict, detail));
-        }
-        let mut ids = lock(&book.ids);
-        owners.into_iter().for_each(|(id, name)| drop(ids.insert(id, name)));
-    }
-
     /// Brings one mailbox's snapshot up to date; `false` if there is no mailbox.
     pub(crate) fn refresh(
         &self,
@@ -330,12 +317,11 @@ impl Engine {
         guard: &mut Option<Snapshot>,
     ) -> Result<bool, StoreError> {
         let mut provisional = None;
-        let snapshot = match guard {
-            Some(snapshot) => snapshot,
-            None => {
-                let fresh = Snapshot::fresh(0, scan::derived_id(dir), self.cx.clock.unix_ms());
-                provisional.insert(fresh)
-            }
+        let snapshot = if let Some(snapshot) = guard {
+            snapshot
+        } else {
+            let fresh = Snapshot::fresh(0, scan::derived_id(dir), self.cx.clock.unix_ms());
+            provisional.insert(fresh)
         };
         let mut read = Read::new();
         let mut verdict = scan::look(&self.cx, dir, snapshot, Trust::First, &mut read)?;
@@ -401,6 +387,11 @@ impl Engine {
         lock(&self.slots).insert(slot, (account.clone(), id));
     }
 
+    /// Notes that a mailbox's records were used, and makes room if there are too many.
+    pub(crate) fn warm(&self, cell: &Cell, snapshot: &Snapshot) {
+        lock(&self.warm).used(cell, snapshot);
+    }
+
     /// Whose the records in a slot are.
     pub(crate) fn owner_of(&self, slot: u64) -> Option<(Account, MailboxId)> {
         lock(&self.slots).get(&slot).cloned()
@@ -436,7 +427,10 @@ impl Engine {
         if !self.refresh(account, name, &dir, &mut guard)? {
             return Err(absent());
         }
-        show(guard.as_mut().ok_or_else(absent)?, &dir)
+        let snapshot = guard.as_mut().ok_or_else(absent)?;
+        let shown = show(snapshot, &dir);
+        self.warm(&cell, snapshot);
+        shown
     }
 
     /// Refreshes the mailbox of an identity and shows it, looking for it if it was moved.
@@ -489,7 +483,8 @@ impl Engine {
                 return Ok(octets);
             }
         }
-        let opened = self.visit_id(account, id, |_, snapshot, dir| self.open_known(snapshot, dir, uid));
+        let opened =
+            self.visit_id(account, id, |_, snapshot, dir| self.open_known(snapshot, dir, uid));
         opened?.ok_or_else(|| StoreError::NotFound {
             what: format!("message {uid} of mailbox {id} of {account}"),
         })
@@ -527,6 +522,25 @@ pub(crate) fn listed_id(mailbox: &Dir) -> Result<Option<MailboxId>, StoreError> 
     Ok(heading.ok().and_then(|(heading, _)| heading.id))
 }
 
+/// Of several mailboxes with one identity (`cp -a`), the one known longest keeps it.
+fn set_apart_copies(book: &Book, listing: &mut Listing) {
+    let mut owners: HashMap<MailboxId, MailboxName> = HashMap::new();
+    for mailbox in &listing.state.mailboxes {
+        let is_known = book.name_of(mailbox.id).as_ref() == Some(&mailbox.name);
+        if is_known || !owners.contains_key(&mailbox.id) {
+            owners.insert(mailbox.id, mailbox.name.clone());
+        }
+    }
+    let is_copy = |mailbox: &MailboxState| owners.get(&mailbox.id) != Some(&mailbox.name);
+    for copy in listing.state.mailboxes.extract_if(.., |mailbox| is_copy(mailbox)) {
+        let owner = owners.get(&copy.id).map(ToString::to_string).unwrap_or_default();
+        let detail = format!("it is a copy of {owner}, with the same identity");
+        listing.unread.push((copy.name, Reason::Conflict, detail));
+    }
+    let mut ids = lock(&book.ids);
+    ids.extend(owners);
+}
+
 fn note(problems: &mut Vec<Problem>, account: &Account, name: &MailboxName, snapshot: &Snapshot) {
     let own = snapshot.header.problems.iter().map(|(kind, object, detail)| Problem {
         kind: *kind,
@@ -561,8 +575,8 @@ fn name_problem(path: &std::path::Path) -> Problem {
 
 /// An error with its cause, on one line.
 pub(crate) fn describe(error: &StoreError) -> String {
-    match error {
-        StoreError::Io { source, .. } => format!("{error}: {source}"),
-        other => other.to_string(),
+    if let StoreError::Io { source, .. } = error {
+        return format!("{error}: {source}");
     }
+    error.to_string()
 }

@@ -85,20 +85,19 @@ pub(crate) fn list(
     let mut add = |dir: &Dir, name: &[u8], key: FileKey| match guid(cx, book, dir, name, &key) {
         Ok(Some(guid)) => files.push(FileState { key, guid }),
         Ok(None) => {}
-        Err(error) => problems.push(skipped(account, &dir.at(name), &super::engine::describe(&error))),
+        Err(error) => {
+            problems.push(skipped(account, &dir.at(name), &super::engine::describe(&error)));
+        }
     };
     add(dir, SUBSCRIPTIONS, FileKey::Subscriptions);
     let Some(home) = home(cx, account)? else { return Ok(()) };
     for path in scripts(&home)? {
-        match (MailboxName::new(path.as_os_str().as_bytes()), home.sub(SIEVE)?) {
-            (Ok(key), Some(sieve)) => {
-                let (above, name) = super::build::split(&sieve.path().join(&path))?;
-                let above = above.strip_prefix(sieve.path()).unwrap_or(Path::new(""));
-                if let Some(above) = sieve.beneath(above)? {
-                    add(&above, &name, FileKey::Sieve(key));
-                }
+        let key = MailboxName::new(path.as_os_str().as_bytes());
+        if let (Ok(key), Some(sieve)) = (key, home.sub(SIEVE)?) {
+            let (above, name) = super::build::split(&path)?;
+            if let Some(above) = sieve.beneath(&above)? {
+                add(&above, &name, FileKey::Sieve(key));
             }
-            _ => {}
         }
     }
     match active(&home)? {
@@ -165,7 +164,11 @@ enum Active {
 fn active(home: &Dir) -> Result<Active, StoreError> {
     let Some(target) = home.target(SIEVE_ACTIVE)? else {
         let odd = "it is no link; move the script into sieve/ and link it";
-        return Ok(if home.stat(SIEVE_ACTIVE)?.is_some() { Active::Odd(odd) } else { Active::None });
+        return Ok(if home.stat(SIEVE_ACTIVE)?.is_some() {
+            Active::Odd(odd)
+        } else {
+            Active::None
+        });
     };
     let path = Path::new(OsStr::from_bytes(&target));
     let relative = path.strip_prefix(home.path()).unwrap_or(path);
@@ -177,7 +180,9 @@ fn active(home: &Dir) -> Result<Active, StoreError> {
 }
 
 fn is_below(target: &[u8]) -> bool {
-    target.len() <= MailboxName::OCTETS_MAX && !target.is_empty() && MailboxName::new(target).is_ok()
+    target.len() <= MailboxName::OCTETS_MAX
+        && !target.is_empty()
+        && MailboxName::new(target).is_ok()
 }
 
 impl Engine {

@@ -145,7 +145,10 @@ impl Dir {
         Self::found(rustix::fs::openat(&self.fd, name, flags, Mode::empty()), self.at(name))
     }
 
-    fn found(opened: rustix::io::Result<OwnedFd>, path: PathBuf) -> Result<Option<Self>, StoreError> {
+    fn found(
+        opened: rustix::io::Result<OwnedFd>,
+        path: PathBuf,
+    ) -> Result<Option<Self>, StoreError> {
         match opened {
             Ok(fd) => Ok(Some(Self { fd, path })),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(None),
@@ -182,13 +185,11 @@ impl Dir {
             if matches!(name, b"." | b"..") {
                 continue;
             }
-            let kind = match entry.file_type() {
-                FileType::Unknown => {
-                    let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
-                    stat.map_or(FileType::Unknown, |s| FileType::from_raw_mode(s.st_mode))
-                }
-                known => known,
-            };
+            let mut kind = entry.file_type();
+            if kind == FileType::Unknown {
+                let stat = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+                kind = stat.map_or(kind, |stat| FileType::from_raw_mode(stat.st_mode));
+            }
             visit(name, entry.ino(), kind);
         }
         Ok(())
@@ -243,7 +244,8 @@ impl Dir {
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let Some((file, stat)) = self.read(name)? else { return Ok(None) };
         let path = self.at(name);
-        let mut content = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(1 << 20));
+        let mut content =
+            Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(1 << 20));
         file.take(octets_max + 1).read_to_end(&mut content).map_err(during("read", &path))?;
         if u64::try_from(content.len()).is_ok_and(|octets| octets > octets_max) {
             let why = format!("it is longer than {octets_max} octets");
@@ -266,7 +268,8 @@ impl Dir {
     ) -> Result<File, StoreError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let path = self.at(name);
-        let fd = rustix::fs::openat(&self.fd, name, flags, mode).map_err(during("create", &path))?;
+        let fd =
+            rustix::fs::openat(&self.fd, name, flags, mode).map_err(during("create", &path))?;
         let file = File::from(fd);
         // Bits for others may have fallen to the umask.
         if mode.as_raw_mode() & 0o077 != 0 {
@@ -347,7 +350,12 @@ impl Dir {
     }
 
     /// Makes a link with `target` as it stands.
-    pub(crate) fn symlink(&self, name: &[u8], target: &[u8], owner: Owner) -> Result<(), StoreError> {
+    pub(crate) fn symlink(
+        &self,
+        name: &[u8],
+        target: &[u8],
+        owner: Owner,
+    ) -> Result<(), StoreError> {
         let path = self.at(name);
         rustix::fs::symlinkat(target, &self.fd, name).map_err(during("create", &path))?;
         if rustix::process::geteuid().is_root() {

@@ -203,7 +203,7 @@ mod tests {
         std::fs::create_dir_all(mailbox.join("cur")).unwrap();
         std::fs::File::create(mailbox.join("cur/a:2,S")).unwrap();
         let dir = Dir::open(&mailbox).unwrap().unwrap();
-        let graveyard = Graveyard::new(root.path(), Duration::from_secs(60));
+        let graveyard = Graveyard::new(root.path(), Duration::from_mins(1));
         let (account, name) = (Account::new("ann").unwrap(), MailboxName::new(b"a\tb").unwrap());
         let uid_validity = UidValidity(7);
         let family = Family { account: &account, mailbox: &name, uid_validity };

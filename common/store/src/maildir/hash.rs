@@ -16,10 +16,7 @@ const BUFFER: usize = 64 << 10;
 
 /// GUID, number of octets, INTERNALDATE and inode of a message; `None` if it is not there, or not
 /// a regular file.
-pub(crate) fn message(
-    dir: &Dir,
-    name: &[u8],
-) -> Result<Option<(Guid, u64, i64, u64)>, StoreError> {
+pub(crate) fn message(dir: &Dir, name: &[u8]) -> Result<Option<(Guid, u64, i64, u64)>, StoreError> {
     let Some((mut file, stat)) = dir.read(name)? else { return Ok(None) };
     let expected = usize::try_from(stat.st_size).unwrap_or(BUFFER);
     // One octet more than there is, so that the end shows in the same call.
@@ -29,10 +26,9 @@ pub(crate) fn message(
         let read = file.read(&mut buffer).map_err(during("read", &dir.at(name)))?;
         hash.update(buffer.get(..read).unwrap_or_default());
         octets += u64::try_from(read).unwrap_or(0);
-        if read < buffer.len() {
-            if read == 0 || octets >= u64::try_from(stat.st_size).unwrap_or(0) {
-                break;
-            }
+        let whole = octets >= u64::try_from(stat.st_size).unwrap_or(0);
+        if read == 0 || (whole && read < buffer.len()) {
+            break;
         }
     }
     Ok(Some((Guid(hash.finalize().into()), octets, stat.st_mtime, stat.st_ino)))

@@ -16,7 +16,9 @@ impl Table {
         for line in content.split(|&octet| octet == b'\n') {
             let line = String::from_utf8_lossy(line);
             let Some((index, name)) = line.split_once(' ') else { continue };
-            if let Ok(index @ 0..KEYWORDS_MAX) = index.parse() && is_keyword(name) {
+            if let Ok(index @ 0..KEYWORDS_MAX) = index.parse()
+                && is_keyword(name)
+            {
                 if table.0.len() <= index {
                     table.0.resize(index + 1, None);
                 }
@@ -42,7 +44,10 @@ impl Table {
     /// All names in the order of their letters; a letter without an entry has Dovecot's name for
     /// it.
     pub(crate) fn names(&self) -> impl Iterator<Item = String> {
-        self.0.iter().enumerate().map(|(index, name)| name.clone().unwrap_or_else(|| unknown(index)))
+        self.0
+            .iter()
+            .enumerate()
+            .map(|(index, name)| name.clone().unwrap_or_else(|| unknown(index)))
     }
 
     /// Name of a letter.
@@ -111,7 +116,8 @@ mod tests {
 
     #[test]
     fn files() {
-        let table = Table::parse(b"0 $Junk\n2 Work\nx y\n26 z\n99999999999999999999 q\n1\n3 \n4 a b\n");
+        let table =
+            Table::parse(b"0 $Junk\n2 Work\nx y\n26 z\n99999999999999999999 q\n1\n3 \n4 a b\n");
         assert_eq!(names(&table), ["$Junk", "unknown-1", "Work"]);
         assert_eq!(table.render(), b"0 $Junk\n1 unknown-1\n2 Work\n");
         assert_eq!(names(&Table::parse(b"")), [""; 0]);

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    fmt::Write as _,
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Component, Path, PathBuf},
 };
@@ -117,7 +118,9 @@ impl Pattern {
         for part in &self.parts {
             let mut name = Vec::new();
             match part {
-                Part::Path => name.clone_from(values.path.as_ref().ok_or_else(|| error("no path"))?),
+                Part::Path => {
+                    name.clone_from(values.path.as_ref().ok_or_else(|| error("no path"))?);
+                }
                 Part::Tokens(tokens) => {
                     for token in tokens {
                         let value = match token {
@@ -143,7 +146,7 @@ impl Pattern {
         skip: &Path,
         odd: &mut Vec<PathBuf>,
     ) -> Result<Vec<Account>, StoreError> {
-        let mut walk = Walk { pattern: self, layout, skip, odd, found: Vec::new() };
+        let mut walk = Walk { layout, skip, odd, found: Vec::new() };
         if self.is_tree() {
             walk.tree(prefix, &mut Vec::new(), 0)?;
         } else {
@@ -160,18 +163,7 @@ impl Pattern {
         self.parts.iter().any(holds)
     }
 
-    fn account(&self, values: &Values) -> Option<Account> {
-        let name = if let Some(path) = &values.path {
-            encode(path, b"")
-        } else {
-            let user = values.user.as_deref().map(|user| encode(user, b"/"));
-            let domain = values.domain.as_deref().map(|domain| encode(domain, b"/@"));
-            [user, domain].into_iter().flatten().collect::<Vec<_>>().join("@")
-        };
-        Account::new(&name).ok()
-    }
-
-    /// The reverse of [`Self::account`]; `None` if that cannot have made it.
+    /// The reverse of [`account`]; `None` if that cannot have made it.
     fn values(&self, account: &Account) -> Option<Values> {
         let name = account.as_str();
         if self.is_tree() {
@@ -232,9 +224,8 @@ impl Part {
                 }
                 (Token::Text(text.to_vec()), octets)
             };
-            let doubled = |last: &Token| {
-                !matches!(last, Token::Text(_)) && !matches!(token, Token::Text(_))
-            };
+            let doubled =
+                |last: &Token| !matches!(last, Token::Text(_)) && !matches!(token, Token::Text(_));
             if tokens.last().is_some_and(doubled) {
                 return Err("nothing stands between two variables".into());
             }
@@ -245,8 +236,18 @@ impl Part {
     }
 }
 
+fn account(values: &Values) -> Option<Account> {
+    let name = if let Some(path) = &values.path {
+        encode(path, b"")
+    } else {
+        let user = values.user.as_deref().map(|user| encode(user, b"/"));
+        let domain = values.domain.as_deref().map(|domain| encode(domain, b"/@"));
+        [user, domain].into_iter().flatten().collect::<Vec<_>>().join("@")
+    };
+    Account::new(&name).ok()
+}
+
 struct Walk<'a> {
-    pattern: &'a Pattern,
     layout: Layout,
     skip: &'a Path,
     odd: &'a mut Vec<PathBuf>,
@@ -257,7 +258,7 @@ impl Walk<'_> {
     fn parts(&mut self, dir: &Dir, parts: &[Part], values: &Values) -> Result<(), StoreError> {
         let Some((part, rest)) = parts.split_first() else {
             if is_account(dir, self.layout)? {
-                match self.pattern.account(values) {
+                match account(values) {
                     Some(account) => self.found.push(account),
                     None => self.odd.push(dir.path().to_path_buf()),
                 }
@@ -286,7 +287,7 @@ impl Walk<'_> {
     fn tree(&mut self, dir: &Dir, path: &mut Vec<u8>, depth: usize) -> Result<(), StoreError> {
         if is_account(dir, self.layout)? {
             let values = Values { path: Some(path.clone()), ..Values::default() };
-            match self.pattern.account(&values) {
+            match account(&values) {
                 Some(account) => self.found.push(account),
                 None => self.odd.push(dir.path().to_path_buf()),
             }
@@ -320,7 +321,9 @@ pub(crate) fn is_account(dir: &Dir, layout: Layout) -> Result<bool, StoreError> 
         candidates.retain(|name| name.starts_with(b".") && !name.starts_with(b".."));
     }
     for name in candidates {
-        if let Some(sub) = dir.sub(&name)? && sub.has_dir(b"cur")? {
+        if let Some(sub) = dir.sub(&name)?
+            && sub.has_dir(b"cur")?
+        {
             return Ok(true);
         }
     }
@@ -373,7 +376,10 @@ fn fits(tokens: &[Token], name: &[u8], values: &mut Values) -> bool {
 pub(crate) fn encode(octets: &[u8], special: &[u8]) -> String {
     let mut text = String::with_capacity(octets.len());
     let escape = |text: &mut String, octets: &[u8]| {
-        octets.iter().for_each(|octet| text.push_str(&format!("%{octet:02X}")));
+        for octet in octets {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "%{octet:02X}");
+        }
     };
     for chunk in octets.utf8_chunks() {
         for c in chunk.valid().chars() {

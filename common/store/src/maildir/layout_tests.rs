@@ -3,7 +3,9 @@
 use super::*;
 
 fn make(root: &Path, dirs: &[&str]) {
-    dirs.iter().for_each(|dir| std::fs::create_dir_all(root.join(dir)).unwrap());
+    for dir in dirs {
+        std::fs::create_dir_all(root.join(dir)).unwrap();
+    }
 }
 
 fn accounts(root: &Path, pattern: &str, layout: Layout) -> Vec<String> {
@@ -38,18 +40,26 @@ fn accounts_of_patterns() {
             "tree/one/cur",
         ],
     );
-    let cases: [(&str, &[&str]); 6] = [
-        ("v/{domain}/{user}/Maildir", &["50%25\u{e9}@b.org", "ann@a.org", "bob@a.org"]),
-        ("flat/{user}@{domain}", &["ann@a.org", "x@y@b.org"]),
-        ("flat/{user}", &["ann@a.org", "x@y@b.org"]),
-        ("tree/{path}", &["deep/er/box", "one"]),
-        ("tree/one/{path}", &[""]),
-        ("tree/one", &[""]),
+    let cases = [
+        ("v/{domain}/{user}/Maildir", vec!["50%25\u{e9}@b.org", "ann@a.org", "bob@a.org"]),
+        ("flat/{user}@{domain}", vec!["ann@a.org", "x@y@b.org"]),
+        ("flat/{user}", vec!["ann@a.org", "x@y@b.org"]),
+        ("tree/{path}", vec!["deep/er/box", "one"]),
+        ("tree/one/{path}", vec![""]),
+        ("tree/one", vec![""]),
     ];
     for (pattern, want) in cases {
         assert_eq!(accounts(root, pattern, Layout::MaildirPlusPlus), want, "{pattern}");
     }
-    for bad in ["/", "relative", "/a/../b", "/a/{users}", "/a/{user}{domain}", "/{path}/x", "/{user}/{path}"] {
+    for bad in [
+        "/",
+        "relative",
+        "/a/../b",
+        "/a/{users}",
+        "/a/{user}{domain}",
+        "/{path}/x",
+        "/{user}/{path}",
+    ] {
         assert!(Pattern::parse(Path::new(bad)).is_err(), "{bad}");
     }
 }
@@ -57,7 +67,8 @@ fn accounts_of_patterns() {
 #[test]
 fn hostile_account_names_stay_inside() {
     let pattern = Pattern::parse(Path::new("/v/{domain}/{user}/Maildir")).unwrap();
-    for bad in ["ann", "ann@", "@b", "..@b", "a@..", "%2E%2E@b", "a%2Fb@c", "a%00@c", "%2", "%zz@c"] {
+    for bad in ["ann", "ann@", "@b", "..@b", "a@..", "%2E%2E@b", "a%2Fb@c", "a%00@c", "%2", "%zz@c"]
+    {
         let account = Account::new(bad).unwrap();
         assert!(pattern.locate(&account, &pattern).is_err(), "{bad}");
     }
@@ -75,7 +86,16 @@ fn mailboxes_of_layouts() {
     let temporary = tempfile::tempdir().unwrap();
     make(
         temporary.path(),
-        &["cur", "new", ".Work", ".Work.Sub", "..DOVECOT-TRASHED", ".a..b", "Plain/Sub/cur", "dovecot"],
+        &[
+            "cur",
+            "new",
+            ".Work",
+            ".Work.Sub",
+            "..DOVECOT-TRASHED",
+            ".a..b",
+            "Plain/Sub/cur",
+            "dovecot",
+        ],
     );
     let dir = Dir::open(temporary.path()).unwrap().unwrap();
     let names = |layout: Layout, odd: &mut Vec<PathBuf>| {

@@ -54,9 +54,9 @@ impl Locker {
                 Err(error) if is_taken(&error) => {}
                 Err(error) => return Err(error),
             }
-            let holder = self.holder(dir, name)?;
+            let holder = holder(dir, name)?;
             if self.is_abandoned(dir, name, guarded, &holder)? {
-                self.take_away(dir, name)?;
+                take_away(dir, name)?;
                 continue;
             }
             let waited = self.clock.monotonic().saturating_sub(start);
@@ -81,11 +81,6 @@ impl Locker {
         let content = format!("{}:{}", std::process::id(), self.host);
         file.write_all(content.as_bytes()).map_err(during("write", &dir.at(name)))?;
         Ok(lock)
-    }
-
-    fn holder(&self, dir: &Dir, name: &[u8]) -> Result<String, StoreError> {
-        let content = dir.content(name, CONTENT_OCTETS_MAX)?.unwrap_or_default();
-        Ok(String::from_utf8_lossy(&content).escape_debug().to_string())
     }
 
     fn is_abandoned(
@@ -117,26 +112,31 @@ impl Locker {
         let (pid, host) = holder.split_once(':')?;
         (host == self.host).then(|| pid.parse().ok().and_then(Pid::from_raw)).flatten()
     }
+}
 
-    /// Removes an abandoned lock, by way of a name of our own: if somebody else did so first and
-    /// made a new one, that one is put back.
-    fn take_away(&self, dir: &Dir, name: &[u8]) -> Result<(), StoreError> {
-        let own = [name, format!(".{}", std::process::id()).as_bytes()].concat();
-        let stale = dir.stat(name)?.map(|stat| stat.st_ino);
-        match dir.rename(name, dir, &own) {
-            Ok(()) => {}
-            Err(error) if super::fsys::is_absent(&error) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        if dir.stat(&own)?.map(|stat| stat.st_ino) == stale {
-            dir.remove(&own)?;
-            tracing::warn!(path = %dir.at(name).display(), "took over a lock whose owner is gone");
-            return Ok(());
-        }
-        match dir.rename_new(&own, dir, name) {
-            Err(error) if !is_taken(&error) => Err(error),
-            _ => dir.remove(&own).map(|_| ()),
-        }
+fn holder(dir: &Dir, name: &[u8]) -> Result<String, StoreError> {
+    let content = dir.content(name, CONTENT_OCTETS_MAX)?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&content).escape_debug().to_string())
+}
+
+/// Removes an abandoned lock, by way of a name of our own: if somebody else did so first and
+/// made a new one, that one is put back.
+fn take_away(dir: &Dir, name: &[u8]) -> Result<(), StoreError> {
+    let own = [name, format!(".{}", std::process::id()).as_bytes()].concat();
+    let stale = dir.stat(name)?.map(|stat| stat.st_ino);
+    match dir.rename(name, dir, &own) {
+        Ok(()) => {}
+        Err(error) if super::fsys::is_absent(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    if dir.stat(&own)?.map(|stat| stat.st_ino) == stale {
+        dir.remove(&own)?;
+        tracing::warn!(path = %dir.at(name).display(), "took over a lock whose owner is gone");
+        return Ok(());
+    }
+    match dir.rename_new(&own, dir, name) {
+        Err(error) if !is_taken(&error) => Err(error),
+        _ => dir.remove(&own).map(|_| ()),
     }
 }
 

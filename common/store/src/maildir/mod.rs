@@ -27,6 +27,7 @@ mod snapshot;
 mod stage;
 mod steps;
 mod uidlist;
+mod warm;
 mod watch;
 
 use std::{
@@ -102,7 +103,7 @@ impl MaildirOptions {
             layout: Layout::MaildirPlusPlus,
             home: None,
             work_dir: None,
-            graveyard: Duration::from_secs(7 * 24 * 3600),
+            graveyard: Duration::from_hours(7 * 24),
             uid_bookkeeping: UidBookkeeping::Shared,
             assigns_uids: false,
             identity: IdentityKind::File,
@@ -148,11 +149,11 @@ impl Maildir {
         let work_dir = options.work_dir.clone().unwrap_or_else(|| default_work_dir(&root));
         let read_only = options.uid_bookkeeping == UidBookkeeping::ReadOnly;
         let kind = if read_only { IdentityKind::Inode } else { options.identity };
-        let keeper = identity::Keeper::open(kind, root.prefix(), &options.identity_record, read_only)?;
+        let keeper =
+            identity::Keeper::open(kind, root.prefix(), &options.identity_record, read_only)?;
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host = host.trim().to_owned();
-        let locker =
-            lock::Locker { clock: clock.clone(), host, patience: options.lock_patience };
+        let locker = lock::Locker { clock: clock.clone(), host, patience: options.lock_patience };
         let replica = !options.assigns_uids && !read_only;
         let engine = Engine::new(Context {
             pattern: root,
@@ -233,8 +234,7 @@ impl MailStore for Maildir {
         self.engine.visit_id(account, mailbox, |name, snapshot, _| {
             self.engine.cx.shelf.load(snapshot, now_ms)?;
             let header = &snapshot.header;
-            let complete =
-                since.0 == 0 || since < header.floor || since > header.highest_modseq;
+            let complete = since.0 == 0 || since < header.floor || since > header.highest_modseq;
             let entries = snapshot.entries().values();
             let wanted = entries.filter(|entry| complete || entry.modseq > since);
             let records = wanted.map(|entry| entry.record(&snapshot.table)).collect();
@@ -250,12 +250,7 @@ impl MailStore for Maildir {
         })
     }
 
-    fn open(
-        &self,
-        account: &Account,
-        mailbox: MailboxId,
-        uid: Uid,
-    ) -> Result<Octets, StoreError> {
+    fn open(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError> {
         self.engine.open(account, mailbox, uid)
     }
 

@@ -5,14 +5,16 @@
 //! expunge and gives out UIDs. Octets of new messages are read between the two, so that the lock
 //! is held for the names only.
 
+mod numbers;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use mailtwin_logic::ids::{Guid, MailboxId, Uid, UidValidity};
+use mailtwin_logic::ids::{Guid, MailboxId, ModSeq, Uid, UidValidity};
 use rustix::fs::FileType;
 
 use super::{
     UidBookkeeping,
-    engine::Context,
+    engine::{Context, describe},
     fsys::Dir,
     hash,
     keywords::{self, Table},
@@ -45,11 +47,11 @@ pub(crate) enum Trust {
 }
 
 /// Messages read so far, by base name; survives from the first look to the second.
-pub(crate) type Read = HashMap<Vec<u8>, Octets>;
+pub(crate) type Read = HashMap<Vec<u8>, Content>;
 
 /// What was read of one message.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Octets {
+pub(crate) struct Content {
     inode: u64,
     guid: Guid,
     octets: u64,
@@ -180,7 +182,9 @@ impl Look<'_> {
                 in_new: entry.in_new,
             })
             .collect();
-        kept.into_iter().for_each(|found| self.see(found));
+        for found in kept {
+            self.see(found);
+        }
         Ok(())
     }
 
@@ -205,7 +209,9 @@ impl Look<'_> {
                 found.push(Found { name: name.to_vec(), inode, in_new });
             }
         })?;
-        found.into_iter().for_each(|found| self.see(found));
+        for found in found {
+            self.see(found);
+        }
         Ok(())
     }
 
@@ -228,9 +234,8 @@ impl Look<'_> {
 
     fn any_unknown(&self) -> bool {
         let known: BTreeSet<&[u8]> = self.snapshot.entries().values().map(Entry::base).collect();
-        let is_new = |base: &Vec<u8>| {
-            !known.contains(base.as_slice()) && !self.list.uids.contains_key(base)
-        };
+        let is_new =
+            |base: &Vec<u8>| !known.contains(base.as_slice()) && !self.list.uids.contains_key(base);
         self.found.keys().any(is_new)
     }
 
@@ -269,11 +274,11 @@ impl Look<'_> {
             heading: Some(heading),
             whole: !appended,
             read: from.saturating_add(read),
-            last: lines.lines.last().map_or(last, |line| line.uid),
+            last: lines.read.last().map_or(last, |line| line.uid),
             damage: lines.damage,
             uids: HashMap::new(),
         };
-        for line in lines.lines {
+        for line in lines.read {
             let keys = if line.keys.len() <= uidlist::KEYS_OCTETS_MAX { line.keys } else { b"" };
             self.list.uids.insert(line.base.to_vec(), (line.uid, keys.to_vec()));
         }
@@ -309,7 +314,7 @@ impl Look<'_> {
             let Some(dir) = place else { continue };
             match hash::message(dir, &found.name) {
                 Ok(Some((guid, octets, date, inode))) => {
-                    read.insert(base.clone(), Octets { inode, guid, octets, date });
+                    read.insert(base.clone(), Content { inode, guid, octets, date });
                 }
                 // It was renamed since it was listed.
                 Ok(None) => self.unsettled = true,
@@ -343,7 +348,8 @@ impl Look<'_> {
         if self.list.whole && known.iter().any(|base| self.uid_of(base).is_none()) {
             return true;
         }
-        let unread = self.complaints.iter().any(|(kind, ..)| *kind == ProblemKind::MessageUnreadable);
+        let unread =
+            self.complaints.iter().any(|(kind, ..)| *kind == ProblemKind::MessageUnreadable);
         if self.unsettled && !unread {
             return true;
         }
@@ -352,90 +358,8 @@ impl Look<'_> {
         }
         let lacks_id = self.list.heading.as_ref().is_none_or(|heading| heading.id.is_none());
         let is_new = |base: &&Vec<u8>| !known.contains(base.as_slice());
-        let lacks_uid = |base: &Vec<u8>| self.uid_of(base).is_none() && read.contains_key(base);
-        lacks_id || self.found.keys().filter(is_new).any(lacks_uid)
-    }
-
-    /// Gives UIDs to messages without one, and the list what it lacks. Only under the lock, or
-    /// where the list is not shared.
-    fn number(&mut self) -> Result<(), StoreError> {
-        if self.list.damage.is_some() {
-            return Ok(());
-        }
-        let whole = self.list.whole;
-        let known: BTreeSet<&[u8]> =
-            self.snapshot.entries().values().filter(|_| !whole).map(Entry::base).collect();
-        let lacks = |base: &&Vec<u8>| self.uid_of(base).is_none() && !known.contains(base.as_slice());
-        let mut bases: Vec<Vec<u8>> = self.found.keys().filter(lacks).cloned().collect();
-        bases.sort_by_cached_key(|base| (names::told_time(base), base.clone()));
-        let listed = self.list.heading.as_ref().map_or(Uid(1), |heading| heading.next);
-        let mut next = listed.max(self.list.last.next());
-        let taken: BTreeSet<Uid> = self.list.uids.values().map(|(uid, _)| *uid).collect();
-        let mut held = HashMap::new();
-        if self.cx.is_read_only() {
-            // Where the list is not shared, a message keeps the number it had.
-            next = next.max(self.snapshot.header.uid_next);
-            let entries = self.snapshot.entries().values();
-            let own = entries.filter(|entry| !taken.contains(&entry.uid));
-            held = own.map(|entry| (entry.base().to_vec(), entry.uid)).collect();
-        }
-        let mut lines = Vec::new();
-        for base in bases {
-            let uid = held.get(&base).copied().unwrap_or(next);
-            next = next.max(uid.next());
-            lines.extend(uidlist::render(uid, b"", &base));
-            self.list.uids.insert(base, (uid, Vec::new()));
-        }
-        if self.cx.is_read_only() {
-            self.keep_numbers(next);
-            return Ok(());
-        }
-        self.write_list(next, &lines)
-    }
-
-    fn keep_numbers(&mut self, next: Uid) {
-        let mut heading = self.list.heading.clone().unwrap_or_else(|| self.known_heading());
-        if heading.uid_validity.0 == 0 {
-            heading.uid_validity = self.cx.new_uid_validity();
-        }
-        heading.next = heading.next.max(next);
-        self.list.heading = Some(heading);
-    }
-
-    fn write_list(&mut self, next: Uid, lines: &[u8]) -> Result<(), StoreError> {
-        let heading = match self.list.heading.clone() {
-            Some(heading) if heading.id.is_some() => heading,
-            Some(heading) => Heading { id: Some(self.cx.new_id()?), ..heading },
-            None => Heading {
-                uid_validity: self.cx.new_uid_validity(),
-                next,
-                id: Some(self.cx.new_id()?),
-                rest: Vec::new(),
-            },
-        };
-        if self.list.heading.as_ref() == Some(&heading) {
-            if lines.is_empty() {
-                return Ok(());
-            }
-            hash::append(self.dir, uidlist::NAME, self.list.read, lines)?;
-            self.list.read += u64::try_from(lines.len()).unwrap_or(0);
-        } else {
-            let held = hash::tail(self.dir, uidlist::NAME, 0, uidlist::FILE_OCTETS_MAX)?;
-            let held = held.unwrap_or_default();
-            let after = held.iter().position(|&octet| octet == b'\n').map_or(0, |at| at + 1);
-            let end = usize::try_from(self.list.read).unwrap_or(usize::MAX).min(held.len());
-            let kept = held.get(after..end).unwrap_or_default();
-            let content = [&heading.render(), kept, lines].concat();
-            hash::replace(self.dir, uidlist::NAME, &content, self.dir.owner()?, None)?;
-            self.dir.sync()?;
-            self.list.read = u64::try_from(content.len()).unwrap_or(u64::MAX);
-        }
-        if !lines.is_empty() {
-            self.list.last = Uid(next.0.saturating_sub(1));
-        }
-        self.list.heading = Some(heading);
-        self.marks.list = self.dir.mark(uidlist::NAME, 0)?;
-        Ok(())
+        let unnumbered = |base: &Vec<u8>| self.uid_of(base).is_none() && read.contains_key(base);
+        lacks_id || self.found.keys().filter(is_new).any(unnumbered)
     }
 
     fn table(&self) -> Result<Option<Table>, StoreError> {
@@ -525,7 +449,9 @@ impl Look<'_> {
                 _ => gone.push(entry.uid),
             }
         }
-        gone.into_iter().for_each(|uid| self.snapshot.expunge(uid));
+        for uid in gone {
+            self.snapshot.expunge(uid);
+        }
         for (uid, found) in kept {
             self.snapshot.rename(uid, &found.name, found.in_new);
         }
@@ -546,13 +472,13 @@ impl Look<'_> {
                 continue;
             }
             let uid = self.uid_of(base).map(|(uid, keys)| (uid, keys.to_vec()));
-            let Some((uid, keys)) = uid.or(held.map(|(uid, _)| (*uid, Vec::new()))) else {
+            let Some((uid, keys)) = uid.or_else(|| held.map(|(uid, _)| (*uid, Vec::new()))) else {
                 unnumbered += 1;
                 continue;
             };
             let template = old.get(base).filter(|entry| entry.inode == found.inode);
             let octets = match (template, read.get(base)) {
-                (Some(entry), _) => Octets {
+                (Some(entry), _) => Content {
                     inode: entry.inode,
                     guid: entry.guid,
                     octets: entry.octets,
@@ -570,12 +496,14 @@ impl Look<'_> {
                 name: found.name.clone().into(),
                 in_new: found.in_new,
                 keys: keys.into(),
-                modseq: Default::default(),
+                modseq: ModSeq::default(),
                 replicated: template.is_some_and(|entry| entry.replicated),
             });
         }
         adds.sort_unstable_by_key(|entry| entry.uid);
-        adds.into_iter().for_each(|entry| self.snapshot.put(entry));
+        for entry in adds {
+            self.snapshot.put(entry);
+        }
         unnumbered
     }
 }
@@ -598,13 +526,6 @@ fn is_exhausted(error: &StoreError) -> bool {
 
 const ENFILE: i32 = 23;
 const EMFILE: i32 = 24;
-
-fn describe(error: &StoreError) -> String {
-    match error {
-        StoreError::Io { source, .. } => format!("{error}: {source}"),
-        other => other.to_string(),
-    }
-}
 
 impl Context {
     /// Whether messages without a UID get one here.

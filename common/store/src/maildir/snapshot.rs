@@ -28,6 +28,9 @@ const TOMBSTONES: usize = 1000;
 /// Problems kept of one mailbox.
 const PROBLEMS_MAX: usize = 16;
 
+/// No mailbox changes more often.
+const MODSEQS_PER_MS: u64 = 1024;
+
 /// Form of what stands in the index; another one is not read.
 const VERSION: u8 = 1;
 
@@ -144,17 +147,19 @@ struct Touched {
 }
 
 impl Snapshot {
-    /// Of a mailbox never seen before. MODSEQs start at the time, so that they never return to
-    /// values given out before the index was lost.
+    /// Of a mailbox never seen before. MODSEQs start at the time, in parts of a millisecond that
+    /// changes do not outrun, so that they never return to values given out before the index was
+    /// lost.
     pub(crate) fn fresh(slot: u64, id: MailboxId, now_ms: u64) -> Self {
+        let start = ModSeq(now_ms.saturating_mul(MODSEQS_PER_MS));
         let header = Header {
             version: VERSION,
             slot,
             id,
             uid_validity: UidValidity(0),
             uid_next: Uid(1),
-            highest_modseq: ModSeq(now_ms),
-            floor: ModSeq(now_ms),
+            highest_modseq: start,
+            floor: start,
             digest: Digest::default(),
             count: 0,
             replicated: 0,
@@ -272,17 +277,22 @@ impl Snapshot {
     pub(crate) fn set_table(&mut self, table: Table) {
         let changed = self.table.changed(&table);
         let is_concerned = |entry: &&Entry| names::letters(&entry.name).keywords & changed != 0;
-        let concerned: Vec<Entry> =
-            self.entries().values().filter(is_concerned).cloned().collect();
-        concerned.iter().for_each(|entry| drop(self.forget(entry.uid)));
+        let concerned: Vec<Entry> = self.entries().values().filter(is_concerned).cloned().collect();
+        for entry in &concerned {
+            self.forget(entry.uid);
+        }
         self.table = table;
-        concerned.into_iter().for_each(|entry| self.put(entry));
+        for entry in concerned {
+            self.put(entry);
+        }
     }
 
     /// Everything is another mailbox's now: no change can be told from before.
     pub(crate) fn restart(&mut self, id: MailboxId, uid_validity: UidValidity) -> Vec<Entry> {
         let entries: Vec<Entry> = self.entries().values().cloned().collect();
-        entries.iter().for_each(|entry| drop(self.forget(entry.uid)));
+        for entry in &entries {
+            self.forget(entry.uid);
+        }
         self.contents.get_or_insert_default().tombstones.clear();
         self.touched.tombstones = true;
         self.header.floor = self.next_modseq();
@@ -298,6 +308,19 @@ impl Snapshot {
             let object = object.get(..object.len().min(300)).unwrap_or_default();
             let problem = (kind, object.escape_ascii().to_string(), detail.into());
             self.header.problems.push(problem);
+        }
+    }
+
+    /// Records that are in memory.
+    pub(crate) fn loaded(&self) -> usize {
+        self.entries().len()
+    }
+
+    /// Gives memory back, if the index has everything.
+    pub(crate) fn unload(&mut self) {
+        let touched = &self.touched;
+        if touched.chunks.is_empty() && !touched.tombstones && touched.holders.is_empty() {
+            self.contents = None;
         }
     }
 
@@ -379,8 +402,10 @@ impl Shelf {
         if whole && count == snapshot.header.count {
             snapshot.contents = Some(contents);
         } else {
-            let modseq = now_ms.max(snapshot.header.highest_modseq.0 + 1);
-            *snapshot = Snapshot::fresh(self.slot()?, snapshot.header.id, modseq);
+            let highest = ModSeq(snapshot.header.highest_modseq.0 + 1);
+            *snapshot = Snapshot::fresh(self.slot()?, snapshot.header.id, now_ms);
+            let start = snapshot.header.highest_modseq.max(highest);
+            (snapshot.header.highest_modseq, snapshot.header.floor) = (start, start);
         }
         Ok(())
     }
@@ -492,7 +517,7 @@ fn failed(error: IndexError) -> StoreError {
         IndexError::Disk(error) => {
             StoreError::Io { op: error.op, path: error.path, source: error.source }
         }
-        other => StoreError::Io {
+        other @ (IndexError::TooLarge(_) | IndexError::Damaged(_)) => StoreError::Io {
             op: "use",
             path: PathBuf::from("index"),
             source: std::io::Error::other(other),

@@ -3,14 +3,18 @@
 use std::{
     fs::File,
     io::Write as _,
-    path::PathBuf,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use mailtwin_logic::{ids::Guid, mailbox::Record, plan::Mode};
+use mailtwin_logic::{
+    ids::{Account, Guid, MailboxId, Uid},
+    mailbox::Record,
+    plan::Mode,
+};
 use sha1::{Digest as _, Sha1};
 
 use super::{
@@ -25,18 +29,14 @@ static SERIAL: AtomicU64 = AtomicU64::new(0);
 /// A base name nobody has used, for a message of `octets` that came at `secs`.
 pub(crate) fn generated_base(secs: i64, octets: u64, host: &str) -> Vec<u8> {
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let mut random = [0; 6];
-    let _ = rustix_random(&mut random);
-    let random: String = random.iter().map(|octet| format!("{octet:02x}")).collect();
+    // Without it, process and serial still tell messages of one second apart.
+    let random = super::random_id().map(|id| id.to_string()).unwrap_or_default();
+    let random = random.get(..12).unwrap_or_default();
     let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
     let host = host.get(..host.len().min(60)).unwrap_or_default();
     let pid = std::process::id();
     let secs = secs.max(0);
     format!("{secs}.R{random}P{pid}Q{serial}.{host},S={octets}").into_bytes()
-}
-
-fn rustix_random(octets: &mut [u8]) -> Result<(), StoreError> {
-    super::random(octets)
 }
 
 /// Keys and base name a message gets where `is_taken` says which base names are: those of its
@@ -197,7 +197,7 @@ impl Engine {
         &self,
         destination: &Destination,
         record: &Record,
-        (account, id, uid): (&mailtwin_logic::ids::Account, mailtwin_logic::ids::MailboxId, mailtwin_logic::ids::Uid),
+        (account, id, uid): (&Account, MailboxId, Uid),
     ) -> Result<Option<Staged>, StoreError> {
         let (dir, name, _) = self.waiting_place(destination, record)?;
         let linked = self.visit_id(account, id, |_, snapshot, mailbox| {
@@ -225,7 +225,7 @@ impl Engine {
     }
 
     /// Whose new files of an account are.
-    pub(crate) fn owner_in(&self, account: &mailtwin_logic::ids::Account) -> Result<Owner, StoreError> {
+    pub(crate) fn owner_in(&self, account: &Account) -> Result<Owner, StoreError> {
         match self.cx.account_dir(account)? {
             Some(dir) => dir.owner(),
             None => self.cx.prefix()?.owner(),
@@ -234,7 +234,7 @@ impl Engine {
 }
 
 /// Opens a directory of our own, made if need be.
-pub(crate) fn open_or_make(path: &PathBuf) -> Result<Dir, StoreError> {
+pub(crate) fn open_or_make(path: &Path) -> Result<Dir, StoreError> {
     if let Some(dir) = Dir::open(path)? {
         return Ok(dir);
     }

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    fmt::Write as _,
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
     sync::PoisonError,
@@ -27,6 +28,7 @@ use super::{
     identity::refused,
     indexlog,
     layout::Layout,
+    random_id,
     snapshot::{Entry, Shelf, Snapshot},
     stage::open_or_make,
     uidlist,
@@ -95,7 +97,9 @@ impl Engine {
             leaving.insert(name.clone());
         }
         for to in arriving.difference(&leaving) {
-            if let Some(dir) = self.cx.mailbox_dir(root, to)? && dir.has_dir(b"cur")? {
+            if let Some(dir) = self.cx.mailbox_dir(root, to)?
+                && dir.has_dir(b"cur")?
+            {
                 return Err(StoreError::Stale(None));
             }
         }
@@ -110,17 +114,16 @@ impl Engine {
         (id, name): (MailboxId, &MailboxName),
         may_have_own: bool,
     ) -> Result<(), StoreError> {
-        let stale = || StoreError::Stale(None);
-        let dir = self.cx.mailbox_dir(root, name)?.ok_or_else(stale)?;
+        let absent = || StoreError::Stale(None);
+        let dir = self.cx.mailbox_dir(root, name)?.ok_or_else(absent)?;
         let cell = book.cell(name);
         let mut guard = lock(&cell);
         if !self.refresh(account, name, &dir, &mut guard)? {
-            return Err(stale());
+            return Err(absent());
         }
-        let snapshot = guard.as_ref().ok_or_else(stale)?;
-        let state = snapshot.state(name);
-        if state.id != id || (state.foreign > 0 && !may_have_own) {
-            return Err(StoreError::Stale(Some(state.head)));
+        let found = guard.as_ref().ok_or_else(absent)?.state(name);
+        if found.id != id || (found.foreign > 0 && !may_have_own) {
+            return Err(StoreError::Stale(Some(found.head)));
         }
         Ok(())
     }
@@ -215,7 +218,7 @@ impl Engine {
         } else {
             for (from, to) in renames {
                 let (above, last) = split(&root.path().join(place(to)?))?;
-                let above = above.strip_prefix(root.path()).unwrap_or(Path::new(""));
+                let above = above.strip_prefix(root.path()).unwrap_or_else(|_| Path::new(""));
                 let above = make_all(root, above, root.owner()?)?;
                 move_mailbox(layout, root, &place(from)?, &above, &last)?;
                 above.sync()?;
@@ -235,7 +238,9 @@ impl Engine {
         };
         let moved: Vec<(MailboxName, Snapshot)> = renames.iter().filter_map(take).collect();
         let mut batch = Batch::default();
-        renames.iter().for_each(|(from, _)| Shelf::unname(&mut batch, account, from));
+        for (from, _) in renames {
+            Shelf::unname(&mut batch, account, from);
+        }
         for (to, mut snapshot) in moved {
             self.cx.shelf.save(&mut batch, account, &to, &mut snapshot);
             lock(&book.ids).insert(snapshot.header.id, to.clone());
@@ -252,17 +257,20 @@ impl Engine {
     ) -> Result<(), StoreError> {
         let layout = self.cx.options.layout;
         let base = self.cx.pattern.locate(account, &self.cx.pattern)?;
-        let path = self.cx.work_dir.join("parked").join(self.cx.new_id()?.to_string());
+        let path = self.cx.work_dir.join("parked").join(random_id()?.to_string());
         let parked = open_or_make(&path)?;
         let mut note = String::new();
         for (number, (_, to)) in renames.iter().enumerate() {
             let to = base.join(layout.directory(to)?);
-            note.push_str(&format!("{number}\t{}\n", to.as_os_str().as_bytes().escape_ascii()));
+            // Writing to a string cannot fail.
+            let _ = writeln!(note, "{number}\t{}", to.as_os_str().as_bytes().escape_ascii());
         }
         replace::replace(&path.join(NOTE), note.as_bytes(), replace::PRIVATE).map_err(refused)?;
         // The deepest first, so that a parent never takes a child along.
         let mut order: Vec<usize> = (0..renames.len()).collect();
-        order.sort_by_key(|&at| std::cmp::Reverse(renames.get(at).map(|(from, _)| from.parts().count())));
+        order.sort_by_key(|&at| {
+            std::cmp::Reverse(renames.get(at).map(|(from, _)| from.parts().count()))
+        });
         for at in order {
             let Some((from, _)) = renames.get(at) else { continue };
             let name = at.to_string();
@@ -306,7 +314,7 @@ fn place_parked(layout: Layout, prefix: &Dir, parked: &Dir) -> Result<(), StoreE
         let Some(to) = unescape(to) else { continue };
         let Some(dir) = parked.sub(name.as_bytes())? else { continue };
         let (above, last) = split(&prefix.path().join(&to))?;
-        let above = above.strip_prefix(prefix.path()).unwrap_or(Path::new(""));
+        let above = above.strip_prefix(prefix.path()).unwrap_or_else(|_| Path::new(""));
         let above = make_all(prefix, above, dir.owner()?)?;
         match move_mailbox(layout, parked, Path::new(name), &above, &last) {
             Err(error) if is_taken(&error) => {
@@ -334,7 +342,7 @@ fn move_mailbox(
     name: &[u8],
 ) -> Result<(), StoreError> {
     let (parent, last) = split(&root.path().join(from))?;
-    let parent = parent.strip_prefix(root.path()).unwrap_or(Path::new(""));
+    let parent = parent.strip_prefix(root.path()).unwrap_or_else(|_| Path::new(""));
     let stale = || StoreError::Stale(None);
     let parent = root.beneath(parent)?.ok_or_else(stale)?;
     let dir = parent.sub(&last)?.ok_or_else(stale)?;

@@ -118,7 +118,7 @@ impl Site {
     pub(super) fn file(&self, account: &Account, name: &MailboxName, uid: Uid) -> Option<PathBuf> {
         let list = self.list(account, name);
         let (_, rest) = Heading::parse(list.as_bytes()).unwrap();
-        let lines = Lines::parse(rest, Uid(0)).lines;
+        let lines = Lines::parse(rest, Uid(0)).read;
         let base = lines.iter().find(|line| line.uid == uid)?.base;
         let base = std::str::from_utf8(base).unwrap();
         let names = self.names(account, name);
@@ -251,8 +251,8 @@ impl Site {
         let base = self.drop_in(account, name, octets);
         let list = self.list(account, name);
         let (heading, rest) = Heading::parse(list.as_bytes()).unwrap();
-        let last = Lines::parse(rest, Uid(0)).lines.last().map_or(Uid(0), |line| line.uid);
-        let uid = heading.next.max(last.next());
+        let lines = Lines::parse(rest, Uid(0)).read;
+        let uid = lines.last().map_or(heading.next, |line| heading.next.max(line.uid.next()));
         self.append(account, name, &format!("{uid} :{base}\n"));
     }
 

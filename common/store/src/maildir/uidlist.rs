@@ -46,7 +46,7 @@ pub(crate) struct Line<'a> {
 /// Lines as far as they make sense.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Lines<'a> {
-    pub lines: Vec<Line<'a>>,
+    pub read: Vec<Line<'a>>,
     /// Octets of whole lines.
     pub octets: usize,
     /// What is wrong with the first line that makes none: Dovecot would build the list anew from
@@ -104,7 +104,7 @@ impl<'a> Lines<'a> {
             match parse_line(text) {
                 Some(line) if line.uid > last => {
                     last = line.uid;
-                    found.lines.push(line);
+                    found.read.push(line);
                 }
                 Some(line) => {
                     found.damage = Some(format!("UID {} follows UID {last}", line.uid));
@@ -139,11 +139,11 @@ pub(crate) fn hint(keys: &[u8], base: &[u8]) -> Box<[u8]> {
 /// can be stored. Sizes are left out, since Dovecot would believe them and can compute them.
 pub(crate) fn parse_hint(hint: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let (keys, base) = split_line(hint)?;
-    let is_plain = |word: &[u8]| word.iter().all(|octet| octet.is_ascii_graphic());
+    let is_plain = |word: &[u8]| word.iter().all(u8::is_ascii_graphic);
     let wanted = |word: &&[u8]| matches!(word.first(), Some(b'G' | b'O' | b'P'));
     let words: Vec<&[u8]> = keys.split(|&octet| octet == b' ').filter(wanted).collect();
     let keys = words.join(&b' ');
-    let fits = keys.len() <= KEYS_OCTETS_MAX && words.iter().all(|word| is_plain(word));
+    let fits = keys.len() <= KEYS_OCTETS_MAX && words.iter().copied().all(is_plain);
     names::is_storable(base).then(|| (if fits { keys } else { Vec::new() }, base))
 }
 
@@ -222,7 +222,7 @@ mod tests {
                 let text = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
                 format!("{}|{}|{}", line.uid, text(line.keys), text(line.base))
             };
-            let got: Vec<String> = found.lines.iter().map(show).collect();
+            let got: Vec<String> = found.read.iter().map(show).collect();
             assert_eq!(got.join(" "), want, "{text:?}");
             assert_eq!(found.damage.as_deref(), damage, "{text:?}");
         }
@@ -234,7 +234,8 @@ mod tests {
 
     #[test]
     fn hints() {
-        let cases: [(&[u8], Option<(&[u8], &[u8])>); 8] = [
+        type Parts<'a> = Option<(&'a [u8], &'a [u8])>;
+        let cases: [(&[u8], Parts<'_>); 8] = [
             (b":1.a", Some((b"", b"1.a"))),
             (b"P O3 Gold W4 S5 :1.a,S=5", Some((b"P O3 Gold", b"1.a,S=5"))),
             (b"Ga\nb :1.a", Some((b"", b"1.a"))),
@@ -269,7 +270,7 @@ mod tests {
         #[test]
         fn nearly_right(text in "([0-9]{1,3} ([A-Z][a-z]{0,3} )?:[a-z.]{1,5}\n){0,6}") {
             let found = Lines::parse(text.as_bytes(), Uid(0));
-            prop_assert!(found.lines.windows(2).all(|pair| pair[0].uid < pair[1].uid));
+            prop_assert!(found.read.windows(2).all(|pair| pair[0].uid < pair[1].uid));
         }
     }
 }

@@ -28,9 +28,9 @@ impl Watchable for Maildir {
         let prefix = cx.prefix()?;
         let mut walk = Walk { layout: cx.options.layout, skip: &cx.work_dir, watches: Vec::new() };
         if cx.pattern.is_tree() {
-            walk.tree(prefix, 0)?;
+            walk.tree(&prefix, 0)?;
         } else {
-            walk.levels(prefix, &cx.pattern.fixed_parts())?;
+            walk.levels(&prefix, &cx.pattern.fixed_parts())?;
         }
         Ok(walk.watches)
     }
@@ -56,7 +56,7 @@ impl Watchable for Maildir {
             };
             add(&home);
             if let Some(scripts) = home.sub(files::SIEVE)? {
-                each_below(scripts, files::SCRIPT_DEPTH_MAX, &mut add)?;
+                each_below(&scripts, files::SCRIPT_DEPTH_MAX, &mut add)?;
             }
         }
         Ok(watches)
@@ -101,8 +101,9 @@ fn note_directory(layout: Layout, mailbox: &MailboxName, name: &[u8]) -> Note {
 fn note_control(mailbox: &MailboxName, name: &[u8], change: Change) -> Note {
     let is_written = matches!(change, Change::Arrived | Change::Written | Change::Vanished);
     match (name, change) {
-        (b"dovecot-uidlist.lock", Change::Vanished) => Note::MailboxDone,
-        (b"dovecot-uidlist", Change::Arrived) => Note::MailboxDone,
+        (b"dovecot-uidlist.lock", Change::Vanished) | (b"dovecot-uidlist", Change::Arrived) => {
+            Note::MailboxDone
+        }
         (b"dovecot-keywords", Change::Arrived) => Note::Mailbox,
         (files::ACL, _) if is_written => Note::Account,
         (files::SUBSCRIPTIONS, _) if is_written && mailbox.is_inbox() => Note::Account,
@@ -117,35 +118,35 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn tree(&mut self, dir: Dir, depth: usize) -> Result<(), StoreError> {
-        if is_account(&dir, self.layout)? {
+    fn tree(&mut self, dir: &Dir, depth: usize) -> Result<(), StoreError> {
+        if is_account(dir, self.layout)? {
             return Ok(());
         }
-        self.add(&dir);
+        self.add(dir);
         if depth >= DEPTH_MAX {
             return Ok(());
         }
-        for sub in self.below(&dir)? {
-            self.tree(sub, depth + 1)?;
+        for sub in self.below(dir)? {
+            self.tree(&sub, depth + 1)?;
         }
         Ok(())
     }
 
     /// Follows the parts of a pattern; a part without a fixed name is every directory.
-    fn levels(&mut self, dir: Dir, parts: &[Option<&[u8]>]) -> Result<(), StoreError> {
+    fn levels(&mut self, dir: &Dir, parts: &[Option<&[u8]>]) -> Result<(), StoreError> {
         let Some((part, rest)) = parts.split_first() else {
-            if !is_account(&dir, self.layout)? {
-                self.add(&dir);
+            if !is_account(dir, self.layout)? {
+                self.add(dir);
             }
             return Ok(());
         };
-        self.add(&dir);
+        self.add(dir);
         let below = match part {
             Some(name) => dir.beneath(Path::new(OsStr::from_bytes(name)))?.into_iter().collect(),
-            None => self.below(&dir)?,
+            None => self.below(dir)?,
         };
         for sub in below {
-            self.levels(sub, rest)?;
+            self.levels(&sub, rest)?;
         }
         Ok(())
     }
@@ -161,11 +162,11 @@ impl Walk<'_> {
     }
 }
 
-fn each_below(dir: Dir, depth: usize, visit: &mut impl FnMut(&Dir)) -> Result<(), StoreError> {
-    visit(&dir);
+fn each_below(dir: &Dir, depth: usize, visit: &mut impl FnMut(&Dir)) -> Result<(), StoreError> {
+    visit(dir);
     if depth > 0 {
-        for sub in directories(&dir)? {
-            each_below(sub, depth - 1, visit)?;
+        for sub in directories(dir)? {
+            each_below(&sub, depth - 1, visit)?;
         }
     }
     Ok(())

@@ -1,1 +1,202 @@
-//! Replicas.
+//! What a replica's engine leaves on the disk.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+use mailtwin_logic::{
+    ids::{MailboxId, ModSeq, UidValidity},
+    mailbox::{Head, Keywords, Record},
+    plan::{Change, Mode},
+};
+
+use super::*;
+use crate::{Batch, Destination, Reason};
+
+fn record(uid: u32, hint: &str) -> Record {
+    let octets = format!("message {uid}\n");
+    Record {
+        uid: Uid(uid),
+        guid: guid_of(octets.as_bytes()),
+        octets: octets.len() as u64,
+        internal_date: 1_500_000_000 + i64::from(uid),
+        flags: Flags::SEEN,
+        keywords: ["todo"].iter().collect(),
+        modseq: ModSeq(0),
+        replicated: false,
+        hint: hint.as_bytes().into(),
+    }
+}
+
+struct Order<'a> {
+    at: &'a str,
+    mode: Mode,
+    expect: Option<Head>,
+    next: u32,
+    changes: Vec<Change>,
+    adds: &'a [(u32, &'a str)],
+}
+
+fn send(store: &Maildir, order: Order<'_>) -> Result<Head, StoreError> {
+    let mailbox = MailboxId([7; 16]);
+    let to = Destination { account: ann(), mailbox, name: name(order.at), mode: order.mode };
+    let records: Vec<Record> = order.adds.iter().map(|(uid, hint)| record(*uid, hint)).collect();
+    let staged = records.iter().map(|record| {
+        let mut staging = store.stage(&to, record).unwrap();
+        staging.write(format!("message {}\n", record.uid).as_bytes()).unwrap();
+        staging.finish().unwrap()
+    });
+    let staged = staged.collect();
+    let (uid_validity, uid_next) = (UidValidity(777), Uid(order.next));
+    let batch = Batch {
+        to,
+        expect: order.expect,
+        target: Head { uid_validity, uid_next, ..Head::default() },
+        keywords: vec!["$Junk".into(), "todo".into()],
+        changes: order.changes.into_iter().chain(records.into_iter().map(Change::Add)).collect(),
+        staged,
+        last: true,
+    };
+    store.apply(vec![batch]).pop().unwrap()
+}
+
+fn build(store: &Maildir, at: &str, adds: &[(u32, &str)]) -> Head {
+    let (mode, expect, next, changes) = (Mode::Build, None, 9, Vec::new());
+    send(store, Order { at, mode, expect, next, changes, adds }).unwrap()
+}
+
+fn update(store: &Maildir, at: &str, changes: Vec<Change>, adds: &[(u32, &str)]) -> Head {
+    let expect = Some(store.find(&ann(), &name(at)).unwrap().unwrap().head);
+    send(store, Order { at, mode: Mode::Update, expect, next: 1, changes, adds }).unwrap()
+}
+
+const GUID: &str = "07070707070707070707070707070707";
+
+#[test]
+fn a_mailbox_is_built_as_dovecot_would() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    let store = site.replica();
+    build(&store, "Work", &[(3, "Gx P4 S9 :1700.M1.h,S=10"), (5, ":1800.M1.h,S=99")]);
+    let list = site.list(&ann(), &name("Work"));
+    let lines: Vec<&str> = list.lines().collect();
+    assert_eq!(lines[..2], [&format!("3 V777 N9 G{GUID}"), "3 Gx P4 :1700.M1.h,S=10"]);
+    // A base name that lies about the size would break Dovecot's FETCH.
+    assert!(lines[2].starts_with("5 G1800.M1.h,S=99 :1500000005.R"), "{list}");
+    assert!(lines[2].ends_with(",S=10") && lines.len() == 3);
+    let work = site.mailbox(&ann(), &name("Work"));
+    let file = work.join("cur/1700.M1.h,S=10:2,Sb");
+    let metadata = fs::metadata(file).unwrap();
+    assert_eq!(
+        (metadata.mtime(), metadata.permissions().mode() & 0o077),
+        (1_500_000_003, 0o044 & metadata.permissions().mode())
+    );
+    assert_eq!(fs::read_to_string(work.join("dovecot-keywords")).unwrap(), "0 $Junk\n1 todo\n");
+    assert_eq!(fs::metadata(work.join("dovecot.index.log")).unwrap().len(), 40);
+    assert!(work.join("maildirfolder").exists() && work.join("new").is_dir());
+    assert!(!work.join("dovecot-uidlist.lock").exists());
+    let root = site.mailbox(&ann(), &name(""));
+    assert_eq!(fs::read_to_string(root.join("dovecot-uidvalidity")).unwrap(), "00000309");
+    assert!(root.join("dovecot-uidvalidity.00000309").exists());
+    // The account is there now; its INBOX comes in place.
+    build(&store, "", &[(1, ":1.a")]);
+    assert!(root.join("cur/1.a:2,Sb").exists() && !root.join("maildirfolder").exists());
+    assert_eq!(fs::read_dir(site.at("mail/.mailtwin/build")).unwrap().count(), 0);
+}
+
+#[test]
+fn changes_are_written_in_the_measured_order() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    let store = site.replica();
+    build(&store, "Work", &[(1, ":1.a"), (2, ":1.b")]);
+    let work = site.mailbox(&ann(), &name("Work"));
+    // Somebody set a letter we do not know, and began a line.
+    fs::rename(work.join("cur/1.b:2,Sb"), work.join("cur/1.b:2,SZb")).unwrap();
+    site.append(&ann(), &name("Work"), "9 :half");
+    let flags = |uid| Change::Update {
+        uid: Uid(uid),
+        internal_date: 1_500_000_002,
+        flags: Flags::FLAGGED,
+        keywords: Keywords::default(),
+    };
+    let changes = vec![Change::Expunge(Uid(1)), flags(2)];
+    let head = update(&store, "Work", changes, &[(20, ":1.b"), (21, ":../../x"), (40, "")]);
+    assert_eq!(head.uid_next, Uid(41));
+    let list = site.list(&ann(), &name("Work"));
+    let lines: Vec<&str> = list.lines().collect();
+    assert_eq!(lines[..4], [&format!("3 V777 N9 G{GUID}"), "1 :1.a", "2 :1.b", "19 :0.gap19"]);
+    assert!(lines[4].starts_with("20 G1.b :1500000020.R"), "{list}");
+    assert!(lines[5].starts_with("21 :1500000021.R"), "{list}");
+    assert_eq!(lines[6], "39 :0.gap39");
+    let names = site.names(&ann(), &name("Work"));
+    assert_eq!(names[0], "cur/1.b:2,FZ");
+    assert_eq!(names.len(), 4);
+    assert_eq!(store.find(&ann(), &name("Work")).unwrap().unwrap().head, head);
+    assert_eq!(fs::read_dir(site.at("mail/.mailtwin/staging")).unwrap().count(), 0);
+}
+
+#[test]
+fn provenance_is_in_the_index() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    let store = site.replica();
+    let head = build(&store, "Work", &[(1, ":1.a"), (2, ":1.b")]);
+    update(&store, "Work", vec![], &[(9, ":1.c")]);
+    assert_eq!(store.find(&ann(), &name("Work")).unwrap().unwrap().foreign, 0);
+    drop(store);
+    let store = site.replica();
+    let state = store.find(&ann(), &name("Work")).unwrap().unwrap();
+    assert_eq!((state.foreign, state.head.messages), (0, head.messages + 1));
+    drop(store);
+    let store = site.open(site.options(), "lost", SystemClock::shared()).unwrap();
+    assert_eq!(store.find(&ann(), &name("Work")).unwrap().unwrap().foreign, 3);
+}
+
+#[test]
+fn a_lock_that_is_held_changes_nothing() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    let store = site.replica();
+    let head = build(&store, "Work", &[(1, ":1.a")]);
+    let (before, list) = (site.names(&ann(), &name("Work")), site.list(&ann(), &name("Work")));
+    let lock = site.mailbox(&ann(), &name("Work")).join("dovecot-uidlist.lock");
+    write(&lock, b"1:elsewhere");
+    let (mode, expect) = (Mode::Update, Some(head));
+    let (changes, adds) = (vec![Change::Expunge(Uid(1))], &[(9, ":1.b")][..]);
+    let order = Order { at: "Work", mode, expect, next: 1, changes, adds };
+    assert_eq!(send(&store, order).unwrap_err().reason(), Reason::Locked);
+    assert_eq!(site.names(&ann(), &name("Work")), before);
+    assert_eq!(site.list(&ann(), &name("Work")), list);
+    fs::remove_file(lock).unwrap();
+    assert_eq!(store.find(&ann(), &name("Work")).unwrap().unwrap().head, head);
+    update(&store, "Work", vec![Change::Expunge(Uid(1))], &[(9, ":1.b")]);
+}
+
+#[test]
+fn what_a_crash_left_is_cleared_or_finished() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    let store = site.replica();
+    build(&store, "A", &[(1, ":1.a")]);
+    drop(store);
+    let parked = site.at("mail/.mailtwin/parked/x");
+    fs::create_dir_all(&parked).unwrap();
+    fs::create_dir_all(site.at("mail/.mailtwin/build/half/cur")).unwrap();
+    fs::create_dir_all(site.at("mail/.mailtwin/staging")).unwrap();
+    write(&site.at("mail/.mailtwin/staging/1.1"), b"half");
+    fs::rename(site.mailbox(&ann(), &name("A")), parked.join("0")).unwrap();
+    write(&parked.join("destinations"), b"0\tann/Maildir/.B\n1\tann/Maildir/.C\n");
+    let store = site.replica();
+    assert!(!parked.exists() && !site.at("mail/.mailtwin/build/half").exists());
+    assert!(!site.at("mail/.mailtwin/staging/1.1").exists());
+    let listing = store.account(&ann()).unwrap().unwrap().state;
+    let found: Vec<_> = listing.mailboxes.iter().map(|m| (m.name.clone(), m.foreign)).collect();
+    assert_eq!(found, [(name("B"), 0)]);
+}
+
+#[test]
+fn messages_that_have_no_uid_yet_hold_up_deletion() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    let store = site.replica();
+    build(&store, "Work", &[(1, ":1.a")]);
+    site.drop_in(&ann(), &name("Work"), b"own");
+    let state = store.find(&ann(), &name("Work")).unwrap().unwrap();
+    assert_eq!((state.head.messages, state.foreign), (1, 1));
+    assert!(!site.list(&ann(), &name("Work")).contains("own"), "a replica gives no UIDs");
+    let delete = mailtwin_logic::plan::Step::Delete { id: state.id, name: name("Work") };
+    assert!(matches!(store.restructure(&ann(), &[delete]), Err(StoreError::Stale(_))));
+}
