@@ -21,21 +21,47 @@ const GULP: usize = 256 << 10;
 /// Carries one apply out. Refusals are told to the agent here; an `Err` means the stream is gone.
 pub(crate) async fn run(stream: &mut Stream, apply: Apply) -> Result<(), Broken> {
     let to = Destination {
-        account: apply.account,
+        account: apply.account.clone(),
         mailbox: apply.mailbox,
-        name: apply.name,
+        name: apply.name.clone(),
         mode: apply.mode,
     };
+    let (begun, last) = (stream.shared().is_building(&to), apply.last);
+    // Noted before anything is built, so that nothing half-built outlives its session unnoticed.
+    stream.shared().builds(&to, to.mode == Mode::Build);
+    let result = carry_out(stream, &to, apply, begun).await;
+    let built = matches!(result, Ok(Ok(_)));
+    if to.mode == Mode::Build && !built {
+        abandon(stream, &to).await?;
+    }
+    if last || !built {
+        stream.shared().builds(&to, false);
+    }
+    match result? {
+        Ok(head) => stream.send(&Reply::Applied(head)).await,
+        Err(error) => stream.fail(&error).await,
+    }
+}
+
+async fn carry_out(
+    stream: &mut Stream,
+    to: &Destination,
+    apply: Apply,
+    begun: bool,
+) -> Result<Result<Head, StoreError>, Broken> {
     let adds: Vec<Record> = apply.changes.iter().filter_map(added).cloned().collect();
-    let (held, needed) = match prepare(stream, &to, apply.expect, adds).await? {
+    if to.mode == Mode::Build && !begun {
+        abandon(stream, to).await?; // what a session that broke off may have left
+    }
+    let (held, needed) = match prepare(stream, to, apply.expect, adds, begun).await? {
         Ok(prepared) => prepared,
-        Err(error) => return stream.fail(&error).await,
+        Err(error) => return Ok(Err(error)),
     };
     let places = needed.iter().map(|(place, _)| u32::try_from(*place).unwrap_or(u32::MAX));
     stream.send(&Reply::Need(places.collect())).await?;
-    let taken = match take_in(stream, &to, needed).await? {
+    let taken = match take_in(stream, to, needed).await? {
         Ok(taken) => taken,
-        Err(error) => return stream.fail(&error).await,
+        Err(error) => return Ok(Err(error)),
     };
     let mut staged: Vec<(usize, Staged)> = held.into_iter().chain(taken).collect();
     staged.sort_by_key(|(place, _)| *place);
@@ -49,15 +75,19 @@ pub(crate) async fn run(stream: &mut Stream, apply: Apply) -> Result<(), Broken>
         last: apply.last,
     };
     let (messages, octets) = (batch.staged.len(), batch.staged.iter().map(Staged::octets).sum());
-    match stream.shared().committer.apply(batch).await {
-        None => Err(Broken),
-        Some(Ok(head)) => {
-            stream.shared().builds(&to, !apply.last && to.mode == Mode::Build);
-            stream.shared().metrics.count_applied(messages, octets);
-            stream.send(&Reply::Applied(head)).await
-        }
-        Some(Err(error)) => stream.fail(&error).await,
+    let (committer, live) = (&stream.shared().committer, &stream.shared().live);
+    let result = committer.apply(batch, live).await.ok_or(Broken)?;
+    if result.is_ok() {
+        stream.shared().metrics.count_applied(messages, octets);
     }
+    Ok(result)
+}
+
+async fn abandon(stream: &Stream, to: &Destination) -> Result<(), Broken> {
+    let store = Arc::clone(&stream.shared().store);
+    let (account, mailbox) = (to.account.clone(), to.mailbox);
+    let forget = move || store.abandon(&account, mailbox);
+    stream.shared().workers.run(forget).await.map_err(|_| Broken)
 }
 
 fn added(change: &Change) -> Option<&Record> {
@@ -75,11 +105,11 @@ async fn prepare(
     to: &Destination,
     expect: Option<Head>,
     adds: Vec<Record>,
+    begun: bool,
 ) -> Result<Result<(Placed<Staged>, Placed<Record>), StoreError>, Broken> {
-    let store = Arc::clone(&stream.shared().store);
-    let (to, building) = (to.clone(), stream.shared().is_building(to));
+    let (store, to) = (Arc::clone(&stream.shared().store), to.clone());
     let look = move || {
-        if !building {
+        if !begun {
             check_head(&*store, &to, expect)?;
         }
         let (mut held, mut needed) = (Vec::new(), Vec::new());

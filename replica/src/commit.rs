@@ -20,6 +20,7 @@ const QUEUE_MAX: usize = 256;
 
 struct Job {
     batch: Batch,
+    live: CancellationToken,
     done: oneshot::Sender<Result<Head, StoreError>>,
 }
 
@@ -50,10 +51,16 @@ impl Committer {
         Ok(Self { jobs })
     }
 
-    /// Applies one batch together with whatever else is ready; `None` if the thread has ended.
-    pub async fn apply(&self, batch: Batch) -> Option<Result<Head, StoreError>> {
+    /// Applies one batch together with whatever else is ready; `None` if the thread has ended, or if
+    /// the session that ends with `live` has before its turn came: whoever speaks next must not
+    /// find changes that come later than its own.
+    pub async fn apply(
+        &self,
+        batch: Batch,
+        live: &CancellationToken,
+    ) -> Option<Result<Head, StoreError>> {
         let (done, answer) = oneshot::channel();
-        let mut job = Job { batch, done };
+        let mut job = Job { batch, live: live.clone(), done };
         loop {
             match self.jobs.try_send(job) {
                 Ok(()) => break,
@@ -81,8 +88,8 @@ fn run(
         {
             group.push(job);
         }
-        let (batches, waiting): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|job| (job.batch, job.done)).unzip();
+        let live = group.into_iter().filter(|job| !job.live.is_cancelled());
+        let (batches, waiting): (Vec<_>, Vec<_>) = live.map(|job| (job.batch, job.done)).unzip();
         let timer = metrics.apply_seconds.start_timer();
         let results = store.apply(batches);
         timer.observe_duration();

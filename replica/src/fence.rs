@@ -8,12 +8,14 @@ use std::{
 
 use mailtwin_host::node::{Node, NodeError, Role};
 use mailtwin_logic::ids::Epoch;
+use tokio::sync::watch;
 
 /// `node.json`, and the only one who writes it while the daemon runs.
 #[derive(Debug)]
 pub struct Fence {
     state_dir: PathBuf,
     node: Mutex<Node>,
+    epochs: watch::Sender<Epoch>,
 }
 
 /// Why an agent may not speak.
@@ -36,8 +38,9 @@ pub enum FenceError {
 impl Fence {
     /// Reads `node.json`.
     pub fn open(state_dir: &Path) -> Result<Self, NodeError> {
-        let node = Mutex::new(Node::load(state_dir)?);
-        Ok(Self { state_dir: state_dir.to_owned(), node })
+        let node = Node::load(state_dir)?;
+        let epochs = watch::Sender::new(node.epoch);
+        Ok(Self { state_dir: state_dir.to_owned(), node: Mutex::new(node), epochs })
     }
 
     /// Whether this node is the master.
@@ -50,6 +53,13 @@ impl Fence {
         self.node().epoch
     }
 
+    /// Waits until an epoch after `epoch` has begun, and gives that one.
+    pub(crate) async fn overtakes(&self, epoch: Epoch) -> Epoch {
+        let mut epochs = self.epochs.subscribe();
+        let newer = epochs.wait_for(|known| *known > epoch).await;
+        *newer.expect("the sender is a part of the fence")
+    }
+
     /// Lets `epoch` in if it is not older; a newer one is saved first.
     pub fn admit(&self, epoch: Epoch) -> Result<(), FenceError> {
         let mut node = self.node();
@@ -60,6 +70,7 @@ impl Fence {
             let next = Node { epoch, ..node.clone() };
             next.save(&self.state_dir).map_err(|source| FenceError::Save { source })?;
             *node = next;
+            self.epochs.send_replace(epoch);
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ use crate::{
 /// How long a new connection may take to say who it is.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// How long a connection may be silent; agents send a heartbeat every few seconds.
-const SILENT_MAX: Duration = Duration::from_secs(60);
+const SILENT_MAX: Duration = Duration::from_mins(1);
 /// Frames a stream's task may be behind before its connection waits for it.
 const STREAM_QUEUE: usize = 8;
 /// Frames waiting to be written.
@@ -117,6 +117,8 @@ pub(crate) struct Shared {
     pub(crate) workers: Workers,
     pub(crate) committer: Committer,
     pub(crate) metrics: Metrics,
+    /// Cancelled when the session ends: nothing of it is applied any more.
+    pub(crate) live: CancellationToken,
     building: Mutex<BTreeSet<(Account, MailboxId)>>,
 }
 
@@ -188,7 +190,14 @@ where
     context.tasks.spawn("session writer", write(writer, queue, stop.clone()));
     context.heard.connected(&hello.node, true);
     let wires = Wires { peer: &hello.node, out, stop };
-    let result = read(&mut reader, wires, context, work).await;
+    let result = tokio::select! {
+        biased;
+        known = context.fence.overtakes(hello.epoch) => {
+            let detail = format!("epoch {epoch} is over, {known} has begun");
+            Err(SessionError::Refused { peer: hello.node.clone(), detail })
+        }
+        result = read(&mut reader, wires, context, work) => result,
+    };
     context.heard.connected(&hello.node, false);
     tracing::info!(agent = %hello.node, "agent disconnected");
     result
@@ -238,11 +247,19 @@ async fn write<W: AsyncWrite + Unpin + Send>(
             frame = queue.recv() => frame,
         };
         let Some(frame) = frame else { return };
+        let idle = queue.is_empty();
+        let write = async {
+            writer.send(&frame).await?;
+            if idle { writer.flush().await } else { Ok(()) }
+        };
+        // A peer that takes nothing must not keep an ended session waiting.
+        let written = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            written = write => written,
+        };
         // The reader notices a broken connection and says so.
-        if writer.send(&frame).await.is_err() {
-            return stop.cancel();
-        }
-        if queue.is_empty() && writer.flush().await.is_err() {
+        if written.is_err() {
             return stop.cancel();
         }
     }
@@ -267,6 +284,7 @@ async fn read<R: AsyncRead + Unpin + Send>(
         workers,
         committer,
         metrics: context.metrics.clone(),
+        live: stop.clone(),
         building: Mutex::default(),
     });
     let mut streams: HashMap<u32, mpsc::Sender<Frame>> = HashMap::new();

@@ -252,11 +252,19 @@ async fn write<W: AsyncWrite + Unpin + Send>(
             Some(frame) = queue.recv() => frame,
             _ = ticks.tick() => message(0, &Control::Beat(*beat.borrow_and_update())),
         };
+        let idle = queue.is_empty();
+        let write = async {
+            writer.send(&frame).await?;
+            if idle { writer.flush().await } else { Ok(()) }
+        };
+        // A replica that takes nothing must not keep a connection alive that was given up.
+        let written = tokio::select! {
+            biased;
+            () = lost.cancelled() => return,
+            written = write => written,
+        };
         // The reader says what is wrong with a connection that broke.
-        if writer.send(&frame).await.is_err() {
-            return;
-        }
-        if queue.is_empty() && writer.flush().await.is_err() {
+        if written.is_err() {
             return;
         }
     }
