@@ -70,6 +70,23 @@ impl Answers {
         }
     }
 
+    /// Logs what a status shows.
+    pub(crate) fn report(&self) {
+        let status = self.status();
+        if let Some(LogStatus { head, bytes, error, .. }) = &status.log {
+            tracing::info!(head, bytes, ?error, "sync log");
+        }
+        for replica in &status.replicas {
+            let ReplicaStatus { name, state, cursor, lag_entries, lag_seconds, .. } = replica;
+            let (quarantined, error) = (replica.quarantined, &replica.last_error);
+            tracing::info!(
+                replica = %name, %state, cursor, lag_entries, lag_seconds, quarantined, ?error,
+                "replica"
+            );
+        }
+        tracing::info!(problems = status.problems.len(), "store");
+    }
+
     fn status(&self) -> AgentStatus {
         let working = self.working.as_ref();
         AgentStatus {
@@ -92,7 +109,7 @@ impl Working {
             Request::LogStat => Response::LogStat(self.log_stat()),
             Request::LogAppend { targets } => match self.append(&targets).await {
                 Ok(seq) => Response::Appended { seq: seq.0 },
-                Err(response) => response,
+                Err((code, message)) => answer::failed(code, message),
             },
             Request::ReplicaPause { name, pause } => match self.agent.pause(&name, pause) {
                 Some(result) => answer::done(result),
@@ -107,19 +124,18 @@ impl Working {
         }
     }
 
-    async fn append(&self, targets: &[String]) -> Result<LogSeq, Response> {
-        let targets = targets.iter().map(|text| parse_target(text)).collect::<Result<_, _>>()?;
+    async fn append(&self, targets: &[String]) -> Result<LogSeq, (FailureCode, String)> {
+        let targets: Result<_, String> = targets.iter().map(|text| parse_target(text)).collect();
+        let targets = targets.map_err(|message| (FailureCode::Usage, message))?;
         let append = self.agent.append(targets).await;
-        append.map_err(|error: LogError| {
-            answer::failed(FailureCode::Failed, Chain(&error).to_string())
-        })
+        append.map_err(|error: LogError| (FailureCode::Failed, Chain(&error).to_string()))
     }
 
     async fn sync(&self, targets: &[String], timeout_ms: Option<u64>) -> Response {
         let targets = if targets.is_empty() { vec![String::new()] } else { targets.to_vec() };
         let upto = match self.append(&targets).await {
             Ok(upto) => upto,
-            Err(response) => return response,
+            Err((code, message)) => return answer::failed(code, message),
         };
         let within = timeout_ms.map_or(SYNC_WITHIN, Duration::from_millis);
         if self.agent.drained(upto, within).await {
@@ -243,10 +259,9 @@ fn describe(link: &LinkStatus) -> String {
 
 /// `account` or `account/mailbox`; empty text is everything. Account names may hold slashes
 /// themselves in trees, where only whole accounts are named.
-fn parse_target(text: &str) -> Result<Target, Response> {
-    let usage = |error: &dyn std::error::Error| {
-        answer::failed(FailureCode::Usage, format!("{text:?} names no account or mailbox: {error}"))
-    };
+fn parse_target(text: &str) -> Result<Target, String> {
+    let usage =
+        |error: &dyn std::error::Error| format!("{text:?} names no account or mailbox: {error}");
     if text.is_empty() {
         return Ok(Target::Store);
     }

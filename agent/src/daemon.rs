@@ -85,7 +85,8 @@ pub async fn run(
         pins: Arc::clone(&pins),
         working,
     };
-    serve_admin(&config.node.run_dir, Arc::new(answers), &tasks, stop.child_token())?;
+    let answers = Arc::new(answers);
+    serve_admin(&config.node.run_dir, Arc::clone(&answers), &tasks, stop.child_token())?;
     tracing::info!(key = %key.public(), replicas = dialers.len(), "ready");
     systemd::ready();
     systemd::spawn_alive(&tasks, stop.child_token());
@@ -98,11 +99,15 @@ pub async fn run(
             Some(signal) = signals.recv() => match signal {
                 Signal::Stop => break,
                 Signal::Reload => config = reload(config, &pins, &dialers),
-                Signal::Report => tracing::info!(tasks = ?tasks.running(), "still here"),
+                Signal::Report => {
+                    answers.report();
+                    tracing::info!(tasks = ?tasks.running(), "running");
+                }
             },
         }
     }
     systemd::stopping();
+    drop(answers);
     if let Err(hanging) = tasks.shutdown(GRACE).await {
         tracing::warn!(%hanging, "ending anyway");
     }

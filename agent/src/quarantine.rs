@@ -184,7 +184,7 @@ mod tests {
         let path = dir.path().join("quarantine/mx2.json");
         let mut text = std::fs::read_to_string(&path).unwrap();
         text.push_str("{\"account\":\n");
-        mailtwin_disk::replace::replace(&path, text.as_bytes(), 0o600).unwrap();
+        replace(&path, text.as_bytes(), PRIVATE).unwrap();
         let mut quarantine = Quarantine::open(dir.path(), "mx2").unwrap();
         let all: Vec<_> = quarantine.all().cloned().collect();
         assert_eq!((all[0].tries, all[0].since, all[0].reason.as_str()), (3, 5, "full"));

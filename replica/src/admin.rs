@@ -48,7 +48,8 @@ impl Answers {
         }
     }
 
-    fn status(&self) -> ReplicaDaemonStatus {
+    /// How this daemon is.
+    pub(crate) fn status(&self) -> ReplicaDaemonStatus {
         let agents = self.heard.agents();
         let last = agents.values().filter_map(|agent| agent.beat).max_by_key(|beat| beat.at);
         let problems = self.store.as_ref().map(|store| store.problems()).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Puts the replica daemon together, front to back, and takes it apart again.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use mailtwin_disk::lock::DirLock;
@@ -59,48 +59,18 @@ pub async fn run(
     let key = Arc::new(NodeKey::load(state)?);
     let pins = Arc::new(Pins::open(state, key.public(), &config.peers)?);
     let fence = Arc::new(Fence::open(state)?);
-    let heard = Heard::default();
     let work = if fence.is_master() {
         tracing::info!("this node is the master: agents are refused until that changes");
         None
     } else {
         Some(work(&config, &clock, &metrics, &fatal)?)
     };
-    let store = work.as_ref().map(|work| Arc::clone(&work.store));
     if let Some(work) = &work {
         tasks.spawn("graveyard", bury(work.clone(), stop.child_token()));
     }
-    let context = Context {
-        node: config.node.name.clone(),
-        work,
-        fence: Arc::clone(&fence),
-        metrics,
-        heard: heard.clone(),
-        tasks: tasks.clone(),
-    };
-    let doorkeeper = Doorkeeper { key: Arc::clone(&key), pins: Arc::clone(&pins) };
-    let at = config.replica.listen;
-    let listen = listener::listen(at, doorkeeper, context, &tasks, stop.child_token())
-        .await
-        .with_context(|| format!("listen on {at}; replica.listen in {}", config.file.display()))?;
-    if let Some(at) = config.metrics.replica {
-        http::serve(at, registry, &tasks, stop.child_token())
-            .await
-            .with_context(|| format!("serve metrics on {at}; metrics.replica"))?;
-    }
-    let node = config.node.name.clone();
-    let answers = Answers {
-        node,
-        key: key.public(),
-        pins: Arc::clone(&pins),
-        fence,
-        heard,
-        listen,
-        clock,
-        store,
-    };
-    serve_admin(&config.node.run_dir, Arc::new(answers), &tasks, stop.child_token())?;
-    tracing::info!(%listen, key = %key.public(), "ready");
+    let parts = Parts { config: &config, key, pins: Arc::clone(&pins), fence, work, metrics };
+    let (answers, listen) = serve(parts, registry, &tasks, &stop).await?;
+    tracing::info!(%listen, "ready");
     systemd::ready();
     systemd::spawn_alive(&tasks, stop.child_token());
 
@@ -112,7 +82,9 @@ pub async fn run(
             Some(signal) = signals.recv() => match signal {
                 Signal::Stop => break,
                 Signal::Reload => config = reload(config, &pins),
-                Signal::Report => tracing::info!(tasks = ?tasks.running(), "still here"),
+                Signal::Report => {
+                    tracing::info!(status = ?answers.status(), tasks = ?tasks.running(), "running");
+                }
             },
         }
     }
@@ -123,6 +95,50 @@ pub async fn run(
     anyhow::ensure!(!fatal.is_cancelled(), "the disk failed to sync; see the log");
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What the daemon serves with.
+struct Parts<'a> {
+    config: &'a Config,
+    key: Arc<NodeKey>,
+    pins: Arc<Pins>,
+    fence: Arc<Fence>,
+    work: Option<Work>,
+    metrics: Metrics,
+}
+
+/// Begins to listen: to agents, to scrapers, to `replctl`.
+async fn serve(
+    parts: Parts<'_>,
+    registry: Registry,
+    tasks: &Tasks,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Arc<Answers>, SocketAddr)> {
+    let Parts { config, key, pins, fence, work, metrics } = parts;
+    let (heard, store) = (Heard::default(), work.as_ref().map(|work| Arc::clone(&work.store)));
+    let context = Context {
+        node: config.node.name.clone(),
+        work,
+        fence: Arc::clone(&fence),
+        metrics,
+        heard: heard.clone(),
+        tasks: tasks.clone(),
+    };
+    let doorkeeper = Doorkeeper { key: Arc::clone(&key), pins: Arc::clone(&pins) };
+    let at = config.replica.listen;
+    let listen = listener::listen(at, doorkeeper, context, tasks, stop.child_token())
+        .await
+        .with_context(|| format!("listen on {at}; replica.listen in {}", config.file.display()))?;
+    if let Some(at) = config.metrics.replica {
+        http::serve(at, registry, tasks, stop.child_token())
+            .await
+            .with_context(|| format!("serve metrics on {at}; metrics.replica"))?;
+    }
+    let (node, clock) = (config.node.name.clone(), SystemClock::shared());
+    let answers = Answers { node, key: key.public(), pins, fence, heard, listen, clock, store };
+    let answers = Arc::new(answers);
+    serve_admin(&config.node.run_dir, Arc::clone(&answers), tasks, stop.child_token())?;
+    Ok((answers, listen))
 }
 
 /// Opens the store and starts what writes to it.

@@ -48,9 +48,10 @@ impl Stream {
 
     /// Says that the request failed, and why.
     pub(crate) async fn fail(&self, error: &StoreError) -> Result<(), Broken> {
-        let reply = match error {
-            StoreError::Stale(head) => Reply::Stale(*head),
-            other => Reply::Failed(failure(other)),
+        let reply = if let StoreError::Stale(head) = error {
+            Reply::Stale(*head)
+        } else {
+            Reply::Failed(failure(error))
         };
         tracing::debug!(error = %Chain(error), "a request failed");
         self.send(&reply).await

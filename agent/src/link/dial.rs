@@ -20,8 +20,11 @@ pub struct DialError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
+/// A connection being made.
+pub type Dialing<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn Io>, DialError>> + Send + 'a>>;
+
 /// Makes connections to one replica.
 pub trait Dial: Send + Sync + fmt::Debug {
     /// Makes one.
-    fn dial(&self) -> Pin<Box<dyn Future<Output = Result<Box<dyn Io>, DialError>> + Send + '_>>;
+    fn dial(&self) -> Dialing<'_>;
 }

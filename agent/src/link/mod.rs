@@ -33,7 +33,7 @@ use crate::{
 };
 use connection::{Connection, GreetError};
 
-pub use dial::{Dial, DialError, Io};
+pub use dial::{Dial, DialError, Dialing, Io};
 pub use status::LinkStatus;
 pub use tls::TlsDialer;
 

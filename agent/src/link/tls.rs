@@ -2,8 +2,6 @@
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::{Arc, Mutex},
 };
 
@@ -13,7 +11,7 @@ use mailtwin_host::{
     tls,
 };
 
-use super::dial::{Dial, DialError, Io};
+use super::dial::{Dial, DialError, Dialing, Io};
 
 /// Reaches one peer by its configured address.
 pub struct TlsDialer {
@@ -62,7 +60,7 @@ impl TlsDialer {
 }
 
 impl Dial for TlsDialer {
-    fn dial(&self) -> Pin<Box<dyn Future<Output = Result<Box<dyn Io>, DialError>> + Send + '_>> {
+    fn dial(&self) -> Dialing<'_> {
         let address = self.address.lock().expect("no panic while it is held").clone();
         Box::pin(async move { self.connect(&address).await })
     }

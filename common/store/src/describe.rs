@@ -35,7 +35,7 @@ impl Description {
             let message = MessageParser::default().parse_headers(octets)?;
             Some(Self {
                 message_id: message.message_id().map(printable),
-                date: message.date().map(|date| date.to_rfc3339()),
+                date: message.date().map(mail_parser::DateTime::to_rfc3339),
                 subject: message.subject().map(printable),
             })
         };

@@ -1,5 +1,9 @@
 //! `replctl`: Mailtwin's command line.
 #![forbid(unsafe_code)]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "whatever answer was not asked for is an error"
+)]
 
 mod args;
 mod cmd;
@@ -25,7 +29,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(cli.output);
     // Talk of the library below us; results are ours.
-    let level = if matches!(cli.verb, Verb::Mirror(_)) { "info" } else { "error" };
+    let level = if matches!(cli.verb, Verb::Mirror(_)) { "warn" } else { "error" };
     telemetry::init(&std::env::var("MAILTWIN_LOG").unwrap_or_else(|_| level.to_owned()));
     match run(&cli, &output) {
         Ok(code) => ExitCode::from(code),

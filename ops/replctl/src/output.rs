@@ -59,19 +59,20 @@ impl Output {
         }
     }
 
+    /// Talk beside the result.
+    pub(crate) fn note(text: &str) {
+        eprintln!("{text}");
+    }
+
     /// An error, with its causes.
     pub(crate) fn error(error: &anyhow::Error) {
         eprintln!("replctl: {error:#}");
     }
 
     /// A table with a head.
-    pub(crate) fn table<const N: usize>(
-        &self,
-        head: [&str; N],
-        rows: &[[String; N]],
-    ) -> io::Result<()> {
+    pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
         let mut table = Table::new();
-        table.load_style(presets::NOTHING.into());
+        table.load_style(presets::NOTHING);
         table.set_header(head);
         for row in rows {
             table.add_row(row);
@@ -83,7 +84,7 @@ impl Output {
     }
 
     /// One JSON object, with the version of its shape.
-    pub(crate) fn json<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
+    pub(crate) fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
         let mut value = serde_json::to_value(value)?;
         if let Value::Object(fields) = &mut value {
             fields.entry("schema_version").or_insert_with(|| json!(SCHEMA_VERSION));
@@ -95,7 +96,7 @@ impl Output {
     pub(crate) fn init(&self, node: &str, role: Role, key: &PublicKey) -> anyhow::Result<()> {
         if self.is_json() {
             let fingerprint = key.fingerprint();
-            return self.json(&json!({
+            return Self::json(&json!({
                 "node": node, "role": role, "key": key, "fingerprint": fingerprint,
             }));
         }
@@ -107,7 +108,7 @@ impl Output {
 
     pub(crate) fn mirror(&self, report: &MirrorReport) -> anyhow::Result<()> {
         if self.is_json() {
-            return self.json(report);
+            return Self::json(report);
         }
         for (object, detail) in &report.problems {
             self.say(&format!("problem: {object}: {detail}"))?;

@@ -24,7 +24,7 @@ pub(super) async fn run(
         }
     };
     match daemons.ask_any(&request).await? {
-        Response::Keys(list) if output.is_json() => output.json(&list)?,
+        Response::Keys(list) if output.is_json() => Output::json(&list)?,
         Response::Keys(list) => {
             output
                 .say(&format!("{}  {}  (this node; {})", list.node, list.key, list.fingerprint))?;

@@ -27,7 +27,7 @@ pub(super) async fn sync(
     match answer.await.context("the agent does not answer")?? {
         Response::Synced { upto, set_aside } => {
             if output.is_json() {
-                output.json(&json!({ "upto": upto, "set_aside": set_aside }))?;
+                Output::json(&json!({ "upto": upto, "set_aside": set_aside }))?;
             } else if set_aside == 0 {
                 output.say(&format!("every replica has everything up to entry {upto}"))?;
             } else {
@@ -55,16 +55,16 @@ pub(super) async fn run(
     };
     match daemons.ask(&request).await? {
         Response::Entries(entries) if output.is_json() => {
-            output.json(&json!({ "entries": entries }))?;
+            Output::json(&json!({ "entries": entries }))?;
         }
         Response::Entries(entries) => {
             for entry in entries {
                 output.say(&format!("{}  {}  {}", entry.seq, when(entry.at), entry.target))?;
             }
         }
-        Response::LogStat(stat) if output.is_json() => output.json(&stat)?,
+        Response::LogStat(stat) if output.is_json() => Output::json(&stat)?,
         Response::LogStat(stat) => show_stat(&stat, output)?,
-        Response::Appended { seq } if output.is_json() => output.json(&json!({ "seq": seq }))?,
+        Response::Appended { seq } if output.is_json() => Output::json(&json!({ "seq": seq }))?,
         Response::Appended { seq } => output.say(&format!("covered by entry {seq}"))?,
         other => return Err(unexpected(&other)),
     }

@@ -33,11 +33,11 @@ pub(super) async fn run(
 async fn list(daemons: &Daemons, output: &Output) -> anyhow::Result<u8> {
     match daemons.ask(&Request::Status).await? {
         Response::Status(status) if output.is_json() => {
-            output.json(&json!({ "replicas": status.replicas }))?;
+            Output::json(&json!({ "replicas": status.replicas }))?;
         }
         Response::Status(status) => {
             let rows: Vec<_> = status.replicas.iter().map(replica_row).collect();
-            output.table(super::status::REPLICA_HEAD, &rows)?;
+            Output::table(super::status::REPLICA_HEAD, &rows)?;
         }
         other => return Err(unexpected(&other)),
     }

@@ -76,7 +76,7 @@ fn show_agent(status: &AgentStatus, output: &Output) -> anyhow::Result<u8> {
     let ill = |replica: &ReplicaStatus| !matches!(replica.state.as_str(), "in-sync" | "replaying");
     let found = status.replicas.iter().any(ill) || !status.problems.is_empty();
     if output.is_json() {
-        output.json(status)?;
+        Output::json(status)?;
         return Ok(if found { exit::FOUND } else { 0 });
     }
     output.say(&format!("{}: {}, epoch {}", status.node, status.role, status.epoch))?;
@@ -87,7 +87,7 @@ fn show_agent(status: &AgentStatus, output: &Output) -> anyhow::Result<u8> {
         }
     }
     let rows: Vec<_> = status.replicas.iter().map(replica_row).collect();
-    output.table(REPLICA_HEAD, &rows)?;
+    Output::table(REPLICA_HEAD, &rows)?;
     for replica in &status.replicas {
         if let Some(error) = &replica.last_error {
             output.say(&format!("{}: {error}", replica.name))?;
@@ -109,7 +109,7 @@ fn show_replica(status: &ReplicaDaemonStatus, output: &Output) -> anyhow::Result
     let found = status.agents.is_empty() || !status.problems.is_empty();
     let code = if found { exit::FOUND } else { 0 };
     if output.is_json() {
-        output.json(status)?;
+        Output::json(status)?;
         return Ok(code);
     }
     output.say(&format!("{}: {}, epoch {}", status.node, status.role, status.epoch))?;
@@ -153,7 +153,7 @@ async fn nagios(daemons: &Daemons, output: &Output) -> anyhow::Result<u8> {
         Ok(Found::Agent(status)) => judge(&status),
     };
     if output.is_json() {
-        output.json(&json!({ "code": code, "text": text }))?;
+        Output::json(&json!({ "code": code, "text": text }))?;
     } else {
         output.say(&text)?;
     }

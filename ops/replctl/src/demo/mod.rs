@@ -72,8 +72,11 @@ async fn show(
         client.flag(12)?;
         client.move_messages(6)?;
         client.expunge(4)?;
-        tokio::task::yield_now().await;
+        stage.show_lag(output).await?;
+        // So that it can be watched.
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    stage.show_lag(output).await?;
     stage.catch_up(output, "live changes").await?;
 
     output.say("The replica stops. Mail goes on; mailboxes are renamed, made and deleted.")?;
@@ -82,6 +85,7 @@ async fn show(
     client.deliver(third - third / 5 * 5 + third)?;
     client.flag(20)?;
     client.expunge(10)?;
+    tokio::time::sleep(Duration::from_millis(200)).await;
     stage.show_lag(output).await?;
     output.say("The replica comes back.")?;
     let replica = stage.replica.start_replica(stop);
@@ -165,8 +169,12 @@ impl Stage {
         if let Ok(Response::Status(status)) = self.master.admin().call(&Request::Status).await {
             for replica in &status.replicas {
                 output.say(&format!(
-                    "  replica {}: {}, lag {} entries, {:.1} s",
-                    replica.name, replica.state, replica.lag_entries, replica.lag_seconds
+                    "  {}: {}, lag {} entries ({:.2} s), {} messages across",
+                    replica.name,
+                    replica.state,
+                    replica.lag_entries,
+                    replica.lag_seconds,
+                    replica.messages
                 ))?;
             }
         }
@@ -195,7 +203,7 @@ impl Stage {
             "Delivered {}, flagged {}, moved {}, expunged {}.",
             done.delivered, done.flagged, done.moved, done.expunged
         ))?;
-        output.table(["account", "mailboxes", "on master", "on replica", "equal"], &rows)?;
+        Output::table(["account", "mailboxes", "on master", "on replica", "equal"], &rows)?;
         Ok(differences)
     }
 }

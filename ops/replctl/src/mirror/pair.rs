@@ -3,16 +3,14 @@
 
 use std::{
     fmt,
-    future::Future,
     path::{Path, PathBuf},
-    pin::Pin,
     sync::Arc,
 };
 
 use anyhow::Context as _;
 use mailtwin_agent::{
     Agent, AgentParts, Replica,
-    link::{Dial, DialError, Io},
+    link::{Dial, Dialing, Io},
     log::{self, Log},
     metrics::Metrics,
 };
@@ -153,7 +151,7 @@ impl Pipe {
 }
 
 impl Dial for Pipe {
-    fn dial(&self) -> Pin<Box<dyn Future<Output = Result<Box<dyn Io>, DialError>> + Send + '_>> {
+    fn dial(&self) -> Dialing<'_> {
         let (ours, theirs) = tokio::io::duplex(PIPE_OCTETS);
         let (context, stop) = (self.context.clone(), self.stop.clone());
         self.context.tasks.spawn("copy session", async move {

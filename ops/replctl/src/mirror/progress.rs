@@ -10,6 +10,8 @@ use std::{
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use mailtwin_host::clock::Clock;
 
+use crate::output::Output;
+
 /// How often progress is shown.
 pub(super) const EVERY: Duration = Duration::from_millis(500);
 
@@ -32,7 +34,7 @@ impl Progress {
 
     /// Seconds since the start.
     pub(super) fn seconds(&self) -> f64 {
-        (self.clock.monotonic() - self.start).as_secs_f64()
+        self.clock.monotonic().saturating_sub(self.start).as_secs_f64()
     }
 
     /// Shows how far it is.
@@ -50,8 +52,19 @@ impl Progress {
             bar.set_position(messages);
             bar.set_message(format!("{octets}, {rate}/s"));
         } else {
-            tracing::info!("{messages} of {total} messages, {octets}, {rate}/s");
+            let left = self.left(messages, *total);
+            Output::note(&format!("{messages} of {total} messages, {octets}, {rate}/s, {left}"));
         }
+    }
+
+    /// How long the rest will take at the pace so far.
+    fn left(&self, messages: u64, total: u64) -> String {
+        #[expect(clippy::cast_precision_loss, reason = "for humans")]
+        let (done, rest) = (messages as f64, total.saturating_sub(messages) as f64);
+        if done < 1.0 {
+            return "no message is across yet".to_owned();
+        }
+        format!("{:.0} s left", rest * self.seconds() / done)
     }
 
     /// Takes the bar away.
