@@ -258,17 +258,15 @@ mod tests {
     }
 
     fn show(plan: &Plan) -> String {
-        let mut text = format!("{:?}", plan.mode);
-        for change in &plan.changes {
-            text += &match change {
-                Change::Add(record) => format!(" +{}", record.uid),
-                Change::Update { uid, .. } => format!(" ~{uid}"),
-                Change::Expunge(uid) => format!(" -{uid}"),
-            };
-        }
-        plan.foreign.iter().for_each(|uid| text += &format!(" keep{uid}"));
-        plan.clashes.iter().for_each(|uid| text += &format!(" clash{uid}"));
-        text
+        let changes = plan.changes.iter().map(|change| match change {
+            Change::Add(record) => format!(" +{}", record.uid),
+            Change::Update { uid, .. } => format!(" ~{uid}"),
+            Change::Expunge(uid) => format!(" -{uid}"),
+        });
+        let foreign = plan.foreign.iter().map(|uid| format!(" keep{uid}"));
+        let clashes = plan.clashes.iter().map(|uid| format!(" clash{uid}"));
+        let all: String = changes.chain(foreign).chain(clashes).collect();
+        format!("{:?}{all}", plan.mode)
     }
 
     #[test]
