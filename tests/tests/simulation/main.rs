@@ -2,7 +2,9 @@
 //! that break at will. Deterministic but for the order in which threads run; `SEEDS` sets how
 //! many random worlds are tried, `SEED` which is the first.
 
+#[cfg(test)]
 mod wire;
+#[cfg(test)]
 mod world;
 
 use std::sync::{Arc, atomic::Ordering};
@@ -15,34 +17,10 @@ use mailtwin_logic::{
     mailbox::{Flags, MailboxName},
     wire::message::{Greeting, Hello, MODEL, Refusal, decode, encode},
 };
-use mailtwin_store::{
-    MailStore, StoreError,
-    conformance::replication::Dice,
-    memory::{Call, Fault, MemoryStore},
-};
+use mailtwin_store::{MailStore, conformance::replication::Dice, memory::Call};
 use mailtwin_tests::random;
 
-use world::World;
-
-fn ann() -> Account {
-    Account::new("ann").unwrap()
-}
-
-fn name(text: &str) -> MailboxName {
-    MailboxName::new(text.as_bytes()).unwrap()
-}
-
-fn denied() -> StoreError {
-    let source = std::io::ErrorKind::PermissionDenied.into();
-    StoreError::Io { op: "list", path: "Work".into(), source }
-}
-
-/// Lets every call of a kind fail for one of ann's mailboxes.
-fn break_mailbox(store: &MemoryStore, call: Call, at: &MailboxName) {
-    let mailbox = store.find(&ann(), at).unwrap().map(|state| state.id);
-    let (account, times) = (Some(ann()), u32::MAX);
-    store.fail(Fault { call, account, mailbox, times, error: Box::new(denied) });
-}
+use world::{World, ann, break_mailbox, name};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_there_and_what_comes_reaches_every_replica() {
@@ -206,7 +184,7 @@ async fn a_replica_that_is_away_holds_up_nobody() {
     world.live(40, &mut dice).await;
     world.start();
     world.live(40, &mut dice).await;
-    world.until(1, |link| link.phase == Phase::InSync && link.lag_entries == 0).await;
+    world.drain_one(1).await;
     world.assert_equal(1);
     assert!(!world.link(0).connected && world.link(0).last_error.is_some());
     world.replicas[0].up.store(true, Ordering::Relaxed);
@@ -229,7 +207,7 @@ async fn an_agent_of_an_older_epoch_changes_nothing() {
         .await;
     world.until(0, |link| link.phase == Phase::Fenced(Epoch(2))).await;
     assert_eq!(fenced.mail.store.find(&ann(), &at).unwrap().unwrap().head.messages, 0);
-    world.until(1, |link| link.phase == Phase::InSync && link.lag_entries == 0).await;
+    world.drain_one(1).await;
     world.assert_equal(1);
     assert!(world.link(0).last_error.is_some_and(|error| error.contains("epoch 2")));
     // It dials no more, and neither does the next process of that epoch.

@@ -16,14 +16,16 @@ use mailtwin_host::{clock::SystemClock, tasks::Tasks, workers::Workers};
 use mailtwin_logic::{
     entry::Target,
     ids::{Account, Epoch, Guid, MailboxId, ModSeq, Uid},
+    link::Phase,
     mailbox::MailboxName,
 };
 use mailtwin_store::{
-    Listing, MailStore,
+    Listing, MailStore, StoreError,
     conformance::{
         InMemory,
         replication::{Dice, act, assert_equal},
     },
+    memory::{Call, Fault, MemoryStore},
 };
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -31,10 +33,30 @@ use tokio_util::sync::CancellationToken;
 use crate::wire::{Dialer, Replica};
 
 /// How long anything may take on a slow machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Where a message was, and which it was.
 type Seen = (MailboxId, Uid, Guid);
+
+pub(crate) fn ann() -> Account {
+    Account::new("ann").unwrap()
+}
+
+pub(crate) fn name(text: &str) -> MailboxName {
+    MailboxName::new(text.as_bytes()).unwrap()
+}
+
+fn denied() -> StoreError {
+    let source = std::io::ErrorKind::PermissionDenied.into();
+    StoreError::Io { op: "list", path: "Work".into(), source }
+}
+
+/// Lets every call of a kind fail for one of ann's mailboxes.
+pub(crate) fn break_mailbox(store: &MemoryStore, call: Call, at: &MailboxName) {
+    let mailbox = store.find(&ann(), at).unwrap().map(|state| state.id);
+    let (account, times) = (Some(ann()), u32::MAX);
+    store.fail(Fault { call, account, mailbox, times, error: Box::new(denied) });
+}
 
 /// All of it.
 pub(crate) struct World {
@@ -165,6 +187,13 @@ impl World {
         let upto = *self.agent().log().tail().borrow();
         let drained = self.agent().drained(upto, PATIENCE).await;
         assert!(drained, "{:#?}\nafter {:#?}", self.agent().links(), self.story);
+    }
+
+    /// Waits until the link at `place` has replayed what is in the log.
+    pub(crate) async fn drain_one(&self, place: usize) {
+        let upto = *self.agent().log().tail().borrow();
+        let there = |link: &LinkStatus| link.cursor >= upto && link.phase == Phase::InSync;
+        self.until(place, there).await;
     }
 
     /// Waits until `is` holds for the link at `place`.
