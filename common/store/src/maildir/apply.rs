@@ -9,6 +9,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::Write as _,
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::{Arc, MutexGuard},
 };
@@ -99,8 +100,18 @@ impl Engine {
     }
 
     /// The file system, opened before anything is written to it so that it reports what it loses.
-    fn disk(&self) -> Result<FileSystem, StoreError> {
-        FileSystem::open(self.cx.pattern.prefix()).map_err(identity::refused)
+    pub(crate) fn disk(&self) -> Result<Arc<FileSystem>, StoreError> {
+        let prefix = self.cx.pattern.prefix();
+        let device = std::fs::metadata(prefix).map_err(during("stat", prefix))?.dev();
+        let mut held = lock(&self.disk);
+        if let Some((known, disk)) = held.as_ref()
+            && *known == device
+        {
+            return Ok(disk.clone());
+        }
+        let disk = Arc::new(FileSystem::open(prefix).map_err(identity::refused)?);
+        *held = Some((device, disk.clone()));
+        Ok(disk)
     }
 
     fn apply_builds(&self, builds: Vec<(usize, Batch)>, disk: &FileSystem, results: &mut Results) {
@@ -466,8 +477,15 @@ fn gap(next: Uid) -> Vec<u8> {
     uidlist::render(uid, b"", format!("0.gap{uid}").as_bytes())
 }
 
+/// Appends whole or not at all: Dovecot would write on behind half a line.
 fn append(dir: &Dir, list: &mut File, line: &[u8]) -> Result<(), StoreError> {
-    list.write_all(line).map_err(during("write", &dir.at(uidlist::NAME)))
+    let path = || dir.at(uidlist::NAME);
+    let before = list.metadata().map_err(|source| during("stat", &path())(source))?.len();
+    list.write_all(line).map_err(|source| {
+        // If this fails too, whoever comes next under the lock cuts it.
+        let _ = list.set_len(before);
+        during("write", &path())(source)
+    })
 }
 
 fn sync_sub(dir: &Dir, name: &[u8]) -> Result<(), StoreError> {

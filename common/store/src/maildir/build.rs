@@ -23,6 +23,7 @@ use super::{
     fsys::{Dir, Owner, is_absent, is_taken},
     hash, indexlog,
     keywords::Table,
+    layout::Layout,
     names, random_id,
     snapshot::{Entry, Snapshot},
     stage::{line_of, open_or_make},
@@ -100,7 +101,8 @@ impl Engine {
             let build = lock(&self.builds.0).remove(&(to.account.clone(), to.mailbox));
             taken?;
             let Some(build) = build else { return Ok(None) };
-            lock(&build).write(&to, target, self.cx.clock.unix_ms())?;
+            let now_ms = self.cx.clock.unix_ms();
+            lock(&build).write(&to, target, self.cx.options.layout, now_ms)?;
             return Ok(Some(Built { to, target, build }));
         }
         Ok(None)
@@ -261,7 +263,13 @@ impl Build {
     }
 
     /// Writes everything but the messages.
-    fn write(&mut self, to: &Destination, target: Head, now_ms: u64) -> Result<(), StoreError> {
+    fn write(
+        &mut self,
+        to: &Destination,
+        target: Head,
+        layout: Layout,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
         let next = self.entries.last().map_or(target.uid_next, |last| last.uid.next());
         let heading = Heading {
             uid_validity: target.uid_validity,
@@ -279,7 +287,7 @@ impl Build {
             hash::replace(&self.dir, b"dovecot-keywords", &table, self.owner, None)?;
         }
         hash::replace(&self.dir, indexlog::NAME, &indexlog::seed(now_ms), self.owner, None)?;
-        if !to.name.is_inbox() {
+        if !to.name.is_inbox() && layout == Layout::MaildirPlusPlus {
             self.dir.create(b"maildirfolder", self.owner)?;
         }
         Ok(())

@@ -155,9 +155,6 @@ fn place(
     work: &mut Work,
 ) -> Result<(), StoreError> {
     let mut taken: HashSet<Vec<u8>> = HashSet::new();
-    if !records.is_empty() {
-        taken.extend(snapshot.entries().values().map(|entry| entry.base().to_vec()));
-    }
     if snapshot.header.unnumbered > 0 {
         for place in [b"new", b"cur"] {
             let Some(dir) = dir.sub(place)? else { continue };
@@ -167,7 +164,8 @@ fn place(
         }
     }
     for (record, staged) in records.into_iter().zip(batch.staged.drain(..)) {
-        let (keys, base) = line_of(&record, host, |base| taken.contains(base));
+        let is_taken = |base: &[u8]| taken.contains(base) || snapshot.of_base(base).is_some();
+        let (keys, base) = line_of(&record, host, is_taken);
         taken.insert(base.clone());
         let letters = names::Letters {
             flags: record.flags,

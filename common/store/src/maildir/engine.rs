@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
 
-use mailtwin_disk::{clock::Clock, index::Batch};
+use mailtwin_disk::{clock::Clock, dir::FileSystem, index::Batch};
 use mailtwin_logic::{
     ids::{Account, Guid, MailboxId, Uid, UidValidity},
     mailbox::{FileKey, FileState, MailboxName, MailboxState},
@@ -68,6 +68,8 @@ pub(crate) struct Engine {
     slots: Mutex<HashMap<u64, (Account, MailboxId)>>,
     problems: Mutex<BTreeMap<Option<Account>, Vec<Problem>>>,
     warm: Mutex<Warm>,
+    /// The mail's file system, and the device it was.
+    pub disk: Mutex<Option<(u64, Arc<FileSystem>)>>,
 }
 
 /// Locks, whatever a thread that panicked left: snapshots are checked against the store anyway.
@@ -133,8 +135,8 @@ impl Engine {
             lock(&book.cells).insert(name, Arc::new(Mutex::new(Some(snapshot))));
         })?;
         let (books, slots) = (Mutex::new(books), Mutex::new(slots));
-        let (problems, warm) = (Mutex::default(), Mutex::default());
-        Ok(Self { cx, builds: Builds::default(), books, slots, problems, warm })
+        let (problems, warm, disk) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { cx, builds: Builds::default(), books, slots, problems, warm, disk })
     }
 
     pub(crate) fn book(&self, account: &Account) -> Arc<Book> {
@@ -241,7 +243,8 @@ impl Engine {
             let Some(old) = book.name_of(id).filter(|old| names.binary_search(old).is_err()) else {
                 continue;
             };
-            if let Some(snapshot) = lock(&book.cell(&old)).take() {
+            let snapshot = lock(&book.cell(&old)).take();
+            if let Some(snapshot) = snapshot {
                 self.rename_known(account, book, &old, name, snapshot)?;
             }
         }

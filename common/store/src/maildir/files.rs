@@ -245,6 +245,14 @@ impl Engine {
         held.map_or(Ok(()), |held| held.check())
     }
 
+    /// Where scripts are to lie, made if need be.
+    fn made_home(&self, account: &Account) -> Result<Option<Dir>, StoreError> {
+        let Some(home) = &self.cx.home else { return Ok(None) };
+        let Some(prefix) = Dir::open(home.prefix())? else { return Ok(None) };
+        let place = home.locate(account, &self.cx.pattern)?;
+        make_all(&prefix, &place, prefix.owner()?).map(Some)
+    }
+
     /// Directory and name of a file; made, if it is to be written, as far as the account is there.
     fn file_place(
         &self,
@@ -269,13 +277,17 @@ impl Engine {
                 None if write => Err(absent("the mailbox of an access list")),
                 None => Ok(None),
             },
-            FileKey::SieveActive => match home(&self.cx, account)? {
-                Some(home) => Ok(Some((home, SIEVE_ACTIVE.to_vec()))),
-                None if write => Err(absent("a home directory for Sieve scripts")),
-                None => Ok(None),
-            },
+            FileKey::SieveActive => {
+                let place = if write { self.made_home(account) } else { home(&self.cx, account) };
+                match place? {
+                    Some(home) => Ok(Some((home, SIEVE_ACTIVE.to_vec()))),
+                    None if write => Err(absent("a home directory for Sieve scripts")),
+                    None => Ok(None),
+                }
+            }
             FileKey::Sieve(script) => {
-                let Some(home) = home(&self.cx, account)? else {
+                let place = if write { self.made_home(account) } else { home(&self.cx, account) };
+                let Some(home) = place? else {
                     return if write {
                         Err(absent("a home directory for Sieve scripts"))
                     } else {

@@ -7,7 +7,7 @@
 
 mod numbers;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use mailtwin_logic::ids::{Guid, MailboxId, ModSeq, Uid, UidValidity};
 use rustix::fs::FileType;
@@ -86,12 +86,14 @@ struct Look<'a> {
     snapshot: &'a mut Snapshot,
     trust: Trust,
     marks: Marks,
-    found: BTreeMap<Vec<u8>, Found>,
+    found: HashMap<Vec<u8>, Found>,
     /// Base names seen more than once.
     doubled: Vec<Vec<u8>>,
     list: List,
     complaints: Vec<(ProblemKind, Vec<u8>, String)>,
     unsettled: bool,
+    /// The list is damaged somewhere.
+    damaged: bool,
 }
 
 /// Signatures of what a scan depends on; `None` if there is no mailbox.
@@ -128,11 +130,12 @@ pub(crate) fn look(
         snapshot,
         trust,
         marks,
-        found: BTreeMap::new(),
+        found: HashMap::new(),
         doubled: Vec::new(),
         list: List::default(),
         complaints: Vec::new(),
         unsettled: false,
+        damaged: false,
     };
     look.run(read)
 }
@@ -233,9 +236,9 @@ impl Look<'_> {
     }
 
     fn any_unknown(&self) -> bool {
-        let known: BTreeSet<&[u8]> = self.snapshot.entries().values().map(Entry::base).collect();
-        let is_new =
-            |base: &Vec<u8>| !known.contains(base.as_slice()) && !self.list.uids.contains_key(base);
+        let is_new = |base: &Vec<u8>| {
+            self.snapshot.of_base(base).is_none() && !self.list.uids.contains_key(base)
+        };
         self.found.keys().any(is_new)
     }
 
@@ -297,11 +300,10 @@ impl Look<'_> {
 
     /// Reads and hashes messages not seen before, or not as they are.
     fn read_messages(&mut self, read: &mut Read) -> Result<(), StoreError> {
-        let known: HashMap<&[u8], u64> =
-            self.snapshot.entries().values().map(|entry| (entry.base(), entry.inode)).collect();
         let (mut new, mut cur) = (None, None);
         for (base, found) in &self.found {
-            let is_known = known.get(base.as_slice()) == Some(&found.inode);
+            let known = self.snapshot.of_base(base);
+            let is_known = known.is_some_and(|entry| entry.inode == found.inode);
             let is_read = read.get(base).is_some_and(|octets| octets.inode == found.inode);
             if is_known || is_read || (!self.cx.assigns() && self.uid_of(base).is_none()) {
                 continue;
@@ -344,8 +346,8 @@ impl Look<'_> {
         if !self.doubled.is_empty() || entries.values().any(|e| missing(e) || renumbered(e)) {
             return true;
         }
-        let known: BTreeSet<&[u8]> = entries.values().map(Entry::base).collect();
-        if self.list.whole && known.iter().any(|base| self.uid_of(base).is_none()) {
+        let unlisted = |entry: &Entry| self.uid_of(entry.base()).is_none();
+        if self.list.whole && entries.values().any(unlisted) {
             return true;
         }
         let unread =
@@ -357,7 +359,7 @@ impl Look<'_> {
             return false;
         }
         let lacks_id = self.list.heading.as_ref().is_none_or(|heading| heading.id.is_none());
-        let is_new = |base: &&Vec<u8>| !known.contains(base.as_slice());
+        let is_new = |base: &&Vec<u8>| self.snapshot.of_base(base).is_none();
         let unnumbered = |base: &Vec<u8>| self.uid_of(base).is_none() && read.contains_key(base);
         lacks_id || self.found.keys().filter(is_new).any(unnumbered)
     }
@@ -385,6 +387,7 @@ impl Look<'_> {
             let detail = format!("{damage}; messages behind that have no UID");
             self.snapshot.complain(ProblemKind::ListDamaged, uidlist::NAME, detail);
             self.unsettled = true;
+            self.damaged = true;
         }
         let mut renewed = self.renew();
         if let Some(table) = table {
@@ -434,7 +437,9 @@ impl Look<'_> {
         let (mut gone, mut kept) = (Vec::new(), Vec::new());
         for entry in self.snapshot.entries().values() {
             let uid = self.uid_of(entry.base()).map(|(uid, _)| uid);
-            let uid = if self.list.whole { uid } else { uid.or(Some(entry.uid)) };
+            // Where a list is damaged, what it no longer tells is not gone.
+            let told = self.list.whole && !self.damaged;
+            let uid = if told { uid } else { uid.or(Some(entry.uid)) };
             match self.found.get(entry.base()) {
                 Some(found) if uid == Some(entry.uid) && found.inode == entry.inode => {
                     if *found.name != *entry.name || found.in_new != entry.in_new {
@@ -459,20 +464,15 @@ impl Look<'_> {
     }
 
     fn add_entries(&mut self, old: &HashMap<Vec<u8>, Entry>, read: &mut Read) -> usize {
-        let known: HashMap<Vec<u8>, (Uid, u64)> = self
-            .snapshot
-            .entries()
-            .values()
-            .map(|entry| (entry.base().to_vec(), (entry.uid, entry.inode)))
-            .collect();
         let (mut adds, mut unnumbered) = (Vec::new(), 0);
         for (base, found) in &self.found {
-            let held = known.get(base);
-            if held.is_some_and(|(_, inode)| *inode == found.inode) {
+            let held = self.snapshot.of_base(base);
+            if held.is_some_and(|entry| entry.inode == found.inode) {
                 continue;
             }
             let uid = self.uid_of(base).map(|(uid, keys)| (uid, keys.to_vec()));
-            let Some((uid, keys)) = uid.or_else(|| held.map(|(uid, _)| (*uid, Vec::new()))) else {
+            let Some((uid, keys)) = uid.or_else(|| held.map(|entry| (entry.uid, Vec::new())))
+            else {
                 unnumbered += 1;
                 continue;
             };

@@ -2,7 +2,7 @@
 //! of records and the latest tombstones, so that a change rewrites little.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::ControlFlow,
     path::PathBuf,
     sync::{Mutex, PoisonError},
@@ -133,6 +133,8 @@ pub(crate) struct Snapshot {
 #[derive(Clone, Debug, Default)]
 struct Contents {
     entries: BTreeMap<Uid, Entry>,
+    /// UIDs by base name.
+    bases: HashMap<Box<[u8]>, Uid>,
     /// In order of their modseqs.
     tombstones: Vec<(ModSeq, Uid)>,
 }
@@ -209,6 +211,12 @@ impl Snapshot {
         self.contents.as_ref().map_or(&NONE, |contents| &contents.entries)
     }
 
+    /// The record of a base name.
+    pub(crate) fn of_base(&self, base: &[u8]) -> Option<&Entry> {
+        let contents = self.contents.as_ref()?;
+        contents.entries.get(contents.bases.get(base)?)
+    }
+
     /// UIDs expunged after `since`.
     pub(crate) fn expunged(&self, since: ModSeq) -> impl Iterator<Item = Uid> {
         let tombstones = self.contents.iter().flat_map(|contents| &contents.tombstones);
@@ -229,7 +237,9 @@ impl Snapshot {
         self.header.replicated += u32::from(entry.replicated);
         self.touched.chunks.insert(entry.uid.0 / CHUNK_UIDS);
         self.touched.holders.push((entry.guid, entry.uid, true));
-        self.contents.get_or_insert_default().entries.insert(entry.uid, entry);
+        let contents = self.contents.get_or_insert_default();
+        contents.bases.insert(entry.base().into(), entry.uid);
+        contents.entries.insert(entry.uid, entry);
     }
 
     /// Takes out a record and remembers that it went.
@@ -248,7 +258,11 @@ impl Snapshot {
     }
 
     fn forget(&mut self, uid: Uid) -> Option<Entry> {
-        let entry = self.contents.as_mut()?.entries.remove(&uid)?;
+        let contents = self.contents.as_mut()?;
+        let entry = contents.entries.remove(&uid)?;
+        if contents.bases.get(entry.base()) == Some(&uid) {
+            contents.bases.remove(entry.base());
+        }
         self.header.digest.remove(&entry.record(&self.table));
         self.header.count = self.header.count.saturating_sub(1);
         let replicated = u32::from(entry.replicated);
@@ -398,6 +412,8 @@ impl Shelf {
                 Err(_) => whole = false,
             }
         }
+        let bases = contents.entries.values().map(|entry| (entry.base().into(), entry.uid));
+        contents.bases = bases.collect();
         let count = u32::try_from(contents.entries.len()).unwrap_or(u32::MAX);
         if whole && count == snapshot.header.count {
             snapshot.contents = Some(contents);

@@ -141,6 +141,7 @@ impl Engine {
         destination: &Destination,
         record: &Record,
     ) -> Result<Box<dyn Staging>, StoreError> {
+        self.disk()?;
         let (dir, name, owner) = self.waiting_place(destination, record)?;
         let file = dir.create(&name, owner)?;
         Ok(Box::new(FileStaging {

@@ -1,6 +1,6 @@
 //! UIDs for messages that have none, and what a list lacks.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use mailtwin_logic::ids::Uid;
 
@@ -9,7 +9,6 @@ use crate::{
     StoreError,
     maildir::{
         hash, names, random_id,
-        snapshot::Entry,
         uidlist::{self, Heading},
     },
 };
@@ -21,31 +20,30 @@ impl Look<'_> {
         if self.list.damage.is_some() {
             return Ok(());
         }
-        let whole = self.list.whole;
-        let known: BTreeSet<&[u8]> =
-            self.snapshot.entries().values().filter(|_| !whole).map(Entry::base).collect();
-        let lacks =
-            |base: &&Vec<u8>| self.uid_of(base).is_none() && !known.contains(base.as_slice());
+        let known = |base: &[u8]| !self.list.whole && self.snapshot.of_base(base).is_some();
+        let lacks = |base: &&Vec<u8>| self.uid_of(base).is_none() && !known(base);
         let mut bases: Vec<Vec<u8>> = self.found.keys().filter(lacks).cloned().collect();
         bases.sort_by_cached_key(|base| (names::told_time(base), base.clone()));
         let listed = self.list.heading.as_ref().map_or(Uid(1), |heading| heading.next);
         let mut next = listed.max(self.list.last.next());
-        let taken: BTreeSet<Uid> = self.list.uids.values().map(|(uid, _)| *uid).collect();
         let mut held = HashMap::new();
-        if self.cx.is_read_only() {
-            // Where the list is not shared, a message keeps the number it had.
+        if self.cx.is_read_only() || self.list.heading.is_none() {
+            // Where the list is not shared, or was taken away, a message keeps the number it had.
+            let taken: BTreeSet<Uid> = self.list.uids.values().map(|(uid, _)| *uid).collect();
             next = next.max(self.snapshot.header.uid_next);
             let entries = self.snapshot.entries().values();
             let own = entries.filter(|entry| !taken.contains(&entry.uid));
             held = own.map(|entry| (entry.base().to_vec(), entry.uid)).collect();
         }
-        let mut lines = Vec::new();
+        let mut numbered = BTreeMap::new();
         for base in bases {
             let uid = held.get(&base).copied().unwrap_or(next);
             next = next.max(uid.next());
-            lines.extend(uidlist::render(uid, b"", &base));
-            self.list.uids.insert(base, (uid, Vec::new()));
+            self.list.uids.insert(base.clone(), (uid, Vec::new()));
+            numbered.insert(uid, base);
         }
+        let lines = numbered.iter().flat_map(|(uid, base)| uidlist::render(*uid, b"", base));
+        let lines: Vec<u8> = lines.collect();
         if self.cx.is_read_only() {
             self.keep_numbers(next);
             return Ok(());
@@ -66,6 +64,9 @@ impl Look<'_> {
         let heading = match self.list.heading.clone() {
             Some(heading) if heading.id.is_some() => heading,
             Some(heading) => Heading { id: Some(random_id()?), ..heading },
+            None if self.snapshot.header.uid_validity.0 > 0 => {
+                Heading { next, ..self.known_heading() }
+            }
             None => Heading {
                 uid_validity: self.cx.new_uid_validity(),
                 next,

@@ -293,3 +293,27 @@ fn other_uids_for_known_messages_are_other_messages() {
     assert_eq!((delta.complete, delta.records.len()), (true, 3));
     assert_eq!(delta.state.head.uid_validity.0, 1_700_000_001);
 }
+
+#[test]
+fn a_list_that_breaks_or_vanishes_expunges_nothing() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    site.create(&ann(), &name(""));
+    (1..=4).for_each(|n| site.deliver(&ann(), &name(""), format!("{n}").as_bytes()));
+    let store = site.master();
+    let before = state(&store, "");
+    let (path, list) =
+        (site.mailbox(&ann(), &name("")).join("dovecot-uidlist"), site.list(&ann(), &name("")));
+    let broken = list.replace("\n2 :", "\nx :");
+    write(&path, broken.as_bytes());
+    assert_eq!(state(&store, "").head, before.head);
+    site.drop_in(&ann(), &name(""), b"new");
+    assert_eq!(state(&store, "").head.messages, 4, "without a UID until the list is whole");
+    assert_eq!(site.list(&ann(), &name("")), broken);
+    fs::remove_file(&path).unwrap();
+    let after = state(&store, "");
+    assert_eq!((after.id, after.head.messages, after.head.uid_next), (before.id, 5, Uid(6)));
+    assert_eq!(after.head.uid_validity, before.head.uid_validity);
+    let delta = store.delta(&ann(), before.id, before.highest_modseq).unwrap();
+    assert_eq!((delta.expunged, delta.records.len()), (vec![], 1));
+    assert!(site.list(&ann(), &name("")).starts_with("3 V1700000000 N6 G"));
+}
