@@ -33,9 +33,10 @@ impl Visitor {
             let mut plan = plan::account(&ours.state, &theirs);
             keep_unread(&mut plan, &ours);
             self.note_equal(moment, account, &ours, &plan);
-            self.files(account, &plan).await?;
             if plan.steps.is_empty() {
-                return Ok(visited(account, &ours, &plan, &unread));
+                let trouble = self.files(account, &plan, &theirs).await?;
+                let visited = visited(account, &ours, &plan, &unread);
+                return Ok(Visited { trouble: visited.trouble.or(trouble), ..visited });
             }
             self.restructure(account, std::mem::take(&mut plan.steps)).await?;
             // The list is looked at again: what was moved has another head to be compared with.
@@ -87,18 +88,46 @@ impl Visitor {
         }
     }
 
-    async fn files(&self, account: &Account, plan: &AccountPlan) -> Result<(), VisitError> {
+    /// Makes the files equal; what keeps one from it does not keep the mailboxes waiting.
+    async fn files(
+        &self,
+        account: &Account,
+        plan: &AccountPlan,
+        theirs: &AccountState,
+    ) -> Result<Option<Trouble>, VisitError> {
+        let there: BTreeSet<&MailboxName> = theirs.mailboxes.iter().map(|m| &m.name).collect();
+        let mut trouble = None;
+        let mut note = |result| match result {
+            Err(VisitError::Target(new)) => {
+                trouble.get_or_insert(new);
+                Ok(())
+            }
+            other => other,
+        };
         for key in &plan.write {
-            let (name, wanted) = (account.clone(), key.clone());
-            let content = self.work(move |store| store.file(&name, &wanted)).await?;
-            if content.is_some() {
-                self.set_file(account, key, content).await?;
+            // The list of a mailbox that is yet to be built follows when it is there.
+            if !matches!(key, FileKey::Acl(name) if !there.contains(name)) {
+                note(self.write_file(account, key).await)?;
             }
         }
         for (key, _) in &plan.remove {
-            self.set_file(account, key, None).await?;
+            note(self.set_file(account, key, None).await)?;
         }
-        Ok(())
+        Ok(trouble)
+    }
+
+    /// Copies one of the account's files, if the master has it.
+    pub(super) async fn write_file(
+        &self,
+        account: &Account,
+        key: &FileKey,
+    ) -> Result<(), VisitError> {
+        let (name, wanted) = (account.clone(), key.clone());
+        let content = self.work(move |store| store.file(&name, &wanted)).await?;
+        if content.is_none() {
+            return Ok(());
+        }
+        self.set_file(account, key, content).await
     }
 
     async fn set_file(

@@ -6,7 +6,7 @@ use mailtwin_logic::{
     entry::Target,
     ids::{Account, MailboxId, ModSeq, Uid},
     limits::{RECORDS_WEIGHT_MAX, SLICE_CHANGES, SLICE_OCTETS},
-    mailbox::{Head, MailboxName, MailboxState, Record},
+    mailbox::{FileKey, Head, MailboxName, MailboxState, Record},
     plan::{self, Change, Mode, Plan},
     wire::message::{Apply, Reply, Request},
 };
@@ -94,6 +94,9 @@ impl Visitor {
         let Some(head) = self.carry_out(account, &delta, &plan, held).await? else {
             return Ok(None); // stale: compare all records
         };
+        if plan.mode == Mode::Build {
+            self.write_file(account, &FileKey::Acl(delta.state.name.clone())).await?;
+        }
         if head == target {
             self.held.equal(account, &delta.state);
             return Ok(Some(Visited::default()));
