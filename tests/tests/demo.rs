@@ -13,7 +13,7 @@ fn the_demo_ends_by_itself_with_equal_trees() -> anyhow::Result<()> {
         let words: Vec<&OsStr> = words.into_iter().chain([dir.as_os_str()]).collect();
         let output = daemon::replctl(lab, &words, true)?.expect(0)?;
         let said = format!("{}{}", output.stdout, output.stderr);
-        for word in ["delivered", "replicated", "equal"] {
+        for word in ["delivered", "on replica", "equal"] {
             ensure!(said.to_lowercase().contains(word), "{word} is in {said}");
         }
         Ok(())
