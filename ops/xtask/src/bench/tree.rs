@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -163,18 +163,23 @@ pub(super) fn count(root: &Path) -> Result<u64> {
     Ok(u64::try_from(mail_files(root)?.len())?)
 }
 
+/// What is still being built does not count, and a folder may be moved while we look.
 fn mail_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut open = vec![root.to_path_buf()];
     while let Some(dir) = open.pop() {
         let mail = dir.file_name().is_some_and(|name| name == "cur" || name == "new");
-        let entries = fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))?;
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.with_context(|| format!("list {}", dir.display()))?,
+        };
         for entry in entries {
             let entry = entry?;
-            match entry.file_type()?.is_dir() {
-                true => open.push(entry.path()),
-                false if mail => found.push(entry.path()),
-                false => {}
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() && entry.file_name() == ".mailtwin" => {}
+                Ok(kind) if kind.is_dir() => open.push(entry.path()),
+                Ok(_) if mail => found.push(entry.path()),
+                Ok(_) | Err(_) => {}
             }
         }
     }
