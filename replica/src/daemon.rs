@@ -54,6 +54,7 @@ pub async fn run(
     let registry = Registry::new();
     http::build_info(&registry, "replica")?;
     let metrics = Metrics::register(&registry)?;
+    metrics.publish_role(node.role);
     metrics.epoch.set(i64::try_from(node.epoch.0).unwrap_or(i64::MAX));
 
     let key = Arc::new(NodeKey::load(state)?);

@@ -1,6 +1,9 @@
 //! Every metric of the replica daemon. No account or mailbox is ever a label.
 
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use mailtwin_host::node::Role;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 /// Handles, cloned into tasks.
 #[derive(Clone, Debug)]
@@ -10,6 +13,7 @@ pub struct Metrics {
     applied_messages: IntCounter,
     applied_octets: IntCounter,
     heartbeat: Gauge,
+    role: IntGaugeVec,
     /// The epoch this node knows.
     pub epoch: IntGauge,
     /// Refused connections.
@@ -38,6 +42,10 @@ impl Metrics {
                 "mailtwin_master_heartbeat_timestamp_seconds",
                 "When the master's agent last said that it is there, by its own clock",
             )?,
+            role: IntGaugeVec::new(
+                Opts::new("mailtwin_role", "1 for the role this node has"),
+                &["role"],
+            )?,
             epoch: IntGauge::new("mailtwin_epoch", "Highest epoch this node knows")?,
             refused: IntCounter::new(
                 "mailtwin_refused_connections_total",
@@ -48,9 +56,16 @@ impl Metrics {
         registry.register(Box::new(metrics.applied_messages.clone()))?;
         registry.register(Box::new(metrics.applied_octets.clone()))?;
         registry.register(Box::new(metrics.heartbeat.clone()))?;
+        registry.register(Box::new(metrics.role.clone()))?;
         registry.register(Box::new(metrics.epoch.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;
         Ok(metrics)
+    }
+
+    pub(crate) fn publish_role(&self, role: Role) {
+        for each in [Role::Master, Role::Replica] {
+            self.role.with_label_values(&[each.to_string()]).set((each == role).into());
+        }
     }
 
     pub(crate) fn count_applied(&self, messages: usize, octets: u64) {
