@@ -116,8 +116,14 @@ impl Agent {
         let passed = Arc::new(Passed::new(Arc::clone(&parts.log), names));
         let mut links = Vec::new();
         for Replica { name, dialer } in replicas {
-            let cursor = CursorFile::open(&parts.state_dir, &name, parts.log.id())
+            let mut cursor = CursorFile::open(&parts.state_dir, &name, parts.log.id())
                 .map_err(|error| state(&name)(error.into()))?;
+            let head = *parts.log.tail().borrow();
+            if cursor.seq() > head {
+                // The log was restored from before: its next entries must not count as replayed.
+                // The greeting has everything compared.
+                cursor.reset(head).map_err(|error| state(&name)(error.into()))?;
+            }
             let quarantine = Quarantine::open(&parts.state_dir, &name)
                 .map_err(|error| state(&name)(error.into()))?;
             let status = watch::Sender::new(LinkStatus::new(&name));

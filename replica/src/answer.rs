@@ -18,6 +18,9 @@ use crate::{
 /// Accounts looked at in one go by a store worker.
 const ACCOUNTS_PER_LOOK: usize = 32;
 
+/// Characters of why a mailbox cannot be read: a list of them has to fit a frame.
+const DETAIL_MAX: usize = 300;
+
 /// Answers `request` to its end. What fails is told to the agent; `Err` means it is gone.
 pub(crate) async fn run(mut stream: Stream, request: Request) -> Result<(), Broken> {
     let store = Arc::clone(&stream.shared().store);
@@ -94,8 +97,11 @@ async fn send_listing(stream: &Stream, listing: Listing) -> Result<(), Broken> {
         stream.send(&Reply::Account { mailboxes, files, unread, more: true }).await?;
     }
     let unread = listing.unread.into_iter().take(LISTING_PER_FRAME);
-    let unread =
-        unread.map(|(name, reason, detail)| (name, format!("{reason}: {detail}"))).collect();
+    let unread = unread.map(|(name, reason, detail)| {
+        let detail: String = detail.chars().take(DETAIL_MAX).collect();
+        (name, format!("{reason}: {detail}"))
+    });
+    let unread = unread.collect();
     let (mailboxes, files) = (Vec::new(), Vec::new());
     stream.send(&Reply::Account { mailboxes, files, unread, more: false }).await
 }

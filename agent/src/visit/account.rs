@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mailtwin_logic::{
     entry::Target,
     ids::Account,
+    limits::RECORDS_WEIGHT_MAX,
     mailbox::{AccountState, FileKey, MailboxName},
     plan::{self, AccountPlan, Step},
     wire::message::{Reply, Request},
@@ -80,12 +81,15 @@ impl Visitor {
     }
 
     async fn restructure(&self, account: &Account, steps: Vec<Step>) -> Result<(), VisitError> {
-        let request = Request::Restructure { account: account.clone(), steps };
-        match self.connection.ask(&request).await?.reply().await? {
-            // Stale: somebody moved mailboxes on the replica; the next round sees how.
-            Reply::Done | Reply::Stale(_) => Ok(()),
-            other => Err(refused(other)),
+        for steps in frames(steps) {
+            let request = Request::Restructure { account: account.clone(), steps };
+            match self.connection.ask(&request).await?.reply().await? {
+                // Stale: somebody moved mailboxes on the replica; the next round sees how.
+                Reply::Done | Reply::Stale(_) => {}
+                other => return Err(refused(other)),
+            }
         }
+        Ok(())
     }
 
     /// Makes the files equal; what keeps one from it does not keep the mailboxes waiting.
@@ -144,13 +148,41 @@ impl Visitor {
     }
 }
 
-/// A mailbox that cannot be read on the master has not been deleted: it is left as it is.
+/// A mailbox that cannot be read on the master has not been deleted. It may have been renamed, too,
+/// and only its identity would tell: so nothing is deleted before all can be read (I2).
 fn keep_unread(plan: &mut AccountPlan, ours: &Listing) {
-    let unread: BTreeSet<&MailboxName> = ours.unread.iter().map(|(name, ..)| name).collect();
-    plan.steps.retain(|step| match step {
-        Step::Delete { name, .. } | Step::Reset { name, .. } => !unread.contains(name),
-        Step::Rename { to, .. } => !unread.contains(to),
-    });
+    if ours.unread.is_empty() {
+        return;
+    }
+    let mut kept: BTreeSet<MailboxName> =
+        ours.unread.iter().map(|(name, ..)| name.clone()).collect();
+    for step in &plan.steps {
+        if let Step::Delete { name, .. } | Step::Reset { name, .. } = step {
+            kept.insert(name.clone());
+        }
+    }
+    plan.steps.retain(|step| matches!(step, Step::Rename { to, .. } if !kept.contains(to)));
+}
+
+/// Cuts steps into requests that fit a frame. Nearly always it is one; moves that depend on each
+/// other then happen together.
+fn frames(mut steps: Vec<Step>) -> Vec<Vec<Step>> {
+    let mut parts = vec![Vec::new()];
+    let mut weight = 0;
+    for step in steps.drain(..) {
+        let its_weight = 64
+            + match &step {
+                Step::Delete { name, .. } | Step::Reset { name, .. } => name.as_octets().len(),
+                Step::Rename { from, to, .. } => from.as_octets().len() + to.as_octets().len(),
+            };
+        weight += its_weight;
+        if weight > RECORDS_WEIGHT_MAX {
+            parts.push(Vec::new());
+            weight = its_weight;
+        }
+        parts.last_mut().expect("there is always one").push(step);
+    }
+    parts
 }
 
 fn visited(
@@ -176,4 +208,46 @@ fn visited(
     let dirty = visits.filter(|name| readable(name));
     let dirty = dirty.map(|name| Target::Mailbox(account.clone(), name.clone())).collect();
     Visited { dirty, trouble: trouble(reasons) }
+}
+
+#[cfg(test)]
+mod tests {
+    use mailtwin_logic::ids::MailboxId;
+
+    use super::*;
+
+    fn name(text: &str) -> MailboxName {
+        MailboxName::new(text.as_bytes()).unwrap()
+    }
+
+    fn delete(at: &str) -> Step {
+        Step::Delete { id: MailboxId([1; 16]), name: name(at) }
+    }
+
+    fn rename(from: &str, to: &str) -> Step {
+        Step::Rename { id: MailboxId([2; 16]), from: name(from), to: name(to) }
+    }
+
+    #[test]
+    fn nothing_is_deleted_while_a_mailbox_cannot_be_read() {
+        let steps =
+            vec![delete("Old"), rename("A", "B"), rename("C", "Old"), rename("D", "Secret")];
+        let mut plan = AccountPlan { steps: steps.clone(), ..AccountPlan::default() };
+        keep_unread(&mut plan, &Listing::default());
+        assert_eq!(plan.steps, steps);
+        // `Secret` may be what was `Old`: its name alone does not tell.
+        let unread = vec![(name("Secret"), Reason::Denied, String::new())];
+        keep_unread(&mut plan, &Listing { unread, ..Listing::default() });
+        assert_eq!(plan.steps, [rename("A", "B")]);
+    }
+
+    #[test]
+    fn steps_of_a_huge_account_fit_into_frames() {
+        let long = "x".repeat(1000);
+        let steps: Vec<Step> = (0..2000).map(|n| rename(&format!("{n}{long}"), &long)).collect();
+        let parts = frames(steps.clone());
+        assert!(parts.len() > 4);
+        assert_eq!(parts.concat(), steps);
+        assert_eq!(frames(vec![delete("A"), delete("B")]).len(), 1);
+    }
 }
