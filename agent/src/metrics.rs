@@ -149,9 +149,14 @@ pub struct LinkMetrics {
 }
 
 impl LinkMetrics {
-    pub(crate) fn count_sent(&self, messages: u64, sent: u64, saved: u64) {
+    /// Octets of a message are on their way.
+    pub(crate) fn count_sent(&self, octets: u64) {
+        self.octets_sent.inc_by(octets);
+    }
+
+    /// Messages were acked, so many of their octets without having been sent.
+    pub(crate) fn count_acked(&self, messages: u64, saved: u64) {
         self.messages.inc_by(messages);
-        self.octets_sent.inc_by(sent);
         self.octets_saved.inc_by(saved);
     }
 

@@ -192,7 +192,7 @@ impl Visitor {
         self.send_bodies(&mut stream, bodies).await?;
         match stream.reply().await? {
             Reply::Applied(head) => {
-                self.metrics.count_sent(adds.len() as u64, octets, saved);
+                self.metrics.count_acked(adds.len() as u64, saved);
                 Ok(Applied::Head(head))
             }
             other => stale_or_refused(other),
@@ -268,6 +268,7 @@ impl Visitor {
             }
             bodies = back;
             for chunk in chunks {
+                self.metrics.count_sent(chunk.len() as u64);
                 stream.octets(chunk).await?;
             }
         }
