@@ -108,27 +108,32 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         log: dir.join("bench.log"),
     };
 
-    let wanted = |suite| options.only.is_empty() || options.only.contains(&suite);
     let mut rows = Vec::new();
-    if wanted(Suite::Copy) {
-        rows.extend(copy::measure(&bench)?);
+    for suite in Suite::value_variants() {
+        if !options.only.is_empty() && !options.only.contains(suite) {
+            continue;
+        }
+        // What was measured is written at once: a later failure must not cost it.
+        rows.extend(suite.measure(&bench)?);
+        if let Some(path) = &options.write {
+            fs::File::create(path)
+                .and_then(|mut file| file.write_all(report::page(&bench, &rows).as_bytes()))
+                .with_context(|| format!("write {}", path.display()))?;
+        }
     }
-    if wanted(Suite::Burst) {
-        rows.extend(live::burst(&bench)?);
+    report::print(&report::page(&bench, &rows)).context("print the table")
+}
+
+impl Suite {
+    fn measure(self, bench: &Bench) -> Result<Vec<report::Row>> {
+        match self {
+            Self::Copy => copy::measure(bench),
+            Self::Burst => live::burst(bench),
+            Self::Steady => live::steady(bench),
+            Self::Memory if bench.peers_only => Ok(Vec::new()),
+            Self::Memory => memory::measure(bench),
+        }
     }
-    if wanted(Suite::Steady) {
-        rows.extend(live::steady(&bench)?);
-    }
-    if wanted(Suite::Memory) && !options.peers_only {
-        rows.extend(memory::measure(&bench)?);
-    }
-    let page = report::page(&bench.clock, options.runs, &rows);
-    if let Some(path) = &options.write {
-        fs::File::create(path)
-            .and_then(|mut file| file.write_all(page.as_bytes()))
-            .with_context(|| format!("write {}", path.display()))?;
-    }
-    report::print(&page).context("print the table")
 }
 
 const PROGRAMS: [&str; 3] = ["mailtwin-agent", "mailtwin-replica", "replctl"];

@@ -5,11 +5,10 @@ use std::{
     fs,
     io::{self, Write as _},
     process::Command,
-    sync::Arc,
     time::Duration,
 };
 
-use mailtwin_disk::clock::Clock;
+use super::Bench;
 
 /// One line of the table.
 #[derive(Debug, Default)]
@@ -116,7 +115,8 @@ impl Row {
 }
 
 /// The whole page.
-pub(super) fn page(clock: &Arc<dyn Clock>, runs: usize, rows: &[Row]) -> String {
+pub(super) fn page(bench: &Bench, rows: &[Row]) -> String {
+    let Bench { clock, runs, .. } = bench;
     let command: Vec<String> = std::env::args().skip(1).collect();
     let mut page = String::from("# Benchmarks\n\nMade by `cargo xtask");
     for word in &command {
