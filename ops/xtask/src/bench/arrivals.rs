@@ -1,5 +1,9 @@
-//! When messages show up in mailboxes: inotify on both trees of a pair, one thread, times taken when
-//! an event is read.
+//! When messages arrive in mailboxes: inotify on both trees of a pair, one thread, times taken when an
+//! event is read.
+//!
+//! On the master a message has arrived when its name shows. On the replica that is not enough, since
+//! a name may show before it is durable: it counts from when the lock under which it was placed is
+//! released. Mailtwin holds that lock until file, name and list are synced.
 
 use std::{
     collections::HashMap,
@@ -33,10 +37,26 @@ pub(super) enum Side {
 /// First appearances by base name, the part of a file name that flags do not change.
 type Seen = HashMap<Vec<u8>, Duration>;
 
+/// What a watched directory is.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// `new` or `cur` of a folder of the master.
+    Master,
+    /// `new` or `cur` of the replica's folder of this number.
+    Replica(usize),
+    /// The replica's folder of this number itself, where the lock is.
+    Lock(usize),
+}
+
+/// Dovecot's lock of a folder, and ours.
+const LOCK: &[u8] = b"dovecot-uidlist.lock";
+
 #[derive(Debug, Default)]
 struct Both {
     master: Seen,
     replica: Seen,
+    /// By folder: names that show on the replica, under a lock that is still held.
+    placed: HashMap<usize, Vec<Vec<u8>>>,
     trouble: Option<String>,
 }
 
@@ -56,18 +76,27 @@ impl Arrivals {
     ) -> Result<Self> {
         let queue =
             inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).context("start inotify")?;
-        let mut sides = HashMap::new();
-        for (side, folder) in folders {
+        let mut places = HashMap::new();
+        let mut add = |path: &Path, flags, place| {
+            let watch = inotify::add_watch(&queue, path, flags)
+                .with_context(|| format!("watch {}", path.display()))?;
+            places.insert(watch, place);
+            Ok::<_, anyhow::Error>(())
+        };
+        for (number, (side, folder)) in folders.into_iter().enumerate() {
+            let place = match side {
+                Side::Master => Place::Master,
+                Side::Replica => Place::Replica(number),
+            };
             for name in ["new", "cur"] {
-                let path = folder.join(name);
-                let flags = WatchFlags::CREATE | WatchFlags::MOVED_TO;
-                let watch = inotify::add_watch(&queue, &path, flags)
-                    .with_context(|| format!("watch {}", path.display()))?;
-                sides.insert(watch, side);
+                add(&folder.join(name), WatchFlags::CREATE | WatchFlags::MOVED_TO, place)?;
+            }
+            if side == Side::Replica {
+                add(folder, WatchFlags::DELETE, Place::Lock(number))?;
             }
         }
         let (seen, stop) = (Arc::<Mutex<Both>>::default(), Arc::<AtomicBool>::default());
-        let reader = Reader { clock: Arc::clone(clock), queue, sides, seen: Arc::clone(&seen) };
+        let reader = Reader { clock: Arc::clone(clock), queue, places, seen: Arc::clone(&seen) };
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("arrivals".into())
@@ -107,10 +136,28 @@ impl Drop for Arrivals {
     }
 }
 
+impl Both {
+    fn note(&mut self, place: Place, name: &[u8], now: Duration) {
+        let base = || name.iter().copied().take_while(|octet| *octet != b':').collect();
+        match place {
+            Place::Master => {
+                self.master.entry(base()).or_insert(now);
+            }
+            Place::Replica(folder) => self.placed.entry(folder).or_default().push(base()),
+            Place::Lock(folder) if name == LOCK => {
+                for base in self.placed.remove(&folder).unwrap_or_default() {
+                    self.replica.entry(base).or_insert(now);
+                }
+            }
+            Place::Lock(_) => {}
+        }
+    }
+}
+
 struct Reader {
     clock: Arc<dyn Clock>,
     queue: OwnedFd,
-    sides: HashMap<i32, Side>,
+    places: HashMap<i32, Place>,
     seen: Arc<Mutex<Both>>,
 }
 
@@ -140,17 +187,11 @@ impl Reader {
                 return Err(io::Error::other("inotify lost events"));
             }
             let now = self.clock.monotonic();
-            let (Some(side), Some(name)) = (self.sides.get(&event.wd()), event.file_name()) else {
+            let (Some(place), Some(name)) = (self.places.get(&event.wd()), event.file_name())
+            else {
                 continue;
             };
-            let base: Vec<u8> =
-                name.to_bytes().iter().copied().take_while(|octet| *octet != b':').collect();
-            let mut seen = self.lock();
-            let seen = match side {
-                Side::Master => &mut seen.master,
-                Side::Replica => &mut seen.replica,
-            };
-            seen.entry(base).or_insert(now);
+            self.lock().note(*place, name.to_bytes(), now);
         }
     }
 
@@ -177,9 +218,14 @@ mod tests {
         let arrivals = Arrivals::watch(&clock, sides).unwrap();
         std::fs::File::create(a.join("new/1.host")).unwrap();
         std::fs::File::create(b.join("cur/1.host:2,S")).unwrap();
+        std::fs::File::create(b.join("dovecot-uidlist.lock")).unwrap();
         std::fs::File::create(b.join("cur/2.host:2,")).unwrap();
+        std::fs::remove_file(b.join("dovecot-uidlist.lock")).unwrap();
+        // Not yet durable.
+        std::fs::File::create(a.join("new/3.host")).unwrap();
+        std::fs::File::create(b.join("cur/3.host:2,")).unwrap();
         let deadline = clock.monotonic() + Duration::from_secs(30);
-        while arrivals.counts().unwrap() != (1, 1) {
+        while arrivals.counts().unwrap() != (2, 1) {
             assert!(clock.monotonic() < deadline);
             clock.pause(Duration::from_millis(5));
         }

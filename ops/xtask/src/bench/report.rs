@@ -151,7 +151,8 @@ Notes:
   as the daemons without the network. `rsync -a` promises nothing about a power cut; `rsync -a --fsync` and
   Mailtwin do. *copy + syncfs* is one thread that copies files and syncs once: the floor.
 - *Live pair* is two Dovecots and both daemons (or Dovecot's replicator) on one machine, so that all of them share its
-  processors. A message is taken as arrived when its name shows in new/ or cur/, by inotify on both trees.
+  processors. On the master a message has arrived when its name shows in new/ or cur/; on the replica when
+  the lock under which it was placed is released, which Mailtwin does once file, name and list are synced.
 - CPU is user and system time of all processes of a tool, to 10 ms; writing back dirty pages is the kernel's and
   counted for nobody.
 ";
