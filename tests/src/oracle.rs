@@ -17,8 +17,9 @@ const SHOWN_MAX: usize = 40;
 /// One account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    /// LIST: names, and whether they can be opened.
-    pub list: BTreeMap<String, bool>,
+    /// LIST: names of mailboxes that can be opened. Others are only places for what is below them;
+    /// Dovecot shows them or not, depending on where it takes its list from.
+    pub list: BTreeSet<String>,
     /// LSUB.
     pub subscribed: BTreeSet<String>,
     /// Every mailbox that can be opened.
@@ -59,28 +60,20 @@ impl Account {
     pub fn read(server: &Dovecot, account: &str) -> anyhow::Result<Self> {
         let mut imap = server.imap(account)?;
         let mut state = Self { files: account_files(server, account)?, ..Self::default() };
-        for name in imap.list(None, Some("*")).context("LIST")?.iter() {
-            let closed = |attribute: &imap_proto::NameAttribute<'_>| {
-                matches!(attribute, imap_proto::NameAttribute::NoSelect)
-            };
-            let opens = !name.attributes().iter().any(closed);
-            state.list.insert(name.name().to_owned(), opens);
-        }
         for name in imap.lsub(None, Some("*")).context("LSUB")?.iter() {
             state.subscribed.insert(name.name().to_owned());
         }
-        for (name, _) in state.list.clone().into_iter().filter(|(_, opens)| *opens) {
+        for name in listed(&mut imap)? {
             match Mailbox::read(&mut imap, &name) {
                 Ok(mailbox) => {
+                    state.list.insert(name.clone());
                     state.mailboxes.insert(name, mailbox);
                 }
-                Err(error) if is_refusal(&error) => {
-                    state.list.insert(name, false);
-                }
+                // Its list lags behind when many mailboxes come and go at once.
+                Err(error) if is_refusal(&error) => {}
                 Err(error) => return Err(error.context(format!("read {account} {name}"))),
             }
         }
-        state.prune_list(server.layout().separator());
         imap.logout().context("LOGOUT")?;
         Ok(state)
     }
@@ -96,20 +89,12 @@ impl Account {
         serials
     }
 
-    /// Takes out names that neither open nor have anything below: Dovecot's index of mailboxes
-    /// shows some that are gone, as mailboxes or as places for children, when many came and went.
-    fn prune_list(&mut self, separator: char) {
-        let opening: Vec<String> = self.mailboxes.keys().cloned().collect();
-        self.list.retain(|name, opens| {
-            let below = format!("{name}{separator}");
-            *opens || opening.iter().any(|other| other.starts_with(&below))
-        });
-    }
-
     /// What differs, one line each.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let mut found = Vec::new();
-        compare_maps("LIST", &self.list, &other.list, &mut found);
+        if self.list != other.list {
+            found.push(pair("LIST", &self.list, &other.list));
+        }
         if self.subscribed != other.subscribed {
             found.push(pair("LSUB", &self.subscribed, &other.subscribed));
         }
@@ -165,6 +150,16 @@ impl Mailbox {
         }
         compare_maps(&format!("{name}: UID"), &self.messages, &other.messages, found);
     }
+}
+
+/// Names that the server says can be opened.
+fn listed(imap: &mut Imap) -> anyhow::Result<Vec<String>> {
+    let names = imap.list(None, Some("*")).context("LIST")?;
+    let closed = |attribute: &imap_proto::NameAttribute<'_>| {
+        matches!(attribute, imap_proto::NameAttribute::NoSelect)
+    };
+    let open = names.iter().filter(|name| !name.attributes().iter().any(closed));
+    Ok(open.map(|name| name.name().to_owned()).collect())
 }
 
 /// Whether the server said that there is no such mailbox. The library takes a refusal that names a

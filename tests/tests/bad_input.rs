@@ -195,6 +195,8 @@ fn one_unreadable_mailbox_holds_up_no_other() -> anyhow::Result<()> {
         pair.wait_equal(lab)?;
         let broken = pair.master.mailbox_dir("u1", "Broken").join("cur");
         files::chmod(&broken, 0o000)?;
+        let new = pair.master.mailbox_dir("u1", "Broken").join("new");
+        files::write_mail(&new.join("1700000000.unseen.host"), corpus::short("unseen"))?;
         imap.append("Whole", &corpus::short("another")).finish()?;
         pair.master.deliver("u1", &corpus::short("inbox"))?;
         lab.wait("the other mailboxes go on", || {

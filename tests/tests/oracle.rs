@@ -36,7 +36,8 @@ fn random_work_of_many_clients_ends_equal() -> anyhow::Result<()> {
         pair.wait_equal(lab)?;
         let tried = tally.done + tally.refused + tally.dropped;
         ensure!(tried >= workload.operations, "{tried} operations of {}", workload.operations);
-        pair.replica.expect_quiet_log()
+        // A client that opens a mailbox in the very moment it is moved away finds its files gone.
+        pair.replica.expect_quiet_log_but(&["failed: No such file or directory"])
     })
 }
 
