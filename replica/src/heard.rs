@@ -6,6 +6,7 @@ use std::{
 };
 
 use mailtwin_logic::wire::message::Beat;
+use tokio_util::sync::CancellationToken;
 
 /// Agents seen at once that are remembered: more than any cluster has.
 const AGENTS_MAX: usize = 64;
@@ -23,6 +24,8 @@ pub struct Agent {
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
     agents: Arc<Mutex<BTreeMap<String, Agent>>>,
+    /// Each agent's newest session: what ends it, and what tells that it has ended.
+    sessions: Arc<Mutex<BTreeMap<String, (CancellationToken, CancellationToken)>>>,
 }
 
 impl Heard {
@@ -42,6 +45,25 @@ impl Heard {
     /// A heartbeat came.
     pub(crate) fn beat(&self, agent: &str, beat: Beat) {
         self.with(agent, |agent| agent.beat = Some(beat));
+    }
+
+    /// Makes a session the agent's only one: ends the one before, and waits until nothing of it is
+    /// left.
+    pub(crate) async fn takes_over(
+        &self,
+        agent: &str,
+        stop: CancellationToken,
+        gone: CancellationToken,
+    ) {
+        let before = {
+            let mut sessions = self.sessions.lock().expect("no panic while it is held");
+            sessions.retain(|_, (_, gone)| !gone.is_cancelled());
+            sessions.insert(agent.to_owned(), (stop, gone))
+        };
+        if let Some((stop, gone)) = before {
+            stop.cancel();
+            gone.cancelled().await;
+        }
     }
 
     fn with(&self, name: &str, change: impl FnOnce(&mut Agent)) {

@@ -23,7 +23,7 @@ use tokio::{
     sync::mpsc,
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     answer,
@@ -120,6 +120,8 @@ pub(crate) struct Shared {
     /// Cancelled when the session ends: nothing of it is applied any more.
     pub(crate) live: CancellationToken,
     building: Mutex<BTreeSet<(Account, MailboxId)>>,
+    /// Tells the agent's next session that nothing of this one is left.
+    _ends: DropGuard,
 }
 
 impl Shared {
@@ -175,21 +177,28 @@ where
     let Some(hello) = decode::<Hello>(&frame.payload).filter(|_| frame.stream == 0) else {
         return Err(SessionError::Protocol { peer: peer.to_owned(), what: "no greeting" });
     };
+    let stop = stop.child_token();
+    let _ends_writer = stop.clone().drop_guard();
     let (greeting, work) = match greet(&hello, context, admit) {
         Ok((welcome, work)) => (welcome, Ok(work)),
         Err((why, detail)) => (Greeting::Refused { why, detail: detail.clone() }, Err(detail)),
     };
+    let gone = CancellationToken::new();
+    let ends = gone.clone().drop_guard();
+    if work.is_ok() {
+        // An agent has one connection: what it had before may not have noticed its end yet.
+        let before = context.heard.takes_over(&hello.node, stop.clone(), gone);
+        let _ = timeout(HELLO_WITHIN, before).await;
+    }
     writer.send(&message(0, &greeting)).await.map_err(net)?;
     writer.flush().await.map_err(net)?;
     let work = work.map_err(|detail| SessionError::Refused { peer: hello.node.clone(), detail })?;
     let epoch = hello.epoch.0;
     tracing::info!(agent = %hello.node, %peer, epoch, "agent connected");
-    let stop = stop.child_token();
-    let _ends_writer = stop.clone().drop_guard();
     let (out, queue) = mpsc::channel(OUT_QUEUE);
     context.tasks.spawn("session writer", write(writer, queue, stop.clone()));
     context.heard.connected(&hello.node, true);
-    let wires = Wires { peer: &hello.node, out, stop };
+    let wires = Wires { peer: &hello.node, out, stop, ends };
     let result = tokio::select! {
         biased;
         known = context.fence.overtakes(hello.epoch) => {
@@ -219,7 +228,7 @@ fn greet(
         let detail = format!("{} is a master itself: two masters are never joined", context.node);
         return Err((Refusal::Role, detail));
     };
-    match context.fence.admit(hello.epoch) {
+    match context.fence.admit(hello.epoch, &hello.node) {
         Ok(()) => {
             let (node, epoch) = (context.node.clone(), hello.epoch);
             Ok((Greeting::Welcome { version, node, epoch, features: 0 }, work))
@@ -230,6 +239,13 @@ fn greet(
                 context.node, hello.node, hello.epoch
             );
             Err((Refusal::Epoch(known), detail))
+        }
+        Err(error @ FenceError::Rival { .. }) => {
+            let detail = format!(
+                "{error} for {}, and {} says that it is, too: two masters are never joined",
+                context.node, hello.node
+            );
+            Err((Refusal::Role, detail))
         }
         Err(error @ FenceError::Save { .. }) => Err((Refusal::Role, Chain(&error).to_string())),
     }
@@ -270,12 +286,13 @@ struct Wires<'a> {
     peer: &'a str,
     out: mpsc::Sender<Frame>,
     stop: CancellationToken,
+    ends: DropGuard,
 }
 
 /// Hands frames to their streams until the connection ends.
 async fn read<R: AsyncRead + Unpin + Send>(
     reader: &mut FrameReader<R>,
-    Wires { peer, out, stop }: Wires<'_>,
+    Wires { peer, out, stop, ends }: Wires<'_>,
     context: &Context,
     Work { store, workers, committer }: Work,
 ) -> Result<(), SessionError> {
@@ -286,6 +303,7 @@ async fn read<R: AsyncRead + Unpin + Send>(
         metrics: context.metrics.clone(),
         live: stop.clone(),
         building: Mutex::default(),
+        _ends: ends,
     });
     let mut streams: HashMap<u32, mpsc::Sender<Frame>> = HashMap::new();
     let mut newest = 0;

@@ -200,7 +200,7 @@ async fn an_agent_of_an_older_epoch_changes_nothing() {
     world.settle().await;
     // A newer master has shown itself to one of the replicas; the old one is still connected.
     let fenced = Arc::clone(&world.replicas[0]);
-    fenced.context.fence.admit(Epoch(2)).unwrap();
+    fenced.context.fence.admit(Epoch(2), "mx9").unwrap();
     world
         .change(&ann(), |master| {
             master.store.deliver(&ann(), &at, b"too late\n");
