@@ -274,6 +274,11 @@ impl Engine {
     ) -> Result<Held<'a>, StoreError> {
         let owner = dir.owner()?;
         let mut guard = lock(cell);
+        // Whatever takes long is done before the lock is taken.
+        let to = &ready.batch.to;
+        if !self.refresh(&to.account, &to.name, dir, &mut guard)? {
+            return Err(StoreError::Stale(None));
+        }
         let lock = self.cx.locker.take(dir, uidlist::LOCK, uidlist::NAME, owner)?;
         if !self.refresh_locked(dir, &mut guard)? {
             return Err(StoreError::Stale(None));

@@ -7,7 +7,7 @@
 
 mod numbers;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use mailtwin_logic::ids::{Guid, MailboxId, ModSeq, Uid, UidValidity};
 use rustix::fs::FileType;
@@ -66,6 +66,12 @@ struct Found {
     in_new: bool,
 }
 
+impl Found {
+    fn of(entry: &Entry) -> Self {
+        Self { name: entry.name.to_vec(), inode: entry.inode, in_new: entry.in_new }
+    }
+}
+
 /// What a uidlist says that is of use now.
 #[derive(Debug, Default)]
 struct List {
@@ -86,7 +92,12 @@ struct Look<'a> {
     snapshot: &'a mut Snapshot,
     trust: Trust,
     marks: Marks,
+    /// Files that are not as the snapshot has them, by base name.
     found: HashMap<Vec<u8>, Found>,
+    /// Messages that are, of what was listed.
+    same: Vec<Uid>,
+    /// Messages that are not where they were: their files are found elsewhere, or gone.
+    strays: BTreeSet<Uid>,
     /// Base names seen more than once.
     doubled: Vec<Vec<u8>>,
     list: List,
@@ -131,6 +142,8 @@ pub(crate) fn look(
         trust,
         marks,
         found: HashMap::new(),
+        same: Vec::new(),
+        strays: BTreeSet::new(),
         doubled: Vec::new(),
         list: List::default(),
         complaints: Vec::new(),
@@ -147,7 +160,8 @@ impl Look<'_> {
         if !self.list.whole && self.any_unknown() {
             self.read_list(true)?;
         }
-        if self.list.heading.is_none() && !self.cx.assigns() && self.found.is_empty() {
+        let empty = self.found.is_empty() && self.snapshot.entries().len() == self.strays.len();
+        if self.list.heading.is_none() && !self.cx.assigns() && empty {
             return Ok(Verdict::Absent);
         }
         self.read_messages(read)?;
@@ -162,31 +176,42 @@ impl Look<'_> {
         Ok(Verdict::Changed)
     }
 
-    /// Lists what may have changed, and takes the rest from the snapshot.
+    /// Lists what may have changed; the rest is as it was.
     fn list_names(&mut self) -> Result<(), StoreError> {
-        let held = self.snapshot.header.marks;
-        let relist_new = !held.new.holds(&self.marks.new);
-        let relist_cur = !held.cur.holds(&self.marks.cur);
+        let header = &self.snapshot.header;
+        // What is no record is remembered by nothing but the next listing.
+        let all = header.unnumbered > 0 || !header.problems.is_empty();
+        let relist_new = all || !header.marks.new.holds(&self.marks.new);
+        let relist_cur = all || !header.marks.cur.holds(&self.marks.cur);
         if relist_new {
             self.list_dir(b"new", true)?;
         }
         if relist_cur {
             self.list_dir(b"cur", false)?;
         }
-        if relist_new && relist_cur {
-            return Ok(());
+        self.same.sort_unstable();
+        let mut same = self.same.iter().peekable();
+        for entry in self.snapshot.entries().values() {
+            let relisted = if entry.in_new { relist_new } else { relist_cur };
+            while same.next_if(|uid| **uid < entry.uid).is_some() {}
+            if relisted && same.peek() != Some(&&entry.uid) {
+                self.strays.insert(entry.uid);
+            }
         }
-        let kept = self.snapshot.entries().values();
-        let kept = kept.filter(|entry| if entry.in_new { !relist_new } else { !relist_cur });
-        let kept: Vec<Found> = kept
-            .map(|entry| Found {
-                name: entry.name.to_vec(),
-                inode: entry.inode,
-                in_new: entry.in_new,
-            })
-            .collect();
-        for found in kept {
-            self.see(found);
+        let as_it_was = |base: &&Vec<u8>| {
+            let known = self.snapshot.of_base(base);
+            known.is_some_and(|entry| !self.strays.contains(&entry.uid))
+        };
+        let twice: Vec<Vec<u8>> = self.found.keys().filter(as_it_was).cloned().collect();
+        for base in twice {
+            let Some(entry) = self.snapshot.of_base(&base) else { continue };
+            // Of two files with one base name, the one in `cur/` counts.
+            if entry.in_new {
+                self.strays.insert(entry.uid);
+            } else {
+                self.found.remove(&base);
+            }
+            self.doubled.push(base);
         }
         Ok(())
     }
@@ -220,6 +245,13 @@ impl Look<'_> {
 
     /// Of two files with one base name, the one in `cur/` counts, and there the first by name.
     fn see(&mut self, found: Found) {
+        if let Some(entry) = self.snapshot.of_base(names::base(&found.name))
+            && (&*entry.name, entry.inode, entry.in_new)
+                == (&*found.name, found.inode, found.in_new)
+        {
+            self.same.push(entry.uid);
+            return;
+        }
         let base = names::base(&found.name).to_vec();
         match self.found.get_mut(&base) {
             None => {
@@ -339,11 +371,12 @@ impl Look<'_> {
 
     /// Whether a look without the lock cannot be believed.
     fn is_unsure(&self, read: &Read) -> bool {
-        let missing = |entry: &Entry| !self.found.contains_key(entry.base());
-        let renumbered =
-            |entry: &Entry| self.uid_of(entry.base()).is_some_and(|(uid, _)| uid != entry.uid);
         let entries = self.snapshot.entries();
-        if !self.doubled.is_empty() || entries.values().any(|e| missing(e) || renumbered(e)) {
+        let mut strays = self.strays.iter().filter_map(|uid| entries.get(uid));
+        if !self.doubled.is_empty()
+            || strays.any(|entry| !self.found.contains_key(entry.base()))
+            || !self.renumbered().is_empty()
+        {
             return true;
         }
         let unlisted = |entry: &Entry| self.uid_of(entry.base()).is_none();
@@ -362,6 +395,13 @@ impl Look<'_> {
         let is_new = |base: &&Vec<u8>| self.snapshot.of_base(base).is_none();
         let unnumbered = |base: &Vec<u8>| self.uid_of(base).is_none() && read.contains_key(base);
         lacks_id || self.found.keys().filter(is_new).any(unnumbered)
+    }
+
+    /// Messages whose lines now say another UID.
+    fn renumbered(&self) -> Vec<Uid> {
+        let lines = self.list.uids.iter();
+        let known = lines.filter_map(|(base, (uid, _))| Some((*uid, self.snapshot.of_base(base)?)));
+        known.filter(|(uid, entry)| *uid != entry.uid).map(|(_, entry)| entry.uid).collect()
     }
 
     fn table(&self) -> Result<Option<Table>, StoreError> {
@@ -427,38 +467,45 @@ impl Look<'_> {
         if (header.id, header.uid_validity) == (id, uid_validity) {
             return Vec::new();
         }
-        self.snapshot.restart(id, uid_validity)
+        let entries = self.snapshot.restart(id, uid_validity);
+        for entry in entries.iter().filter(|entry| !self.strays.contains(&entry.uid)) {
+            self.found.insert(entry.base().to_vec(), Found::of(entry));
+        }
+        entries
     }
 
     /// Drops, renames and adds records; returns how many files have no UID.
     fn update_entries(&mut self, renewed: &mut Vec<Entry>, read: &mut Read) -> usize {
         let mut old: HashMap<Vec<u8>, Entry> =
             renewed.drain(..).map(|entry| (entry.base().to_vec(), entry)).collect();
-        let (mut gone, mut kept) = (Vec::new(), Vec::new());
-        for entry in self.snapshot.entries().values() {
-            let uid = self.uid_of(entry.base()).map(|(uid, _)| uid);
-            // Where a list is damaged, what it no longer tells is not gone.
-            let told = self.list.whole && !self.damaged;
-            let uid = if told { uid } else { uid.or(Some(entry.uid)) };
-            match self.found.get(entry.base()) {
-                Some(found) if uid == Some(entry.uid) && found.inode == entry.inode => {
-                    if *found.name != *entry.name || found.in_new != entry.in_new {
-                        kept.push((entry.uid, found.clone()));
-                    }
+        let mut concerned = self.strays.clone();
+        concerned.extend(self.renumbered());
+        // Where a list is damaged, what it no longer tells is not gone.
+        let told = self.list.whole && !self.damaged;
+        if told {
+            let unlisted = |entry: &&Entry| self.uid_of(entry.base()).is_none();
+            let entries = self.snapshot.entries().values().filter(unlisted);
+            concerned.extend(entries.map(|entry| entry.uid));
+        }
+        for uid in concerned {
+            let Some(entry) = self.snapshot.entries().get(&uid).cloned() else { continue };
+            let base = entry.base();
+            let listed = self.uid_of(base).map(|(uid, _)| uid);
+            let keeps_uid = listed.map_or(!told, |listed| listed == uid);
+            let strays = self.strays.contains(&uid);
+            match self.found.get(base).cloned() {
+                Some(found) if found.inode == entry.inode && keeps_uid => {
+                    self.snapshot.rename(uid, &found.name, found.in_new);
                 }
-                Some(found) if found.inode == entry.inode => {
-                    old.insert(entry.base().to_vec(), entry.clone());
-                    gone.push(entry.uid);
+                None if strays => self.snapshot.expunge(uid),
+                // If its file was replaced, its record is when it is added.
+                _ if keeps_uid => {}
+                found => {
+                    self.found.insert(base.to_vec(), found.unwrap_or_else(|| Found::of(&entry)));
+                    self.snapshot.expunge(uid);
+                    old.insert(base.to_vec(), entry);
                 }
-                Some(_) if uid == Some(entry.uid) => {}
-                _ => gone.push(entry.uid),
             }
-        }
-        for uid in gone {
-            self.snapshot.expunge(uid);
-        }
-        for (uid, found) in kept {
-            self.snapshot.rename(uid, &found.name, found.in_new);
         }
         self.add_entries(&old, read)
     }

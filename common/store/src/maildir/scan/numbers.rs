@@ -23,6 +23,13 @@ impl Look<'_> {
         let known = |base: &[u8]| !self.list.whole && self.snapshot.of_base(base).is_some();
         let lacks = |base: &&Vec<u8>| self.uid_of(base).is_none() && !known(base);
         let mut bases: Vec<Vec<u8>> = self.found.keys().filter(lacks).cloned().collect();
+        if self.list.whole {
+            let known = self.snapshot.entries().values().map(|entry| entry.base().to_vec());
+            let is_there = |base: &Vec<u8>| self.uid_of(base).is_none() && self.is_there(base);
+            bases.extend(known.filter(is_there));
+            bases.sort_unstable();
+            bases.dedup();
+        }
         bases.sort_by_cached_key(|base| (names::told_time(base), base.clone()));
         let listed = self.list.heading.as_ref().map_or(Uid(1), |heading| heading.next);
         let mut next = listed.max(self.list.last.next());
@@ -49,6 +56,13 @@ impl Look<'_> {
             return Ok(());
         }
         self.write_list(next, &lines)
+    }
+
+    /// Whether a known message has a file.
+    fn is_there(&self, base: &[u8]) -> bool {
+        let known = self.snapshot.of_base(base);
+        self.found.contains_key(base)
+            || known.is_some_and(|entry| !self.strays.contains(&entry.uid))
     }
 
     fn keep_numbers(&mut self, next: Uid) {
