@@ -221,6 +221,7 @@ impl Engine {
                 commit |= !one.work.placings.is_empty();
                 one.work.foresee(&one.ready.batch, snapshot);
                 snapshot.header.marks = Marks::default();
+                snapshot.header.pending = true;
                 self.cx.shelf.save(&mut index, &to.account, &to.name, snapshot);
             }
         }
@@ -335,6 +336,7 @@ impl Engine {
         let to = &one.ready.batch.to;
         let snapshot = one.guard.as_mut().ok_or(StoreError::Stale(None))?;
         snapshot.header.marks = marks.unwrap_or_default();
+        snapshot.header.pending = false;
         snapshot.header.list_read = snapshot.header.marks.list.size();
         snapshot.header.list_last = Uid(snapshot.header.uid_next.0.saturating_sub(1));
         self.keep(&to.account, &to.name, snapshot)?;
@@ -410,7 +412,7 @@ impl Held<'_> {
             if entry.uid > self.next
                 && let Some(list) = &mut appended
             {
-                append(self.dir, list, &gap(entry.uid))?;
+                append(self.dir, list, &uidlist::gap(entry.uid))?;
             }
             let (from, name) = split(&placing.staged)?;
             let from = Dir::open(&from)?.ok_or(StoreError::Stale(None))?;
@@ -425,7 +427,7 @@ impl Held<'_> {
             && self.ready.batch.last
             && target > self.next
         {
-            append(self.dir, list, &gap(target))?;
+            append(self.dir, list, &uidlist::gap(target))?;
         }
         if self.ready.batch.to.mode == Mode::Repair {
             let seed = indexlog::seed(cx.clock.unix_ms());
@@ -474,12 +476,6 @@ impl Held<'_> {
         let content = [heading.render(), Work::lines(snapshot)].concat();
         hash::replace(self.dir, uidlist::NAME, &content, self.owner, None)
     }
-}
-
-/// A line that brings UIDNEXT to `next` and has no file.
-fn gap(next: Uid) -> Vec<u8> {
-    let uid = Uid(next.0.saturating_sub(1));
-    uidlist::render(uid, b"", format!("0.gap{uid}").as_bytes())
 }
 
 /// Appends whole or not at all: Dovecot would write on behind half a line.

@@ -170,6 +170,8 @@ impl Look<'_> {
         }
         if self.cx.assigns() {
             self.number()?;
+        } else if self.snapshot.header.pending {
+            self.complete()?;
         }
         let table = self.table()?;
         self.bring_up(table, read);
@@ -442,8 +444,9 @@ impl Look<'_> {
         header.unnumbered = u32::try_from(unnumbered).unwrap_or(u32::MAX);
         if let Some(heading) = &self.list.heading {
             let next = heading.next.max(self.list.last.next());
-            header.uid_next = header.uid_next.max(next);
+            header.uid_next = if header.pending { next } else { header.uid_next.max(next) };
         }
+        header.pending = false;
         header.list_read = self.list.read;
         header.list_last = self.list.last;
         header.marks = self.marks;

@@ -32,7 +32,7 @@ const PROBLEMS_MAX: usize = 16;
 const MODSEQS_PER_MS: u64 = 1024;
 
 /// Form of what stands in the index; another one is not read.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// A message as we saw it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +115,8 @@ pub(crate) struct Header {
     pub unnumbered: u32,
     keywords: Vec<String>,
     pub marks: Marks,
+    /// Changes were said here and perhaps not all made: the store knows which.
+    pub pending: bool,
     /// How far the uidlist was read, in octets, and the last UID in it.
     pub list_read: u64,
     pub list_last: Uid,
@@ -168,6 +170,7 @@ impl Snapshot {
             unnumbered: 0,
             keywords: Vec::new(),
             marks: Marks::default(),
+            pending: false,
             list_read: 0,
             list_last: Uid(0),
             problems: Vec::new(),

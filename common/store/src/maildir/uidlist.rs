@@ -129,6 +129,12 @@ pub(crate) fn render(uid: Uid, keys: &[u8], base: &[u8]) -> Vec<u8> {
     [uid.to_string().as_bytes(), b" ", keys, space, b":", base, b"\n"].concat()
 }
 
+/// A line that brings UIDNEXT to `next` and has no file.
+pub(crate) fn gap(next: Uid) -> Vec<u8> {
+    let uid = Uid(next.0.saturating_sub(1));
+    render(uid, b"", format!("0.gap{uid}").as_bytes())
+}
+
 /// What goes to another node about a message's line: keys and base name.
 pub(crate) fn hint(keys: &[u8], base: &[u8]) -> Box<[u8]> {
     let space: &[u8] = if keys.is_empty() { b"" } else { b" " };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use mailtwin_logic::ids::Uid;
 
-use super::Look;
+use super::{Look, Trust};
 use crate::{
     StoreError,
     maildir::{
@@ -56,6 +56,36 @@ impl Look<'_> {
             return Ok(());
         }
         self.write_list(next, &lines)
+    }
+
+    /// Writes lines for messages that we placed and died before their lines were written: the
+    /// snapshot was told of them first.
+    pub(super) fn complete(&mut self) -> Result<(), StoreError> {
+        let Some(heading) = self.list.heading.clone().filter(|_| self.list.damage.is_none()) else {
+            return Ok(());
+        };
+        let mut next = heading.next.max(self.list.last.next());
+        let (mut lines, mut uids) = (Vec::new(), Vec::new());
+        for entry in self.snapshot.entries().range(next..).map(|(_, entry)| entry) {
+            if self.uid_of(entry.base()).is_some() || !self.is_there(entry.base()) {
+                continue;
+            }
+            if entry.uid > next {
+                lines.extend(uidlist::gap(entry.uid));
+            }
+            lines.extend(uidlist::render(entry.uid, &entry.keys, entry.base()));
+            uids.push((entry.base().to_vec(), (entry.uid, entry.keys.to_vec())));
+            next = entry.uid.next();
+        }
+        if uids.is_empty() || self.trust != Trust::Second {
+            return Ok(());
+        }
+        hash::append(self.dir, uidlist::NAME, self.list.read, &lines)?;
+        self.list.read += u64::try_from(lines.len()).unwrap_or(0);
+        self.list.last = Uid(next.0.saturating_sub(1));
+        self.list.uids.extend(uids);
+        self.marks.list = self.dir.mark(uidlist::NAME, 0)?;
+        Ok(())
     }
 
     /// Whether a known message has a file.

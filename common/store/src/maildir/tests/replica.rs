@@ -200,3 +200,45 @@ fn messages_that_have_no_uid_yet_hold_up_deletion() {
     let delete = mailtwin_logic::plan::Step::Delete { id: state.id, name: name("Work") };
     assert!(matches!(store.restructure(&ann(), &[delete]), Err(StoreError::Stale(_))));
 }
+
+#[test]
+fn what_broke_off_half_way_is_ours_and_completed() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    let store = site.replica();
+    let head = build(&store, "Work", &[(1, ":1.a")]);
+    let blocked = site.mailbox(&ann(), &name("Work")).join("cur/1.b:2,Sb");
+    fs::create_dir(&blocked).unwrap();
+    let (mode, expect) = (Mode::Update, Some(head));
+    let adds = &[(20, ":1.b")][..];
+    let order = Order { at: "Work", mode, expect, next: 30, changes: Vec::new(), adds };
+    send(&store, order).unwrap_err();
+    // The gap line was written, the message has no name yet.
+    assert!(site.list(&ann(), &name("Work")).ends_with("19 :0.gap19\n"));
+    drop(store);
+    // Now as if the crash had come right after its name, before its line.
+    let staged = fs::read_dir(site.at("mail/.mailtwin/staging")).unwrap().next().unwrap().unwrap();
+    fs::remove_dir(&blocked).unwrap();
+    fs::rename(staged.path(), &blocked).unwrap();
+    let store = site.replica();
+    let state = store.find(&ann(), &name("Work")).unwrap().unwrap();
+    assert_eq!((state.foreign, state.head.messages, state.head.uid_next), (0, 2, Uid(21)));
+    assert!(site.list(&ann(), &name("Work")).ends_with("19 :0.gap19\n20 :1.b\n"));
+    update(&store, "Work", vec![Change::Expunge(Uid(20))], &[(21, ":1.c")]);
+}
+
+#[test]
+fn a_batch_that_failed_takes_no_uid() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    let store = site.replica();
+    let head = build(&store, "Work", &[(1, ":1.a")]);
+    let blocked = site.mailbox(&ann(), &name("Work")).join("cur/1.b:2,Sb");
+    fs::create_dir(&blocked).unwrap();
+    let (mode, expect) = (Mode::Update, Some(head));
+    let adds = &[(20, ":1.b")][..];
+    let order = Order { at: "Work", mode, expect, next: 30, changes: Vec::new(), adds };
+    send(&store, order).unwrap_err();
+    fs::remove_dir(&blocked).unwrap();
+    let state = store.find(&ann(), &name("Work")).unwrap().unwrap();
+    assert_eq!((state.foreign, state.head.messages, state.head.uid_next), (0, 1, Uid(20)));
+    update(&store, "Work", vec![], &[(20, ":1.b")]);
+}
