@@ -362,11 +362,16 @@ service lmtp {{
 
 /// Whether a log line tells of trouble. Not trouble: a server that is told to stop says so as a
 /// warning, and its workers count the sessions that ended with it; on a busy machine its own
-/// processes wait for each other.
+/// processes wait for each other; a message that was moved away and back has its old name again,
+/// which Dovecot lists twice, and says so, until it writes the list anew.
 fn is_problem(line: &str) -> bool {
     const TROUBLE: [&str; 4] = ["Error: ", "Warning: ", "Panic: ", "Fatal: "];
-    const ROUTINE: [&str; 3] =
-        ["Warning: Killed with signal 15", "Server shutting down", "stats-writer"];
+    const ROUTINE: [&str; 4] = [
+        "Warning: Killed with signal 15",
+        "Server shutting down",
+        "stats-writer",
+        "dovecot-uidlist: Duplicate file entry at line",
+    ];
     TROUBLE.iter().any(|word| line.contains(word))
         && !ROUTINE.iter().any(|word| line.contains(word))
 }

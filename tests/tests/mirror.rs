@@ -184,11 +184,15 @@ fn plant_oddities(root: &Path, secret: &Path) -> anyhow::Result<Vec<(String, Str
     symlink("/dev/zero", odd(b"1700000016.zero.host:2,S"))?;
     let made = Command::new("mkfifo").arg(odd(b"1700000017.fifo.host:2,S")).status()?;
     ensure!(made.success(), "mkfifo: {made}");
+    let garbled = maildir(&root.join(".Garbled"))?;
+    for name in ["plain", "1700000002.no-info.host"] {
+        files::write_mail(&garbled.join("cur").join(name), format!("Subject: {name} again\n\n"))?;
+    }
     files::write_mail(
-        &root.join("dovecot-uidlist"),
+        &garbled.join("dovecot-uidlist"),
         b"3 V1700000000 N9 Gnothex\n5 :plain\n4 :1700000002.no-info.host\n\0\xc3garbage\n7 :pla",
     )?;
-    files::write_mail(&root.join("dovecot-keywords"), "0 a\n0 b\n99 c\nx\n")?;
+    files::write_mail(&garbled.join("dovecot-keywords"), "0 a\n0 b\n99 c\nx\n")?;
     Ok(good)
 }
 

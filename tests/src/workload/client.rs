@@ -58,6 +58,7 @@ pub(super) struct Client<'a> {
     name: String,
     random: Random,
     imap: Option<Imap>,
+    selected: bool,
     serial: usize,
     outcome: Outcome,
 }
@@ -70,7 +71,7 @@ impl<'a> Client<'a> {
         random: Random,
     ) -> Self {
         let outcome = Outcome::default();
-        Self { shared, account, name, random, imap: None, serial: 0, outcome }
+        Self { shared, account, name, random, imap: None, selected: false, serial: 0, outcome }
     }
 
     /// Works until the run's number is reached and `go_on` is cleared.
@@ -125,6 +126,7 @@ impl<'a> Client<'a> {
                 Some(_) => {
                     self.outcome.dropped += 1;
                     self.imap = None;
+                    self.selected = false;
                     format!("dropped: {error:#}")
                 }
             },
@@ -144,6 +146,22 @@ impl<'a> Client<'a> {
         } else {
             _together = account.structure.read();
         }
+        let outcome = self.act(operation);
+        self.unselect()?;
+        outcome
+    }
+
+    /// Leaves no mailbox selected: Dovecot can write a list of UIDs that it has in memory into
+    /// the mailbox that took the old one's name.
+    fn unselect(&mut self) -> anyhow::Result<()> {
+        let selected = std::mem::take(&mut self.selected);
+        if let Some(imap) = self.imap.as_mut().filter(|_| selected) {
+            imap.run_command_and_check_ok("UNSELECT")?;
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, operation: &str) -> anyhow::Result<String> {
         match operation {
             "deliver" => self.deliver(),
             "append" => self.append(),
@@ -313,6 +331,7 @@ impl<'a> Client<'a> {
         let mailbox = self.mailbox();
         let imap = session(&mut self.imap, self.shared, self.account)?;
         imap.select(&mailbox)?;
+        self.selected = true;
         let mut uids: Vec<u32> = imap.uid_search("ALL")?.into_iter().collect();
         uids.sort_unstable();
         let mut set = Vec::new();
