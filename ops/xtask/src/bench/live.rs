@@ -4,6 +4,7 @@
 use std::{
     fmt, fs,
     path::PathBuf,
+    process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -267,8 +268,28 @@ impl Pair {
         lab.wait("the replica has the first messages", || {
             let there = tree::count(&self.replica.mail_root())?;
             let all = usize::try_from(there)? == ACCOUNTS;
+            if !all && self.keeper == Keeper::Replicator {
+                self.kick()?;
+            }
             Ok(if all { Ok(()) } else { Err(format!("{there} of {ACCOUNTS} are there")) })
         })
+    }
+
+    /// Tells the replicator to look at everybody: when the sync of an account has failed, it waits
+    /// for five minutes.
+    fn kick(&self) -> Result<()> {
+        let settings = self.master.mail_root().with_file_name("etc").join("dovecot.conf");
+        // It fails while the replicator is still starting; the next look tries again.
+        let _ = Command::new("doveadm")
+            .arg("-c")
+            .arg(settings)
+            .args(["replicator", "replicate", "*"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .context("start doveadm")?;
+        Ok(())
     }
 
     fn watch(&self, bench: &Bench) -> Result<Arrivals> {
