@@ -293,9 +293,10 @@ impl Engine {
         if ready.batch.expect != Some(snapshot.head()) {
             return Err(StoreError::Stale(Some(snapshot.head())));
         }
-        let work = changes::work_out(&mut ready.batch, snapshot, dir, &self.cx.locker.host)?;
         let content = hash::tail(dir, uidlist::NAME, 0, uidlist::FILE_OCTETS_MAX)?;
         let content = content.unwrap_or_default();
+        let host = &self.cx.locker.host;
+        let work = changes::work_out(&mut ready.batch, snapshot, dir, host, &content)?;
         let heading = Heading::parse(&content).map(|(heading, _)| heading);
         if ready.batch.to.mode == Mode::Update
             && let Err(why) = &heading

@@ -17,6 +17,7 @@ use super::{
     names,
     snapshot::{Entry, Snapshot},
     stage::line_of,
+    uidlist,
 };
 use crate::{Batch, StoreError, staged::Place};
 
@@ -95,6 +96,7 @@ pub(crate) fn work_out(
     snapshot: &Snapshot,
     dir: &Dir,
     host: &str,
+    list: &[u8],
 ) -> Result<Work, StoreError> {
     let records = additions(batch)?;
     let stale = || StoreError::Stale(Some(snapshot.head()));
@@ -139,9 +141,35 @@ pub(crate) fn work_out(
     if records.windows(2).any(|pair| pair.first().map(|r| r.uid) >= pair.last().map(|r| r.uid)) {
         return Err(StoreError::UidTaken(Uid(0)));
     }
-    place(batch, records, snapshot, dir, host, &table, &mut work)?;
+    let mut taken = listed(list, &records);
+    others(dir, snapshot, &mut taken)?;
+    place(batch, records, snapshot, host, &table, taken, &mut work)?;
     work.table = (table != snapshot.table).then_some(table);
     Ok(work)
+}
+
+/// Base names that the list still has a line for, if there is anything to add. A line outlives its
+/// message; a second one for the same name would be taken for damage.
+fn listed(list: &[u8], records: &[Record]) -> HashSet<Vec<u8>> {
+    let Ok((_, lines)) = uidlist::Heading::parse(list) else { return HashSet::new() };
+    if records.is_empty() {
+        return HashSet::new();
+    }
+    uidlist::Lines::parse(lines, Uid(0)).read.iter().map(|line| line.base.to_vec()).collect()
+}
+
+/// Adds the names of files that have no UID.
+fn others(dir: &Dir, snapshot: &Snapshot, taken: &mut HashSet<Vec<u8>>) -> Result<(), StoreError> {
+    if snapshot.header.unnumbered == 0 {
+        return Ok(());
+    }
+    for place in [b"new", b"cur"] {
+        let Some(dir) = dir.sub(place)? else { continue };
+        dir.list(|name, _, _| {
+            taken.insert(names::base(name).to_vec());
+        })?;
+    }
+    Ok(())
 }
 
 #[expect(clippy::too_many_arguments, reason = "one caller, which has all of it at hand")]
@@ -149,20 +177,11 @@ fn place(
     batch: &mut Batch,
     records: Vec<Record>,
     snapshot: &Snapshot,
-    dir: &Dir,
     host: &str,
     table: &Table,
+    mut taken: HashSet<Vec<u8>>,
     work: &mut Work,
 ) -> Result<(), StoreError> {
-    let mut taken: HashSet<Vec<u8>> = HashSet::new();
-    if snapshot.header.unnumbered > 0 {
-        for place in [b"new", b"cur"] {
-            let Some(dir) = dir.sub(place)? else { continue };
-            dir.list(|name, _, _| {
-                taken.insert(names::base(name).to_vec());
-            })?;
-        }
-    }
     for (record, staged) in records.into_iter().zip(batch.staged.drain(..)) {
         let is_taken = |base: &[u8]| taken.contains(base) || snapshot.of_base(base).is_some();
         let (keys, base) = line_of(&record, host, is_taken);
@@ -279,6 +298,6 @@ impl Work {
     pub(crate) fn lines(snapshot: &Snapshot) -> Vec<u8> {
         let entries: &BTreeMap<Uid, Entry> = snapshot.entries();
         let lines = entries.values();
-        lines.flat_map(|e| super::uidlist::render(e.uid, &e.keys, e.base())).collect()
+        lines.flat_map(|e| uidlist::render(e.uid, &e.keys, e.base())).collect()
     }
 }

@@ -24,6 +24,10 @@ use super::{
 };
 use crate::{ProblemKind, StoreError};
 
+/// Octets of a list that are read again where only what was appended is of interest: more than a
+/// line has.
+const CONTINUES_OCTETS: u64 = 4096;
+
 /// What a look found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -291,11 +295,22 @@ impl Look<'_> {
             return Ok(());
         }
         let from = if appended { header.list_read } else { 0 };
-        let tail = hash::tail(self.dir, uidlist::NAME, from, uidlist::FILE_OCTETS_MAX)?;
-        let Some(content) = tail else {
+        // A little of what was read already comes along, to tell the file from a new one that was
+        // given the old one's inode number.
+        let back = usize::try_from(from.min(CONTINUES_OCTETS)).unwrap_or(0);
+        let start = from.saturating_sub(CONTINUES_OCTETS);
+        let tail = hash::tail(self.dir, uidlist::NAME, start, uidlist::FILE_OCTETS_MAX)?;
+        let Some(mut content) = tail else {
             self.list = List { whole: true, ..List::default() };
             return Ok(());
         };
+        if appended {
+            let new = content.split_off(back.min(content.len()));
+            if !uidlist::ends_with(&content, start == 0, header.list_last) {
+                return self.read_list(true);
+            }
+            content = new;
+        }
         let path = self.dir.at(uidlist::NAME);
         let (heading, rest, last) = if appended {
             (self.known_heading(), content.as_slice(), header.list_last)

@@ -54,6 +54,19 @@ pub(crate) struct Lines<'a> {
     pub damage: Option<String>,
 }
 
+/// Whether `part`, the last octets that were read of a list, ends where a line with UID `last`
+/// does; a list without lines ends behind its first line, which `is_start` says is in `part`.
+pub(crate) fn ends_with(part: &[u8], is_start: bool, last: Uid) -> bool {
+    let Some(lines) = part.strip_suffix(b"\n") else { return false };
+    let (line, is_first) = match lines.iter().rposition(|&octet| octet == b'\n') {
+        Some(at) => (lines.get(at + 1..).unwrap_or_default(), false),
+        None => (lines, is_start),
+    };
+    let number = line.split(|&octet| octet == b' ').next().unwrap_or_default();
+    let uid = std::str::from_utf8(number).ok().and_then(|text| text.parse().ok()).map(Uid);
+    if is_first { last == Uid(0) } else { uid == Some(last) }
+}
+
 impl Heading {
     /// Splits off and reads the first line.
     pub(crate) fn parse(content: &[u8]) -> Result<(Self, &[u8]), String> {
@@ -277,6 +290,23 @@ mod tests {
         fn nearly_right(text in "([0-9]{1,3} ([A-Z][a-z]{0,3} )?:[a-z.]{1,5}\n){0,6}") {
             let found = Lines::parse(text.as_bytes(), Uid(0));
             prop_assert!(found.read.windows(2).all(|pair| pair[0].uid < pair[1].uid));
+        }
+    }
+
+    #[test]
+    fn another_list_is_told_from_one_that_grew() {
+        let cases: [(&[u8], bool, u32, bool); 7] = [
+            (b"3 V1 N5 Gx\n", true, 0, true),
+            (b"3 V1 N5 Gx\n", true, 4, false),
+            (b"3 V1 N5 Gx\n3 :a\n4 :b\n", true, 4, true),
+            (b":a\n4 G1 :b\n", false, 4, true),
+            (b":a\n9 :b\n", false, 4, false),
+            (b":a\n4 :b", false, 4, false),
+            (b"", false, 0, false),
+        ];
+        for (part, is_start, last, expected) in cases {
+            let told = ends_with(part, is_start, Uid(last));
+            assert_eq!(told, expected, "{}", part.escape_ascii());
         }
     }
 }
