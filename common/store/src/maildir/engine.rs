@@ -270,6 +270,9 @@ impl Engine {
     }
 
     /// Forgets mailboxes that are surely gone.
+    ///
+    /// One may have been built since they were listed: so each is looked for once more, while
+    /// nobody else can give it its place. Its cell stays, since somebody may be waiting for it.
     fn forget_absent(
         &self,
         account: &Account,
@@ -277,20 +280,26 @@ impl Engine {
         present: &BTreeSet<MailboxName>,
     ) -> Result<(), StoreError> {
         let absent: Vec<(MailboxName, Cell)> = {
-            let mut cells = lock(&book.cells);
-            let absent = cells.keys().filter(|name| !present.contains(name)).cloned();
-            let absent: Vec<MailboxName> = absent.collect();
-            absent
-                .into_iter()
-                .filter_map(|name| Some((name.clone(), cells.remove(&name)?)))
-                .collect()
+            let cells = lock(&book.cells);
+            let absent = cells.iter().filter(|(name, _)| !present.contains(name));
+            absent.map(|(name, cell)| (name.clone(), cell.clone())).collect()
         };
         for (name, cell) in absent {
-            if let Some(snapshot) = lock(&cell).take() {
+            let mut guard = lock(&cell);
+            if guard.is_none() || self.is_there(account, &name)? {
+                continue;
+            }
+            if let Some(snapshot) = guard.take() {
                 self.forget(account, book, &name, &snapshot)?;
             }
         }
         Ok(())
+    }
+
+    fn is_there(&self, account: &Account, name: &MailboxName) -> Result<bool, StoreError> {
+        let Some(root) = self.cx.account_dir(account)? else { return Ok(false) };
+        let dir = self.cx.mailbox_dir(&root, name)?;
+        dir.map_or(Ok(false), |dir| dir.has_dir(b"cur"))
     }
 
     /// Forgets a mailbox that was at `name`.

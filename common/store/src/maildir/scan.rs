@@ -5,6 +5,7 @@
 //! expunge and gives out UIDs. Octets of new messages are read between the two, so that the lock
 //! is held for the names only.
 
+mod list;
 mod numbers;
 
 use std::collections::{BTreeSet, HashMap};
@@ -20,13 +21,9 @@ use super::{
     keywords::{self, Table},
     names,
     snapshot::{Entry, Marks, Snapshot},
-    uidlist::{self, Heading, Lines},
+    uidlist::{self, Heading},
 };
 use crate::{ProblemKind, StoreError};
-
-/// Octets of a list that are read again where only what was appended is of interest: more than a
-/// line has.
-const CONTINUES_OCTETS: u64 = 4096;
 
 /// What a look found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,73 +275,6 @@ impl Look<'_> {
             self.snapshot.of_base(base).is_none() && !self.list.uids.contains_key(base)
         };
         self.found.keys().any(is_new)
-    }
-
-    /// Reads the uidlist: what was appended since the last time if that can be told, or all of it.
-    fn read_list(&mut self, all: bool) -> Result<(), StoreError> {
-        let header = &self.snapshot.header;
-        let (held, now) = (header.marks.list, self.marks.list);
-        let appended = !all
-            && header.list_read > 0
-            && held.inode() == now.inode()
-            && now.size() >= header.list_read;
-        if appended && held.holds(&now) {
-            self.list.read = header.list_read;
-            self.list.last = header.list_last;
-            self.list.heading = Some(self.known_heading());
-            return Ok(());
-        }
-        let from = if appended { header.list_read } else { 0 };
-        // A little of what was read already comes along, to tell the file from a new one that was
-        // given the old one's inode number.
-        let back = usize::try_from(from.min(CONTINUES_OCTETS)).unwrap_or(0);
-        let start = from.saturating_sub(CONTINUES_OCTETS);
-        let tail = hash::tail(self.dir, uidlist::NAME, start, uidlist::FILE_OCTETS_MAX)?;
-        let Some(mut content) = tail else {
-            self.list = List { whole: true, ..List::default() };
-            return Ok(());
-        };
-        if appended {
-            let new = content.split_off(back.min(content.len()));
-            if !uidlist::ends_with(&content, start == 0, header.list_last) {
-                return self.read_list(true);
-            }
-            content = new;
-        }
-        let path = self.dir.at(uidlist::NAME);
-        let (heading, rest, last) = if appended {
-            (self.known_heading(), content.as_slice(), header.list_last)
-        } else {
-            let corrupt = |why| StoreError::Corrupt { path, why };
-            let (heading, rest) = Heading::parse(&content).map_err(corrupt)?;
-            (heading, rest, Uid(0))
-        };
-        let lines = Lines::parse(rest, last);
-        let skipped = content.len() - rest.len();
-        let read = u64::try_from(skipped + lines.octets).unwrap_or(u64::MAX);
-        self.list = List {
-            heading: Some(heading),
-            whole: !appended,
-            read: from.saturating_add(read),
-            last: lines.read.last().map_or(last, |line| line.uid),
-            damage: lines.damage,
-            uids: HashMap::new(),
-        };
-        for line in lines.read {
-            let keys = if line.keys.len() <= uidlist::KEYS_OCTETS_MAX { line.keys } else { b"" };
-            self.list.uids.insert(line.base.to_vec(), (line.uid, keys.to_vec()));
-        }
-        Ok(())
-    }
-
-    fn known_heading(&self) -> Heading {
-        let header = &self.snapshot.header;
-        Heading {
-            uid_validity: header.uid_validity,
-            next: header.uid_next,
-            id: Some(header.id),
-            rest: Vec::new(),
-        }
     }
 
     /// Reads and hashes messages not seen before, or not as they are.
