@@ -123,6 +123,14 @@ pub(crate) fn marks(cx: &Context, dir: &Dir) -> Result<Option<Marks>, StoreError
     }))
 }
 
+/// Whether this is another mailbox that stands where the known one stood: its directory is another
+/// and nobody has given it a list yet. It must not be given the identity of the one that was moved
+/// away.
+fn is_successor(snapshot: &Snapshot, marks: &Marks) -> bool {
+    let held = snapshot.header.marks.cur.inode();
+    marks.list.inode() == 0 && held != 0 && held != marks.cur.inode()
+}
+
 /// Looks once.
 pub(crate) fn look(
     cx: &Context,
@@ -136,6 +144,11 @@ pub(crate) fn look(
         return Ok(Verdict::Unchanged);
     }
     cx.shelf.load(snapshot, cx.clock.unix_ms())?;
+    if is_successor(snapshot, &marks) {
+        snapshot.restart(derived_id(dir), UidValidity(0));
+        snapshot.header.marks = Marks::default();
+        snapshot.header.list_read = 0;
+    }
     let mut look = Look {
         cx,
         dir,

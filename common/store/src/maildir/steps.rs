@@ -210,6 +210,16 @@ impl Engine {
     ) -> Result<(), StoreError> {
         let layout = self.cx.options.layout;
         let place = |name: &MailboxName| layout.directory(name);
+        // Whoever has one of them open finishes first. The locks go along, and are taken away
+        // where they then are.
+        let mut dirs = Vec::new();
+        for (from, _) in renames {
+            dirs.extend(self.cx.mailbox_dir(root, from)?);
+        }
+        let mut locks = Vec::new();
+        for dir in &dirs {
+            locks.push(self.cx.locker.take(dir, uidlist::LOCK, uidlist::NAME, dir.owner()?)?);
+        }
         let sources: BTreeSet<&MailboxName> = renames.iter().map(|(from, _)| *from).collect();
         let crossing = renames.iter().any(|(_, to)| sources.contains(to));
         let nested = layout == Layout::Fs && renames.len() > 1;
@@ -222,6 +232,11 @@ impl Engine {
                 let above = make_all(root, above, root.owner()?)?;
                 move_mailbox(layout, root, &place(from)?, &above, &last)?;
                 above.sync()?;
+            }
+        }
+        for (_, to) in renames {
+            if let Some(dir) = self.cx.mailbox_dir(root, to)? {
+                dir.remove(uidlist::LOCK)?;
             }
         }
         self.rename_snapshots(account, book, renames)

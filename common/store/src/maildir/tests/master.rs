@@ -317,3 +317,21 @@ fn a_list_that_breaks_or_vanishes_expunges_nothing() {
     assert_eq!((delta.expunged, delta.records.len()), (vec![], 1));
     assert!(site.list(&ann(), &name("")).starts_with("3 V1700000000 N6 G"));
 }
+
+#[test]
+fn a_new_mailbox_does_not_inherit_the_identity_of_one_that_was_moved_away() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    site.create(&ann(), &name("A"));
+    let store = site.master();
+    let old = state(&store, "A");
+    let (a, b) = (site.mailbox(&ann(), &name("A")), site.mailbox(&ann(), &name("B")));
+    fs::rename(&a, &b).unwrap();
+    // Dovecot makes the directories first and the list a moment later.
+    for sub in ["cur", "new", "tmp"] {
+        fs::create_dir_all(a.join(sub)).unwrap();
+    }
+    let new = state(&store, "A");
+    assert_ne!(new.id, old.id);
+    assert_eq!(state(&store, "B").id, old.id);
+    assert_eq!(listing(&store).unread, []);
+}
