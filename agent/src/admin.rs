@@ -279,6 +279,11 @@ fn entry(entry: &mailtwin_logic::entry::Entry) -> Entry {
 }
 
 fn problems(store: &dyn MailStore) -> Vec<Problem> {
-    let all = store.problems().into_iter().take(LISTED_MAX);
-    all.map(|problem| Problem { object: problem.object, detail: problem.detail }).collect()
+    let lost = store.verify().err().map(|error| Problem {
+        object: "the store".to_owned(),
+        detail: format!("{}; nothing is taken for deleted", Chain(&error)),
+    });
+    let all = store.problems().into_iter();
+    let all = all.map(|problem| Problem { object: problem.object, detail: problem.detail });
+    lost.into_iter().chain(all).take(LISTED_MAX).collect()
 }

@@ -34,6 +34,10 @@ pub trait MailStore: Send + Sync {
     /// What this engine can and cannot do.
     fn capabilities(&self) -> Capabilities;
 
+    /// Whether this is the store it was, at little cost: for status, so that a lost volume shows
+    /// before anybody looks for mail.
+    fn verify(&self) -> Result<(), StoreError>;
+
     /// Every account the store has now, in order.
     fn accounts(&self) -> Result<Vec<Account>, StoreError>;
 

@@ -332,6 +332,10 @@ impl MailStore for MemoryStore {
         Capabilities { engine: "memory", sets_modseq: false, keywords_max: usize::MAX }
     }
 
+    fn verify(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn accounts(&self) -> Result<Vec<Account>, StoreError> {
         self.faults().trip(Call::Accounts, None, None)?;
         Ok(self.inner().accounts.keys().cloned().collect())

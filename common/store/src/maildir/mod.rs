@@ -208,6 +208,10 @@ impl MailStore for Maildir {
         Capabilities { engine: "maildir", sets_modseq: false, keywords_max: KEYWORDS_MAX }
     }
 
+    fn verify(&self) -> Result<(), StoreError> {
+        self.engine.cx.prefix().map(drop)
+    }
+
     fn accounts(&self) -> Result<Vec<Account>, StoreError> {
         self.engine.accounts()
     }
