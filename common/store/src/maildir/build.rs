@@ -281,12 +281,12 @@ impl Build {
         for entry in &self.entries {
             list.extend(uidlist::render(entry.uid, &entry.keys, entry.base()));
         }
-        hash::replace(&self.dir, uidlist::NAME, &list, self.owner, None)?;
+        hash::put(&self.dir, uidlist::NAME, &list, self.owner)?;
         let table = self.table.render();
         if !table.is_empty() {
-            hash::replace(&self.dir, b"dovecot-keywords", &table, self.owner, None)?;
+            hash::put(&self.dir, b"dovecot-keywords", &table, self.owner)?;
         }
-        hash::replace(&self.dir, indexlog::NAME, &indexlog::seed(now_ms), self.owner, None)?;
+        hash::put(&self.dir, indexlog::NAME, &indexlog::seed(now_ms), self.owner)?;
         if !to.name.is_inbox() && layout == Layout::MaildirPlusPlus {
             self.dir.create(b"maildirfolder", self.owner)?;
         }

@@ -51,6 +51,13 @@ pub(crate) fn tail(
     Ok(Some(content))
 }
 
+/// Writes a file that nobody can see yet, and that becomes durable with everything around it.
+pub(crate) fn put(dir: &Dir, name: &[u8], content: &[u8], owner: Owner) -> Result<(), StoreError> {
+    dir.remove(name)?;
+    let mut file = dir.create(name, owner)?;
+    file.write_all(content).map_err(during("write", &dir.at(name)))
+}
+
 /// Appends to a file after its first `whole` octets; half a line that stands behind them goes.
 /// Durable on return.
 pub(crate) fn append(dir: &Dir, name: &[u8], whole: u64, octets: &[u8]) -> Result<(), StoreError> {
