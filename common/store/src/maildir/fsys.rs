@@ -2,8 +2,11 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _},
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -276,6 +279,36 @@ impl Dir {
             rustix::fs::fchmod(&file, mode).map_err(during("chmod", &path))?;
         }
         owner.give(&file, &path)?;
+        Ok(file)
+    }
+
+    /// A file that appears under `name` with all of its content, or not at all; fails if there is
+    /// one of that name. On file systems that have no nameless files it is a moment without content.
+    pub(crate) fn create_whole(
+        &self,
+        name: &[u8],
+        owner: Owner,
+        mode: Mode,
+        content: &[u8],
+    ) -> Result<File, StoreError> {
+        let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let path = self.at(name);
+        let (mut file, named) = match rustix::fs::openat(&self.fd, ".", flags, mode) {
+            Ok(fd) => (File::from(fd), false),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+                (self.create_with(name, owner, mode)?, true)
+            }
+            Err(error) => return Err(during("create", &path)(error)),
+        };
+        file.write_all(content).map_err(during("write", &path))?;
+        if named {
+            return Ok(file);
+        }
+        rustix::fs::fchmod(&file, mode).map_err(during("chmod", &path))?;
+        owner.give(&file, &path)?;
+        let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::linkat(CWD, nameless, &self.fd, name, AtFlags::SYMLINK_FOLLOW)
+            .map_err(during("create", &path))?;
         Ok(file)
     }
 

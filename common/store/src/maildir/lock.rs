@@ -1,7 +1,7 @@
-//! Dovecot's dot-locks: a file beside the one it guards, made with `O_EXCL`, that says
+//! Dovecot's dot-locks: a file beside the one it guards, made only where there is none, that says
 //! `<pid>:<host>`.
 
-use std::{io::Write as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use mailtwin_disk::clock::Clock;
 use rustix::{fs::Mode, io::Errno, process::Pid};
@@ -75,12 +75,13 @@ impl Locker {
         owner: Owner,
     ) -> Result<DotLock<'a>, StoreError> {
         // Readable by the mail user, or Dovecot cannot wait for it.
-        let mut file = dir.create_with(name, owner, Mode::from_raw_mode(0o644))?;
-        let stat = rustix::fs::fstat(&file).map_err(during("stat", &dir.at(name)))?;
-        let lock = DotLock { dir, name, inode: stat.st_ino };
+        // Whole at once: one that a crash left without content would count as nobody's we know,
+        // and stand in everybody's way for two minutes.
         let content = format!("{}:{}", std::process::id(), self.host);
-        file.write_all(content.as_bytes()).map_err(during("write", &dir.at(name)))?;
-        Ok(lock)
+        let mode = Mode::from_raw_mode(0o644);
+        let file = dir.create_whole(name, owner, mode, content.as_bytes())?;
+        let stat = rustix::fs::fstat(&file).map_err(during("stat", &dir.at(name)))?;
+        Ok(DotLock { dir, name, inode: stat.st_ino })
     }
 
     fn is_abandoned(
@@ -167,6 +168,8 @@ impl Drop for DotLock<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use mailtwin_disk::clock::SystemClock;
 
     use super::*;
