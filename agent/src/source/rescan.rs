@@ -66,6 +66,13 @@ impl Rescan {
         self.pace = Pace::Slow { next: now + step, step };
     }
 
+    /// Nothing can be looked at: lists the accounts again in a while.
+    pub(super) fn again(&mut self, now: Duration) {
+        self.queue.clear();
+        let step = self.unwatched_every;
+        self.pace = Pace::Slow { next: now + step, step };
+    }
+
     /// Whether the start-up scan is under way.
     pub(super) fn is_rushing(&self) -> bool {
         self.pace == Pace::Fast
@@ -139,6 +146,17 @@ mod tests {
 
     fn accounts(count: usize) -> Vec<Account> {
         (0..count).map(|number| Account::new(&format!("u{number:03}")).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_looked_at_is_tried_again_soon() {
+        let mut rescan = Rescan::new(secs(10_000), secs(30));
+        rescan.rush([]);
+        assert!(rescan.due(secs(0)).list);
+        rescan.again(secs(0));
+        assert_eq!(rescan.deadline(), secs(30));
+        assert_eq!(rescan.due(secs(29)), Work::default());
+        assert!(rescan.due(secs(30)).list);
     }
 
     #[test]

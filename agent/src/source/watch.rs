@@ -62,6 +62,8 @@ pub(super) struct Watcher {
     limit_said: bool,
     /// A scan of everything has ended, and must be said once its targets are taken.
     announce: bool,
+    /// The store cannot be looked at, or its top was lost: everything is watched anew once it can.
+    blind: bool,
 }
 
 /// What one read of events brought.
@@ -89,6 +91,7 @@ impl Watcher {
             accounts: None,
             limit_said: false,
             announce: false,
+            blind: false,
         })
     }
 
@@ -177,6 +180,11 @@ impl Watcher {
             return;
         }
         if event.is_gone {
+            // The volume was unmounted, or the directory of accounts removed.
+            if self.places.roles(event.watch).contains(&Role::Accounts) {
+                self.blind = true;
+                self.rescan.again(self.parts.clock.monotonic());
+            }
             self.places.forget(event.watch);
             return;
         }
@@ -236,10 +244,18 @@ impl Watcher {
             self.visit(account);
         }
         if work.list {
-            let was_first = self.rescan.is_rushing();
+            let (was_first, was_blind) = (self.rescan.is_rushing(), self.blind);
+            self.blind = false;
             let accounts = self.look_for_accounts();
-            self.rescan.round(accounts, now);
-            self.announce |= was_first;
+            if self.blind {
+                self.rescan.again(now);
+            } else if was_blind {
+                tracing::info!("the mail store can be looked at again: looking at everything");
+                self.rescan.rush(accounts);
+            } else {
+                self.rescan.round(accounts, now);
+                self.announce |= was_first;
+            }
         }
     }
 
@@ -255,6 +271,7 @@ impl Watcher {
         match self.parts.store.accounts() {
             Ok(accounts) => accounts,
             Err(error) => {
+                self.blind = true;
                 complain(&error);
                 self.places.accounts().cloned().collect()
             }
@@ -297,6 +314,7 @@ impl Watcher {
                     }
                 }
                 Err(error) => {
+                    self.blind |= owner.is_none();
                     complain(&error);
                     return false;
                 }
