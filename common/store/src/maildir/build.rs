@@ -169,7 +169,7 @@ impl Engine {
     pub(crate) fn place(
         &self,
         built: &Built,
-        snapshot: Snapshot,
+        mut snapshot: Snapshot,
     ) -> Result<(Head, Dir), StoreError> {
         let to = &built.to;
         let free = self.check_free(to);
@@ -177,6 +177,12 @@ impl Engine {
         let _still = book.still();
         let cell = book.cell(&to.name);
         let mut guard = lock(&cell);
+        if guard.is_some() {
+            // Looking at what it replaces has put that into the index again.
+            let mut index = IndexBatch::default();
+            self.cx.shelf.save(&mut index, &to.account, &to.name, &mut snapshot);
+            self.cx.shelf.commit(index)?;
+        }
         match free.and_then(|()| lock(&built.build).place(self, to)) {
             Ok(dir) => {
                 self.know(&to.account, &to.name, &snapshot);

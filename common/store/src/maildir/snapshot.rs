@@ -421,6 +421,12 @@ impl Shelf {
         if whole && count == snapshot.header.count {
             snapshot.contents = Some(contents);
         } else {
+            tracing::warn!(
+                slot = snapshot.header.slot,
+                count,
+                expected = snapshot.header.count,
+                "records of a mailbox are missing in the index: reading it anew"
+            );
             let highest = ModSeq(snapshot.header.highest_modseq.0 + 1);
             *snapshot = Snapshot::fresh(self.slot()?, snapshot.header.id, now_ms);
             let start = snapshot.header.highest_modseq.max(highest);
