@@ -26,7 +26,12 @@ pub(crate) async fn run(stream: &mut Stream, apply: Apply) -> Result<(), Broken>
         name: apply.name.clone(),
         mode: apply.mode,
     };
-    let (begun, last) = (stream.shared().is_building(&to), apply.last);
+    let under_way = stream.shared().is_building(&to);
+    if under_way.as_ref().is_some_and(|name| *name != to.name) {
+        // Renamed on the master between two visits: that of the old name is still under way.
+        return stream.fail(&StoreError::Stale(None)).await;
+    }
+    let (begun, last) = (under_way.is_some(), apply.last);
     // Noted before anything is built, so that nothing half-built outlives its session unnoticed.
     stream.shared().builds(&to, to.mode == Mode::Build);
     let result = carry_out(stream, &to, apply, begun).await;

@@ -1,7 +1,7 @@
 //! One agent's connection: greeting, then a task for each stream it opens.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -15,6 +15,7 @@ use mailtwin_logic::{
     chain::Chain,
     ids::{Account, MailboxId},
     limits::STREAMS_MAX,
+    mailbox::MailboxName,
     wire::message::{Beat, Control, Greeting, Hello, Refusal, Request, agree, decode, encode},
 };
 use mailtwin_store::{Destination, MailStore};
@@ -119,16 +120,16 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// Cancelled when the session ends: nothing of it is applied any more.
     pub(crate) live: CancellationToken,
-    building: Mutex<BTreeSet<(Account, MailboxId)>>,
+    building: Mutex<BTreeMap<(Account, MailboxId), MailboxName>>,
     /// Tells the agent's next session that nothing of this one is left.
     _ends: DropGuard,
 }
 
 impl Shared {
-    /// Whether `to` is being built by this session over several applies.
-    pub(crate) fn is_building(&self, to: &Destination) -> bool {
+    /// Under which name a mailbox is being built by this session over several applies.
+    pub(crate) fn is_building(&self, to: &Destination) -> Option<MailboxName> {
         let building = self.building.lock().expect("no panic while it is held");
-        building.contains(&(to.account.clone(), to.mailbox))
+        building.get(&(to.account.clone(), to.mailbox)).cloned()
     }
 
     /// Notes whether more of `to` is to come.
@@ -136,10 +137,10 @@ impl Shared {
         let key = (to.account.clone(), to.mailbox);
         let mut building = self.building.lock().expect("no panic while it is held");
         if more {
-            building.insert(key)
+            building.insert(key, to.name.clone());
         } else {
-            building.remove(&key)
-        };
+            building.remove(&key);
+        }
     }
 }
 
@@ -147,7 +148,7 @@ impl Drop for Shared {
     /// The last stream is gone: what was half-built is of no use to the next session.
     fn drop(&mut self) {
         let building = std::mem::take(&mut *self.building.lock().expect("no panic while held"));
-        for (account, mailbox) in building {
+        for (account, mailbox) in building.into_keys() {
             self.store.abandon(&account, mailbox);
         }
     }

@@ -34,6 +34,9 @@ impl Visitor {
             let mut plan = plan::account(&ours.state, &theirs);
             keep_unread(&mut plan, &ours);
             self.note_equal(moment, account, &ours, &plan);
+            for (mailbox, theirs) in &plan.visits {
+                self.held.expect(account, mailbox.id, *theirs);
+            }
             if plan.steps.is_empty() {
                 let trouble = self.files(account, &plan, &theirs).await?;
                 let visited = visited(account, &ours, &plan, &unread);

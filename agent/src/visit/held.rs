@@ -74,6 +74,14 @@ impl Held {
         }
     }
 
+    /// The replica says that this is its head, or that it has no such mailbox: what was noted
+    /// otherwise is wrong.
+    pub(crate) fn expect(&self, account: &Account, mailbox: MailboxId, head: Option<Head>) {
+        if self.get(account, mailbox).is_some_and(|known| Some(known.head) != head) {
+            self.forget(account, mailbox);
+        }
+    }
+
     /// Nothing is known any more.
     pub(crate) fn forget(&self, account: &Account, mailbox: MailboxId) {
         self.lock().note(account, mailbox, None);
@@ -124,5 +132,16 @@ mod tests {
         assert_eq!(held.get(&account, id), None);
         held.equal_since(held.moment(), &account, &state(3));
         assert_eq!(held.get(&account, id), Some(known(&state(3))));
+    }
+
+    #[test]
+    fn what_the_replica_says_of_itself_wins() {
+        let (held, account) = (Held::default(), Account::new("ann").unwrap());
+        let id = state(1).id;
+        held.equal(&account, &state(2));
+        held.expect(&account, id, Some(state(2).head));
+        assert_eq!(held.get(&account, id), Some(known(&state(2))));
+        held.expect(&account, id, None);
+        assert_eq!(held.get(&account, id), None);
     }
 }

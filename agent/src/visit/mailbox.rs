@@ -80,6 +80,9 @@ impl Visitor {
         let since = known.map_or(ModSeq(0), |known| known.modseq);
         let (whose, id) = (account.clone(), state.id);
         let delta = self.work(move |store| store.delta(&whose, id, since)).await?;
+        if delta.state.name != *name {
+            return Ok(Some(account_first)); // renamed since it was found
+        }
         let target = delta.state.head;
         let (plan, held) = match known.filter(|_| !delta.complete) {
             Some(Known { head, .. }) => {

@@ -80,6 +80,7 @@ macro_rules! conformance {
             abandoned_build_leaves_nothing
             build_begins_anew_when_it_is_repeated
             build_refuses_a_place_that_is_taken
+            build_refuses_a_mailbox_that_is_elsewhere
             build_takes_the_place_of_an_empty_inbox
             additions_below_uid_next_need_a_repair
             repair_takes_another_uid_validity

@@ -68,6 +68,12 @@ pub enum StoreError {
         /// How that shows.
         why: String,
     },
+    /// Clients rename mailboxes so fast that no look at them all was of one moment.
+    #[error("list the mailboxes of {account}: they were moved about all the while")]
+    Moving {
+        /// Whose.
+        account: Account,
+    },
     /// The operating system refused.
     #[error("{op} {path}", path = path.display())]
     Io {
@@ -84,7 +90,7 @@ impl StoreError {
     /// The code that metrics, quarantine and `explain` use.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Stale(_) => Reason::Busy,
+            Self::Stale(_) | Self::Moving { .. } => Reason::Busy,
             Self::NotFound { .. } => Reason::Missing,
             Self::Mismatch { .. } => Reason::GuidMismatch,
             Self::UidTaken(_) => Reason::Conflict,

@@ -174,6 +174,17 @@ pub fn build_refuses_a_place_that_is_taken(make: Make<'_>) {
     assert_eq!((found.head.messages, found.foreign), (1, 1));
 }
 
+/// A mailbox that was renamed while it was planned is not built a second time.
+pub fn build_refuses_a_mailbox_that_is_elsewhere(make: Make<'_>) {
+    let subject = make();
+    let old = At::new(&*subject, 1, "Old");
+    let before = old.build(&[(1, "a")]);
+    let new = At::new(&*subject, 1, "New");
+    let error = new.apply(new.batch(Mode::Build, Vec::new(), &[(1, "a")]));
+    assert!(matches!(error, Err(StoreError::Stale(Some(head))) if head == before), "{error:?}");
+    assert_eq!((old.head(), new.head()), (Some(before), None));
+}
+
 /// The empty INBOX that a mail server makes at a login gives way to the master's.
 pub fn build_takes_the_place_of_an_empty_inbox(make: Make<'_>) {
     let subject = make();

@@ -140,9 +140,17 @@ impl Engine {
         Ok(())
     }
 
-    /// Refuses if there is a mailbox where this one is to be.
+    /// Refuses if there is a mailbox where this one is to be, or if it is here under another name:
+    /// then it was renamed while it was planned, and must not be there twice.
     fn check_free(&self, to: &Destination) -> Result<(), StoreError> {
         self.cx.options.layout.directory(&to.name)?;
+        let elsewhere = self.book(&to.account).name_of(to.mailbox).filter(|at| *at != to.name);
+        if let Some(at) = elsewhere
+            && let Some(held) = self.find(&to.account, &at)?
+            && held.id == to.mailbox
+        {
+            return Err(StoreError::Stale(Some(held.head)));
+        }
         match self.find(&to.account, &to.name)? {
             // The empty INBOX that a mail server makes at a login gives way.
             Some(held) if to.name.is_inbox() && held.head.messages == 0 && held.foreign == 0 => {

@@ -1,7 +1,7 @@
 //! What the engine knows, and how it brings that up to date.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
@@ -9,27 +9,24 @@ use std::{
 use mailtwin_disk::{clock::Clock, dir::FileSystem, index::Batch};
 use mailtwin_logic::{
     ids::{Account, Guid, MailboxId, Uid, UidValidity},
-    mailbox::{FileKey, FileState, MailboxName, MailboxState},
+    mailbox::{FileKey, MailboxName, MailboxState},
 };
 
 use super::{
     MaildirOptions,
     build::Builds,
-    files,
     fsys::{Dir, Mark},
     graveyard::Graveyard,
     identity::{self, Keeper},
     layout::Pattern,
+    listing::name_problem,
     lock::Locker,
     scan::{self, Read, Trust, Verdict},
     snapshot::{Shelf, Snapshot},
-    uidlist::{self, Heading},
+    uidlist,
     warm::Warm,
 };
-use crate::{Listing, Octets, Problem, ProblemKind, Reason, StoreError};
-
-/// Problems shown at most.
-const PROBLEMS_MAX: usize = 1000;
+use crate::{Octets, Problem, StoreError};
 
 /// What all parts need.
 #[derive(Debug)]
@@ -66,7 +63,7 @@ pub(crate) struct Engine {
     books: Mutex<BTreeMap<Account, Arc<Book>>>,
     /// Whose the records in a slot are.
     slots: Mutex<HashMap<u64, (Account, MailboxId)>>,
-    problems: Mutex<BTreeMap<Option<Account>, Vec<Problem>>>,
+    pub problems: Mutex<BTreeMap<Option<Account>, Vec<Problem>>>,
     warm: Mutex<Warm>,
     /// The mail's file system, and the device it was.
     pub disk: Mutex<Option<(u64, Arc<FileSystem>)>>,
@@ -158,99 +155,6 @@ impl Engine {
         Ok(found)
     }
 
-    pub(crate) fn account(&self, account: &Account) -> Result<Option<Listing>, StoreError> {
-        let book = self.book(account);
-        let _still = book.still();
-        let Some(dir) = self.cx.account_dir(account)? else {
-            // A second look, as for anything that is gone.
-            if self.cx.account_dir(account)?.is_none() {
-                self.forget_absent(account, &book, &BTreeSet::new())?;
-                return Ok(None);
-            }
-            return self
-                .cx
-                .account_dir(account)?
-                .map_or(Ok(None), |dir| self.list(account, &book, &dir).map(Some));
-        };
-        self.list(account, &book, &dir).map(Some)
-    }
-
-    fn list(&self, account: &Account, book: &Book, dir: &Dir) -> Result<Listing, StoreError> {
-        let mut odd = Vec::new();
-        let layout = self.cx.options.layout;
-        let mut names = layout.mailboxes(dir, &mut odd)?;
-        let lacks = |names: &[MailboxName]| {
-            lock(&book.cells).keys().any(|name| names.binary_search(name).is_err())
-        };
-        if lacks(&names) {
-            // A rename can hide both names for an instant.
-            odd.clear();
-            let again = layout.mailboxes(dir, &mut odd)?;
-            names = names.into_iter().chain(again).collect::<BTreeSet<_>>().into_iter().collect();
-        }
-        self.follow_renames(account, book, dir, &names)?;
-        let mut problems: Vec<Problem> = odd.iter().map(|path| name_problem(path)).collect();
-        let mut listing = Listing::default();
-        let mut present = BTreeSet::new();
-        for name in names {
-            let Some(mailbox) = self.cx.mailbox_dir(dir, &name)? else { continue };
-            let cell = book.cell(&name);
-            let mut guard = lock(&cell);
-            match self.refresh(account, &name, &mailbox, &mut guard) {
-                Ok(false) => {}
-                Ok(true) => {
-                    present.insert(name.clone());
-                    if let Some(snapshot) = guard.as_ref() {
-                        listing.state.mailboxes.push(snapshot.state(&name));
-                        note(&mut problems, account, &name, snapshot);
-                        self.warm(&cell, snapshot);
-                    }
-                    files::acl(book, &mailbox, &name, &self.cx, &mut listing.state.files)?;
-                }
-                Err(error @ StoreError::WrongStore { .. }) => return Err(error),
-                Err(error) if error.is_fatal() => return Err(error),
-                Err(error) => {
-                    present.insert(name.clone());
-                    problems.push(unreadable(account, &name, &error));
-                    listing.unread.push((name, error.reason(), describe(&error)));
-                }
-            }
-        }
-        self.forget_absent(account, book, &present)?;
-        set_apart_copies(book, &mut listing);
-        files::list(&self.cx, book, account, dir, &mut listing.state.files, &mut problems)?;
-        listing.state.files.sort_unstable_by(|a: &FileState, b| a.key.cmp(&b.key));
-        problems.truncate(PROBLEMS_MAX);
-        lock(&self.problems).insert(Some(account.clone()), problems);
-        Ok(listing)
-    }
-
-    /// A mailbox under a new name whose old one is gone takes its snapshot along.
-    fn follow_renames(
-        &self,
-        account: &Account,
-        book: &Book,
-        dir: &Dir,
-        names: &[MailboxName],
-    ) -> Result<(), StoreError> {
-        for name in names {
-            let cell = book.cell(name);
-            if lock(&cell).is_some() {
-                continue;
-            }
-            let Some(mailbox) = self.cx.mailbox_dir(dir, name)? else { continue };
-            let Some(id) = listed_id(&mailbox)? else { continue };
-            let Some(old) = book.name_of(id).filter(|old| names.binary_search(old).is_err()) else {
-                continue;
-            };
-            let snapshot = lock(&book.cell(&old)).take();
-            if let Some(snapshot) = snapshot {
-                self.rename_known(account, book, &old, name, snapshot)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Puts a snapshot under another name.
     pub(crate) fn rename_known(
         &self,
@@ -267,39 +171,6 @@ impl Engine {
         lock(&book.ids).insert(snapshot.header.id, to.clone());
         *lock(&book.cell(to)) = Some(snapshot);
         Ok(())
-    }
-
-    /// Forgets mailboxes that are surely gone.
-    ///
-    /// One may have been built since they were listed: so each is looked for once more, while
-    /// nobody else can give it its place. Its cell stays, since somebody may be waiting for it.
-    fn forget_absent(
-        &self,
-        account: &Account,
-        book: &Book,
-        present: &BTreeSet<MailboxName>,
-    ) -> Result<(), StoreError> {
-        let absent: Vec<(MailboxName, Cell)> = {
-            let cells = lock(&book.cells);
-            let absent = cells.iter().filter(|(name, _)| !present.contains(name));
-            absent.map(|(name, cell)| (name.clone(), cell.clone())).collect()
-        };
-        for (name, cell) in absent {
-            let mut guard = lock(&cell);
-            if guard.is_none() || self.is_there(account, &name)? {
-                continue;
-            }
-            if let Some(snapshot) = guard.take() {
-                self.forget(account, book, &name, &snapshot)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn is_there(&self, account: &Account, name: &MailboxName) -> Result<bool, StoreError> {
-        let Some(root) = self.cx.account_dir(account)? else { return Ok(false) };
-        let dir = self.cx.mailbox_dir(&root, name)?;
-        dir.map_or(Ok(false), |dir| dir.has_dir(b"cur"))
     }
 
     /// Forgets a mailbox that was at `name`.
@@ -513,75 +384,6 @@ impl Engine {
         let Some(place) = dir.sub(entry.place())? else { return Ok(None) };
         let Some((file, stat)) = place.read(&entry.name)? else { return Ok(None) };
         Ok(Some(Octets::new(u64::try_from(stat.st_size).unwrap_or(0), file)))
-    }
-
-    pub(crate) fn problems(&self) -> Vec<Problem> {
-        let problems = lock(&self.problems);
-        let mut all: Vec<Problem> = problems.values().flatten().cloned().collect();
-        all.sort_unstable();
-        all.truncate(PROBLEMS_MAX);
-        all
-    }
-}
-
-/// The identity that a mailbox's list gives it.
-pub(crate) fn listed_id(mailbox: &Dir) -> Result<Option<MailboxId>, StoreError> {
-    let Some(content) = mailbox.read(uidlist::NAME)? else { return Ok(None) };
-    let mut start = vec![0; 512];
-    let read = std::io::Read::read(&mut &content.0, &mut start)
-        .map_err(super::fsys::during("read", &mailbox.at(uidlist::NAME)))?;
-    let heading = Heading::parse(start.get(..read).unwrap_or_default());
-    Ok(heading.ok().and_then(|(heading, _)| heading.id))
-}
-
-/// Of several mailboxes with one identity (`cp -a`), the one known longest keeps it.
-fn set_apart_copies(book: &Book, listing: &mut Listing) {
-    let mut owners: HashMap<MailboxId, MailboxName> = HashMap::new();
-    for mailbox in &listing.state.mailboxes {
-        let is_known = book.name_of(mailbox.id).as_ref() == Some(&mailbox.name);
-        if is_known || !owners.contains_key(&mailbox.id) {
-            owners.insert(mailbox.id, mailbox.name.clone());
-        }
-    }
-    let is_copy = |mailbox: &MailboxState| owners.get(&mailbox.id) != Some(&mailbox.name);
-    for copy in listing.state.mailboxes.extract_if(.., |mailbox| is_copy(mailbox)) {
-        let owner = owners.get(&copy.id).map(ToString::to_string).unwrap_or_default();
-        let detail = format!("it is a copy of {owner}, with the same identity");
-        listing.unread.push((copy.name, Reason::Conflict, detail));
-    }
-    let mut ids = lock(&book.ids);
-    ids.extend(owners);
-}
-
-fn note(problems: &mut Vec<Problem>, account: &Account, name: &MailboxName, snapshot: &Snapshot) {
-    let own = snapshot.header.problems.iter().map(|(kind, object, detail)| Problem {
-        kind: *kind,
-        account: Some(account.clone()),
-        mailbox: Some(name.clone()),
-        object: object.clone(),
-        detail: detail.clone(),
-    });
-    problems.extend(own);
-}
-
-fn unreadable(account: &Account, name: &MailboxName, error: &StoreError) -> Problem {
-    Problem {
-        kind: ProblemKind::MailboxUnreadable,
-        account: Some(account.clone()),
-        mailbox: Some(name.clone()),
-        object: name.to_string(),
-        detail: describe(error),
-    }
-}
-
-fn name_problem(path: &std::path::Path) -> Problem {
-    use std::os::unix::ffi::OsStrExt as _;
-    Problem {
-        kind: ProblemKind::Name,
-        account: None,
-        mailbox: None,
-        object: path.as_os_str().as_bytes().escape_ascii().to_string(),
-        detail: "its name cannot be replicated; rename it".into(),
     }
 }
 

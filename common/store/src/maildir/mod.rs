@@ -20,6 +20,7 @@ mod identity;
 mod indexlog;
 mod keywords;
 mod layout;
+mod listing;
 mod lock;
 mod names;
 mod scan;

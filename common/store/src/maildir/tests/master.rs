@@ -1,9 +1,13 @@
 //! What a master's engine makes of mail that others put there.
 
-use std::os::unix::{ffi::OsStrExt as _, fs::symlink};
+use std::{
+    collections::BTreeSet,
+    os::unix::{ffi::OsStrExt as _, fs::symlink},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use mailtwin_logic::{
-    ids::ModSeq,
+    ids::{MailboxId, ModSeq},
     mailbox::{MailboxState, Record},
 };
 
@@ -62,6 +66,45 @@ fn messages_without_a_uid_get_one_in_order_of_delivery() {
     let again = site.open(options, "another index", SystemClock::shared()).unwrap();
     assert_eq!(state(&again, "").head, head);
     assert!(!inbox.join("dovecot-uidlist.lock").exists());
+}
+
+/// Names go round as with `RENAME C T`, `RENAME B C`, `RENAME A B`, `RENAME T A`, again and again.
+#[test]
+fn a_mailbox_that_is_being_renamed_is_never_taken_for_deleted() {
+    const NAMES: [&str; 4] = ["A", "B", "C", "T"];
+    let site = Site::new(Layout::MaildirPlusPlus);
+    site.create(&ann(), &name(""));
+    for at in &NAMES[..3] {
+        site.create(&ann(), &name(at));
+    }
+    let store = site.master();
+    let ids = |listing: Listing| -> BTreeSet<MailboxId> {
+        assert_eq!(listing.unread, []);
+        listing.state.mailboxes.into_iter().map(|mailbox| mailbox.id).collect()
+    };
+    let all = ids(listing(&store));
+    let (go_on, place) = (AtomicBool::new(true), |at: &str| site.mailbox(&ann(), &name(at)));
+    let looks: Vec<_> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut round = NAMES.iter().rev().cycle();
+            let mut free = round.next().unwrap();
+            while go_on.load(Ordering::Relaxed) {
+                let next = round.next().unwrap();
+                fs::rename(place(next), place(free)).unwrap();
+                free = next;
+            }
+        });
+        let looks = (0..300).map(|_| store.account(&ann())).collect();
+        go_on.store(false, Ordering::Relaxed);
+        looks
+    });
+    for look in looks {
+        match look {
+            Ok(listing) => assert_eq!(ids(listing.unwrap()), all),
+            Err(error) => assert_eq!(error.reason(), Reason::Busy, "{error}"),
+        }
+    }
+    assert_eq!(ids(listing(&store)), all);
 }
 
 #[test]

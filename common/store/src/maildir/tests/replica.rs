@@ -36,7 +36,7 @@ struct Order<'a> {
 }
 
 fn send(store: &Maildir, order: Order<'_>) -> Result<Head, StoreError> {
-    let mailbox = MailboxId([7; 16]);
+    let mailbox = MailboxId([if order.at.is_empty() { 8 } else { 7 }; 16]);
     let to = Destination { account: ann(), mailbox, name: name(order.at), mode: order.mode };
     let records: Vec<Record> = order.adds.iter().map(|(uid, hint)| record(*uid, hint)).collect();
     let staged = records.iter().map(|record| {

@@ -1,0 +1,269 @@
+//! Which mailboxes an account has: looked at until no rename can have hidden one.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use mailtwin_logic::{
+    ids::{Account, MailboxId},
+    mailbox::{FileState, MailboxName, MailboxState},
+};
+
+use super::{
+    engine::{Book, Cell, Engine, describe, lock},
+    files,
+    fsys::Dir,
+    snapshot::Snapshot,
+    uidlist::{self, Heading},
+};
+use crate::{Listing, Problem, ProblemKind, Reason, StoreError};
+
+/// How often an account is looked at whose mailboxes are being moved about meanwhile.
+const LOOKS: usize = 8;
+
+/// Problems shown at most.
+const PROBLEMS_MAX: usize = 1000;
+
+/// Where mailboxes are; without identity if they cannot be read.
+type Places = BTreeMap<MailboxName, Option<MailboxId>>;
+
+/// What one look at an account found.
+#[derive(Debug, Default)]
+struct Seen {
+    listing: Listing,
+    problems: Vec<Problem>,
+    places: Places,
+    /// No mailbox came or went meanwhile.
+    is_steady: bool,
+}
+
+impl Seen {
+    /// Whether every mailbox that was known is there, and none twice.
+    fn has_all(&self, known: &[(MailboxId, MailboxName)]) -> bool {
+        let mut ids = BTreeSet::new();
+        let is_single = self.places.values().flatten().all(|id| ids.insert(*id));
+        let is_there = |(id, name): &(MailboxId, MailboxName)| {
+            ids.contains(id) || self.places.get(name) == Some(&None)
+        };
+        is_single && known.iter().all(is_there)
+    }
+}
+
+impl Engine {
+    pub(crate) fn account(&self, account: &Account) -> Result<Option<Listing>, StoreError> {
+        let book = self.book(account);
+        let _still = book.still();
+        let Some(dir) = self.cx.account_dir(account)? else {
+            // A second look, as for anything that is gone.
+            if self.cx.account_dir(account)?.is_none() {
+                self.forget_absent(account, &book, &Places::new())?;
+                return Ok(None);
+            }
+            return self
+                .cx
+                .account_dir(account)?
+                .map_or(Ok(None), |dir| self.list(account, &book, &dir).map(Some));
+        };
+        self.list(account, &book, &dir).map(Some)
+    }
+
+    /// Looks until what was seen cannot have been a rename half-way: a mailbox that was at its old
+    /// name when the new one was looked at, and the other way round, must not pass for deleted (I2).
+    fn list(&self, account: &Account, book: &Book, dir: &Dir) -> Result<Listing, StoreError> {
+        let mut before: Option<Places> = None;
+        for _ in 0..LOOKS {
+            let known: Vec<_> = lock(&book.ids).iter().map(|(id, at)| (*id, at.clone())).collect();
+            let seen = self.look_at_all(account, book, dir)?;
+            if seen.is_steady && (seen.has_all(&known) || before.as_ref() == Some(&seen.places)) {
+                return self.conclude_list(account, book, dir, seen);
+            }
+            before = Some(seen.places);
+        }
+        Err(StoreError::Moving { account: account.clone() })
+    }
+
+    /// Looks at every mailbox once.
+    fn look_at_all(&self, account: &Account, book: &Book, dir: &Dir) -> Result<Seen, StoreError> {
+        let (layout, mut odd) = (self.cx.options.layout, Vec::new());
+        let names = layout.mailboxes(dir, &mut odd)?;
+        self.follow_renames(account, book, dir, &names)?;
+        let mut seen = Seen { is_steady: true, ..Seen::default() };
+        seen.problems = odd.iter().map(|path| name_problem(path)).collect();
+        for name in &names {
+            let Some(mailbox) = self.cx.mailbox_dir(dir, name)? else {
+                seen.is_steady = false;
+                continue;
+            };
+            let cell = book.cell(name);
+            let mut guard = lock(&cell);
+            match self.refresh(account, name, &mailbox, &mut guard) {
+                Ok(false) => {}
+                Ok(true) => {
+                    if let Some(snapshot) = guard.as_ref() {
+                        seen.places.insert(name.clone(), Some(snapshot.header.id));
+                        seen.listing.state.mailboxes.push(snapshot.state(name));
+                        note(&mut seen.problems, account, name, snapshot);
+                        self.warm(&cell, snapshot);
+                    }
+                    files::acl(book, &mailbox, name, &self.cx, &mut seen.listing.state.files)?;
+                }
+                Err(error @ StoreError::WrongStore { .. }) => return Err(error),
+                Err(error) if error.is_fatal() => return Err(error),
+                Err(error) => {
+                    seen.places.insert(name.clone(), None);
+                    seen.problems.push(unreadable(account, name, &error));
+                    seen.listing.unread.push((name.clone(), error.reason(), describe(&error)));
+                }
+            }
+        }
+        seen.is_steady &= names == layout.mailboxes(dir, &mut Vec::new())?;
+        Ok(seen)
+    }
+
+    fn conclude_list(
+        &self,
+        account: &Account,
+        book: &Book,
+        dir: &Dir,
+        seen: Seen,
+    ) -> Result<Listing, StoreError> {
+        let Seen { mut listing, mut problems, places, .. } = seen;
+        self.forget_absent(account, book, &places)?;
+        set_apart_copies(book, &mut listing);
+        files::list(&self.cx, book, account, dir, &mut listing.state.files, &mut problems)?;
+        listing.state.files.sort_unstable_by(|a: &FileState, b| a.key.cmp(&b.key));
+        problems.truncate(PROBLEMS_MAX);
+        lock(&self.problems).insert(Some(account.clone()), problems);
+        Ok(listing)
+    }
+
+    /// A mailbox under a new name whose old one is gone takes its snapshot along.
+    fn follow_renames(
+        &self,
+        account: &Account,
+        book: &Book,
+        dir: &Dir,
+        names: &[MailboxName],
+    ) -> Result<(), StoreError> {
+        for name in names {
+            let cell = book.cell(name);
+            if lock(&cell).is_some() {
+                continue;
+            }
+            let Some(mailbox) = self.cx.mailbox_dir(dir, name)? else { continue };
+            let Some(id) = listed_id(&mailbox)? else { continue };
+            let Some(old) = book.name_of(id).filter(|old| names.binary_search(old).is_err()) else {
+                continue;
+            };
+            let snapshot = lock(&book.cell(&old)).take();
+            if let Some(snapshot) = snapshot {
+                self.rename_known(account, book, &old, name, snapshot)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets mailboxes that are surely gone.
+    ///
+    /// One may have been built since they were listed: so each is looked for once more, while
+    /// nobody else can give it its place. Its cell stays, since somebody may be waiting for it.
+    fn forget_absent(
+        &self,
+        account: &Account,
+        book: &Book,
+        present: &Places,
+    ) -> Result<(), StoreError> {
+        let absent: Vec<(MailboxName, Cell)> = {
+            let cells = lock(&book.cells);
+            let absent = cells.iter().filter(|(name, _)| !present.contains_key(name));
+            absent.map(|(name, cell)| (name.clone(), cell.clone())).collect()
+        };
+        for (name, cell) in absent {
+            let mut guard = lock(&cell);
+            if guard.is_none() || self.is_there(account, &name)? {
+                continue;
+            }
+            if let Some(snapshot) = guard.take() {
+                self.forget(account, book, &name, &snapshot)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_there(&self, account: &Account, name: &MailboxName) -> Result<bool, StoreError> {
+        let Some(root) = self.cx.account_dir(account)? else { return Ok(false) };
+        let dir = self.cx.mailbox_dir(&root, name)?;
+        dir.map_or(Ok(false), |dir| dir.has_dir(b"cur"))
+    }
+
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let problems = lock(&self.problems);
+        let mut all: Vec<Problem> = problems.values().flatten().cloned().collect();
+        all.sort_unstable();
+        all.truncate(PROBLEMS_MAX);
+        all
+    }
+}
+
+/// Of several mailboxes with one identity (`cp -a`), the one known longest keeps it.
+fn set_apart_copies(book: &Book, listing: &mut Listing) {
+    let mut owners: HashMap<MailboxId, MailboxName> = HashMap::new();
+    for mailbox in &listing.state.mailboxes {
+        let is_known = book.name_of(mailbox.id).as_ref() == Some(&mailbox.name);
+        if is_known || !owners.contains_key(&mailbox.id) {
+            owners.insert(mailbox.id, mailbox.name.clone());
+        }
+    }
+    let is_copy = |mailbox: &MailboxState| owners.get(&mailbox.id) != Some(&mailbox.name);
+    for copy in listing.state.mailboxes.extract_if(.., |mailbox| is_copy(mailbox)) {
+        let owner = owners.get(&copy.id).map(ToString::to_string).unwrap_or_default();
+        let detail = format!("it is a copy of {owner}, with the same identity");
+        listing.unread.push((copy.name, Reason::Conflict, detail));
+    }
+    let mut ids = lock(&book.ids);
+    // A mailbox made anew under the same name has another identity.
+    let names: BTreeMap<&MailboxName, &MailboxId> =
+        owners.iter().map(|(id, name)| (name, id)).collect();
+    ids.retain(|id, name| names.get(name).is_none_or(|now| *now == id));
+    ids.extend(owners);
+}
+
+fn note(problems: &mut Vec<Problem>, account: &Account, name: &MailboxName, snapshot: &Snapshot) {
+    let own = snapshot.header.problems.iter().map(|(kind, object, detail)| Problem {
+        kind: *kind,
+        account: Some(account.clone()),
+        mailbox: Some(name.clone()),
+        object: object.clone(),
+        detail: detail.clone(),
+    });
+    problems.extend(own);
+}
+
+fn unreadable(account: &Account, name: &MailboxName, error: &StoreError) -> Problem {
+    Problem {
+        kind: ProblemKind::MailboxUnreadable,
+        account: Some(account.clone()),
+        mailbox: Some(name.clone()),
+        object: name.to_string(),
+        detail: describe(error),
+    }
+}
+
+pub(crate) fn name_problem(path: &std::path::Path) -> Problem {
+    use std::os::unix::ffi::OsStrExt as _;
+    Problem {
+        kind: ProblemKind::Name,
+        account: None,
+        mailbox: None,
+        object: path.as_os_str().as_bytes().escape_ascii().to_string(),
+        detail: "its name cannot be replicated; rename it".into(),
+    }
+}
+
+/// The identity that a mailbox's list gives it.
+fn listed_id(mailbox: &Dir) -> Result<Option<MailboxId>, StoreError> {
+    let Some(content) = mailbox.read(uidlist::NAME)? else { return Ok(None) };
+    let mut start = vec![0; 512];
+    let read = std::io::Read::read(&mut &content.0, &mut start)
+        .map_err(super::fsys::during("read", &mailbox.at(uidlist::NAME)))?;
+    let heading = Heading::parse(start.get(..read).unwrap_or_default());
+    Ok(heading.ok().and_then(|(heading, _)| heading.id))
+}
