@@ -15,7 +15,7 @@ pub(crate) struct Warm {
 }
 
 /// Records kept in memory, some 300 octets each; mailboxes not used for longest give theirs back.
-const RECORDS_MAX: usize = 200_000;
+const RECORDS_MAX: usize = 32_000;
 
 impl Warm {
     /// Notes that a mailbox's records were used, and makes room if there are too many.
