@@ -55,10 +55,12 @@ impl Daemons {
         let on_master = node("mx1", master, a, [metrics[0], metrics[1]], "mx2", b)?;
         let on_replica = node("mx2", replica, b, [metrics[2], metrics[3]], "mx1", a)?;
         let start = |program: &str, config: &Path| {
-            let command = [binaries.join(program).into(), "--config".into(), config.into()];
+            let mut command = vec!["env".into()];
+            command.extend(environment(program)?.into_iter().map(Into::into));
+            command.extend([binaries.join(program).into(), "--config".into(), config.into()]);
             let log = state.join(format!("{program}.log"));
             let name = program.to_owned();
-            let launch = Launch { name, command: command.into(), as_mail_user: true, log };
+            let launch = Launch { name, command, as_mail_user: true, log };
             Process::start(lab, &launch)
         };
         Ok(Self {
@@ -80,6 +82,15 @@ impl Daemons {
             })
         })
     }
+}
+
+/// What the program's unit sets in its environment, as `NAME=value`.
+fn environment(program: &str) -> Result<Vec<String>> {
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../systemd");
+    let unit = std::fs::read_to_string(units.join(format!("{program}.service")))
+        .with_context(|| format!("read the unit of {program}"))?;
+    let set = unit.lines().filter_map(|line| line.strip_prefix("Environment="));
+    Ok(set.map(str::to_owned).collect())
 }
 
 impl Node<'_> {
