@@ -62,6 +62,7 @@ async fn carry_out(
         Ok(prepared) => prepared,
         Err(error) => return Ok(Err(error)),
     };
+    let coming = (to.mode == Mode::Build).then(|| stream.shared().committer.expect());
     let places = needed.iter().map(|(place, _)| u32::try_from(*place).unwrap_or(u32::MAX));
     stream.send(&Reply::Need(places.collect())).await?;
     let taken = match take_in(stream, to, needed).await? {
@@ -80,6 +81,7 @@ async fn carry_out(
         last: apply.last,
     };
     let (messages, octets) = (batch.staged.len(), batch.staged.iter().map(Staged::octets).sum());
+    drop(coming);
     let (committer, live) = (&stream.shared().committer, &stream.shared().live);
     let result = committer.apply(batch, live).await.ok_or(Broken)?;
     if result.is_ok() {

@@ -2,11 +2,16 @@
 //! mailboxes share one wait for the disk.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread,
+    time::Duration,
 };
 
-use mailtwin_logic::{chain::Chain, mailbox::Head};
+use mailtwin_logic::{chain::Chain, limits::IN_FLIGHT, mailbox::Head, plan::Mode};
 use mailtwin_store::{Batch, MailStore, StoreError};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +19,12 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 
 /// Batches in one group. More would hold mailbox locks for too long.
-const GROUP_MAX: usize = 64;
+const GROUP_MAX: usize = 32;
+/// Builds worth waiting for: half of what one agent has in flight, so that the other half can come
+/// in while these go to the disk.
+const GATHERED: usize = IN_FLIGHT / 2;
+/// How long one more build is waited for while any is coming in.
+const LINGER: Duration = Duration::from_millis(20);
 /// Batches waiting for the thread; streams wait beyond that.
 const QUEUE_MAX: usize = 256;
 
@@ -28,6 +38,18 @@ struct Job {
 #[derive(Clone, Debug)]
 pub struct Committer {
     jobs: mpsc::SyncSender<Job>,
+    /// Builds whose octets are coming in.
+    coming: Arc<AtomicUsize>,
+}
+
+/// A build on its way to the thread.
+#[derive(Debug)]
+pub(crate) struct Coming(Arc<AtomicUsize>);
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl std::fmt::Debug for Job {
@@ -45,10 +67,18 @@ impl Committer {
         fatal: CancellationToken,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::sync_channel(QUEUE_MAX);
+        let coming = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&coming);
         thread::Builder::new()
             .name("commit".into())
-            .spawn(move || run(&queue, &*store, &metrics, &fatal))?;
-        Ok(Self { jobs })
+            .spawn(move || run(&queue, &seen, &*store, &metrics, &fatal))?;
+        Ok(Self { jobs, coming })
+    }
+
+    /// Says that a build is coming in, until what is returned is dropped: others may wait for it.
+    pub(crate) fn expect(&self) -> Coming {
+        self.coming.fetch_add(1, Ordering::Relaxed);
+        Coming(Arc::clone(&self.coming))
     }
 
     /// Applies one batch together with whatever else is ready; `None` if the thread has ended, or if
@@ -66,7 +96,7 @@ impl Committer {
                 Ok(()) => break,
                 Err(mpsc::TrySendError::Full(back)) => {
                     job = back;
-                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 Err(mpsc::TrySendError::Disconnected(_)) => return None,
             }
@@ -75,19 +105,34 @@ impl Committer {
     }
 }
 
-fn run(
-    queue: &mpsc::Receiver<Job>,
-    store: &dyn MailStore,
-    metrics: &Metrics,
-    fatal: &CancellationToken,
-) {
-    while let Ok(first) = queue.recv() {
-        let mut group = vec![first];
+/// Waits for a job, then takes what else is ready. A first copy is many builds, each of which would
+/// otherwise wait for the disk nearly alone: they wait a little for each other. Nothing else waits.
+fn gather(queue: &mpsc::Receiver<Job>, coming: &AtomicUsize) -> Option<Vec<Job>> {
+    let mut group = vec![queue.recv().ok()?];
+    loop {
         while group.len() < GROUP_MAX
             && let Ok(job) = queue.try_recv()
         {
             group.push(job);
         }
+        let lingers = group.len() < GATHERED
+            && coming.load(Ordering::Relaxed) > 0
+            && group.iter().all(|job| job.batch.to.mode == Mode::Build);
+        match lingers.then(|| queue.recv_timeout(LINGER)) {
+            Some(Ok(job)) => group.push(job),
+            Some(Err(_)) | None => return Some(group),
+        }
+    }
+}
+
+fn run(
+    queue: &mpsc::Receiver<Job>,
+    coming: &AtomicUsize,
+    store: &dyn MailStore,
+    metrics: &Metrics,
+    fatal: &CancellationToken,
+) {
+    while let Some(group) = gather(queue, coming) {
         let live = group.into_iter().filter(|job| !job.live.is_cancelled());
         let (batches, waiting): (Vec<_>, Vec<_>) = live.map(|job| (job.batch, job.done)).unzip();
         let timer = metrics.apply_seconds.start_timer();

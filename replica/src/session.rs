@@ -40,7 +40,7 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// How long a connection may be silent; agents send a heartbeat every few seconds.
 const SILENT_MAX: Duration = Duration::from_mins(1);
 /// Frames a stream's task may be behind before its connection waits for it.
-const STREAM_QUEUE: usize = 8;
+const STREAM_QUEUE: usize = 3;
 /// Frames waiting to be written.
 const OUT_QUEUE: usize = 64;
 

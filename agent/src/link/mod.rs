@@ -68,9 +68,38 @@ pub(crate) struct LinkParts {
 
 /// What tasks beside the link's report. `life` is the connection they belong to.
 enum Event {
-    Dialed { life: u64, io: Result<Box<dyn Io>, DialError> },
-    Greeted { life: u64, result: Result<Connection, GreetError> },
-    Visited { life: u64, target: Target, result: Result<Visited, VisitError> },
+    Dialed {
+        life: u64,
+        io: Result<Box<dyn Io>, DialError>,
+    },
+    Greeted {
+        life: u64,
+        result: Result<Connection, GreetError>,
+    },
+    /// A visit of everything, still under way, found these to differ.
+    Found {
+        life: u64,
+        dirty: Vec<Target>,
+    },
+    Visited {
+        life: u64,
+        target: Target,
+        result: Result<Visited, VisitError>,
+    },
+}
+
+/// Where a visit of everything tells what it finds.
+pub(crate) struct Finds {
+    life: u64,
+    events: mpsc::Sender<Event>,
+}
+
+impl Finds {
+    /// Has `dirty` visited.
+    pub(crate) async fn tell(&self, dirty: Vec<Target>) {
+        // Nobody listens any more when the link has ended.
+        let _ = self.events.send(Event::Found { life: self.life, dirty }).await;
+    }
 }
 
 struct Driver {
@@ -260,11 +289,12 @@ impl Driver {
     fn visit(&mut self, target: Target) {
         let Some(visitor) = self.visitor.clone() else { return };
         let (life, events, stop) = (self.life, self.events.clone(), self.life_stop.clone());
+        let finds = Finds { life, events: events.clone() };
         self.parts.tasks.spawn("visit", async move {
             let result = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                result = visitor.visit(&target) => result,
+                result = visitor.visit(&target, &finds) => result,
             };
             let _ = events.send(Event::Visited { life, target, result }).await;
         });
@@ -283,6 +313,7 @@ impl Driver {
         match event {
             Event::Dialed { life, .. }
             | Event::Greeted { life, .. }
+            | Event::Found { life, .. }
             | Event::Visited { life, .. }
                 if life != self.life => {}
             Event::Dialed { io: Ok(io), .. } => {
@@ -292,6 +323,7 @@ impl Driver {
             Event::Dialed { io: Err(error), .. } => self.lose(&Chain(&error).to_string()),
             Event::Greeted { result: Ok(connection), .. } => self.on_welcome(connection),
             Event::Greeted { result: Err(error), .. } => self.on_refused(&error),
+            Event::Found { dirty, .. } => self.feed(Input::Found(dirty)),
             Event::Visited { target, result, .. } => self.on_visited(target, result),
         }
     }
@@ -325,7 +357,7 @@ impl Driver {
                 self.retry.reset();
                 self.last_error = None;
                 self.release(&target);
-                if let Some(at) = since.filter(|_| dirty.is_empty()) {
+                if let Some(at) = since.filter(|_| dirty.is_empty() && target != Target::Store) {
                     let ms = self.parts.clock.unix_ms().saturating_sub(at);
                     self.parts.metrics.delivery.observe(Duration::from_millis(ms).as_secs_f64());
                 }

@@ -1,6 +1,6 @@
 //! Visits the whole store: one digest per account tells which of them differ.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::OnceLock};
 
 use mailtwin_logic::{
     digest::{self, Digest},
@@ -10,33 +10,48 @@ use mailtwin_logic::{
 };
 use mailtwin_store::Listing;
 
-use super::{VisitError, Visited, Visitor, refused};
+use super::{VisitError, Visited, Visitor, held::Moment, refused};
+use crate::link::Finds;
 
 /// Accounts looked at in one go by a store worker.
-const ACCOUNTS_PER_LOOK: usize = 32;
+const ACCOUNTS_PER_LOOK: usize = 1;
+
+/// What accounts are compared with.
+struct Comparison<'a> {
+    moment: Moment,
+    /// The replica's accounts, once it has said all.
+    theirs: &'a OnceLock<BTreeMap<Account, Digest>>,
+    finds: &'a Finds,
+}
 
 impl Visitor {
-    pub(super) async fn everything(&self) -> Result<Visited, VisitError> {
+    /// What differs is told at once: a first copy must not wait until all mail has been read.
+    pub(super) async fn everything(&self, finds: &Finds) -> Result<Visited, VisitError> {
         let moment = self.held.moment();
-        let (ours, theirs) = tokio::join!(self.our_accounts(), self.their_accounts());
-        let (ours, theirs) = (ours?, theirs?);
-        let mut visited = Visited::default();
-        for (account, listing) in ours {
-            let digest = digest::account(&listing.state);
-            if listing.unread.is_empty() && theirs.get(&account) == Some(&digest) {
-                for mailbox in &listing.state.mailboxes {
-                    self.held.equal_since(moment, &account, mailbox);
-                }
-            } else {
-                visited.dirty.push(Target::Account(account));
-            }
-        }
-        Ok(visited)
+        let names = self.work(|store| store.accounts()).await?;
+        let theirs = OnceLock::new();
+        let ask = async {
+            // Set once, here.
+            let _ = theirs.set(self.their_accounts().await?);
+            Ok(())
+        };
+        let comparison = Comparison { moment, theirs: &theirs, finds };
+        // Two at once: a first look reads every message. More would keep other visits waiting.
+        let (some, others) = names.split_at(names.len() / 2);
+        let (some, others) = (self.look_at(some, &comparison), self.look_at(others, &comparison));
+        let ((), mut some, mut others) = tokio::try_join!(ask, some, others)?;
+        some.append(&mut others);
+        self.compare_accounts(&mut some, &comparison).await;
+        Ok(Visited::default())
     }
 
-    async fn our_accounts(&self) -> Result<Vec<(Account, Listing)>, VisitError> {
-        let names = self.work(|store| store.accounts()).await?;
-        let mut accounts = Vec::with_capacity(names.len());
+    /// Returns what was seen before the replica's accounts were known.
+    async fn look_at(
+        &self,
+        names: &[Account],
+        comparison: &Comparison<'_>,
+    ) -> Result<Vec<(Account, Listing)>, VisitError> {
+        let mut seen = Vec::new();
         for some in names.chunks(ACCOUNTS_PER_LOOK) {
             let some = some.to_vec();
             let look = self.work(move |store| {
@@ -48,9 +63,33 @@ impl Visitor {
                 }
                 Ok(seen)
             });
-            accounts.extend(look.await?);
+            seen.extend(look.await?);
+            self.compare_accounts(&mut seen, comparison).await;
         }
-        Ok(accounts)
+        Ok(seen)
+    }
+
+    /// Takes accounts out of `seen`, if the replica's are known.
+    async fn compare_accounts(
+        &self,
+        seen: &mut Vec<(Account, Listing)>,
+        Comparison { moment, theirs, finds }: &Comparison<'_>,
+    ) {
+        let Some(theirs) = theirs.get() else { return };
+        let mut differing = Vec::new();
+        for (account, listing) in seen.drain(..) {
+            let digest = digest::account(&listing.state);
+            if listing.unread.is_empty() && theirs.get(&account) == Some(&digest) {
+                for mailbox in &listing.state.mailboxes {
+                    self.held.equal_since(*moment, &account, mailbox);
+                }
+            } else {
+                differing.push(Target::Account(account));
+            }
+        }
+        if !differing.is_empty() {
+            finds.tell(differing).await;
+        }
     }
 
     async fn their_accounts(&self) -> Result<BTreeMap<Account, Digest>, VisitError> {

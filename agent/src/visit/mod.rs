@@ -22,7 +22,10 @@ use mailtwin_logic::{
 use mailtwin_store::{MailStore, Reason, StoreError};
 
 use crate::{
-    link::connection::{Connection, Gone},
+    link::{
+        Finds,
+        connection::{Connection, Gone},
+    },
     metrics::LinkMetrics,
 };
 
@@ -85,10 +88,14 @@ impl From<StoreError> for VisitError {
 }
 
 impl Visitor {
-    /// Visits one target.
-    pub(crate) async fn visit(&self, target: &Target) -> Result<Visited, VisitError> {
+    /// Visits one target. What a long visit finds is told to `finds` meanwhile.
+    pub(crate) async fn visit(
+        &self,
+        target: &Target,
+        finds: &Finds,
+    ) -> Result<Visited, VisitError> {
         match target {
-            Target::Store => self.everything().await,
+            Target::Store => self.everything(finds).await,
             Target::Account(account) => self.account(account).await,
             Target::Mailbox(account, name) => self.mailbox(account, name).await,
         }

@@ -22,7 +22,7 @@ pub const RECORDS_WEIGHT_MAX: usize = FRAME_OCTETS_MAX / 2;
 pub const LISTING_PER_FRAME: usize = 400;
 
 /// Mailboxes visited at once on one link.
-pub const IN_FLIGHT: usize = 16;
+pub const IN_FLIGHT: usize = 32;
 
 /// Longest account file (Sieve script, subscriptions, access list) that is replicated.
 pub const FILE_OCTETS_MAX: u64 = 512 << 10;

@@ -47,6 +47,8 @@ pub enum Input {
     Fenced(Epoch),
     /// The connection broke, could not be made, or was refused; do not dial before the given time.
     Lost(Duration),
+    /// The visit of everything, which goes on, found these to differ.
+    Found(Vec<Target>),
     /// A visit ended.
     Visited(Target, Outcome),
     /// Targets set aside by an earlier run, to be tried again.
@@ -186,6 +188,13 @@ impl Link {
                 out.push(Action::Close);
             }
             Input::Lost(retry_at) => self.lose(retry_at),
+            Input::Found(dirty) => {
+                if let Some(&covers) = self.running.get(&Target::Store) {
+                    for target in dirty {
+                        self.add(target, covers);
+                    }
+                }
+            }
             Input::Visited(target, outcome) => self.on_visited(now, target, outcome),
             Input::Aside(targets) => {
                 let retry = Retry { tries: 0, due: now };

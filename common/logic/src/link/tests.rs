@@ -111,7 +111,18 @@ impl World {
             return self.feed(Input::Visited(target, Outcome::SetAside(vec![])));
         }
         let dirty = match &target {
-            Target::Store => (0..24).map(self::target).filter(|t| self.differs(t)).collect(),
+            // What it finds may be told while it goes on, or at its end.
+            Target::Store => {
+                let found = (0..24).map(self::target).filter(|t| self.differs(t)).collect();
+                if self.dice.roll(2) == 0 {
+                    self.running.push(target.clone());
+                    self.feed(Input::Found(found));
+                    self.running.retain(|running| *running != target);
+                    vec![]
+                } else {
+                    found
+                }
+            }
             Target::Account(_) | Target::Mailbox(..) => {
                 let version = self.version(&target);
                 self.replica.insert(target.clone(), version);
