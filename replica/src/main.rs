@@ -1,19 +1,16 @@
-//! `mailtwin-replica`: arguments and exit code; the rest is in the library.
+//! `mailtwin-replica`: arguments; the rest is in the library.
 #![forbid(unsafe_code)]
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use mailtwin_host::{
-    config::{Config, DEFAULT_PATH},
-    signals, telemetry,
-};
+use mailtwin_host::{config::DEFAULT_PATH, program};
 use mailtwin_replica::daemon;
-use tokio_util::sync::CancellationToken;
 
 /// The daemon on a replica: takes a master's changes in.
 ///
-/// Ends with 0 when it was told to stop, 2 if the configuration is wrong, 1 for everything else.
+/// Ends with 0 when it was told to stop, 2 if the configuration or the node's identity is wrong, 1 for
+/// everything else.
 #[derive(Debug, Parser)]
 #[command(name = "mailtwin-replica", version)]
 struct Arguments {
@@ -22,31 +19,6 @@ struct Arguments {
     config: PathBuf,
 }
 
-#[expect(clippy::print_stderr, reason = "there is no log before the configuration is read")]
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let config = match Config::load(&arguments.config) {
-        Ok(config) => config,
-        Err(error) => {
-            eprintln!("mailtwin-replica: {}", mailtwin_logic::chain::Chain(&error));
-            return ExitCode::from(2);
-        }
-    };
-    telemetry::init(&config.node.log);
-    match run(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(config: Config) -> anyhow::Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        let signals = signals::listen()?;
-        daemon::run(config, signals, CancellationToken::new()).await
-    })
+    program::run("mailtwin-replica", &Arguments::parse().config, daemon::run)
 }

@@ -1,6 +1,4 @@
 //! What a Mailtwin daemon needs from its host: configuration, keys, TLS, tasks, metrics, signals.
-//!
-//! net, retry, tasks and workers are complete and in use: keep their interface. So are admin, metrics, signals, systemd, telemetry..
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -10,6 +8,7 @@ pub mod metrics;
 pub mod net;
 pub mod node;
 pub mod pins;
+pub mod program;
 pub mod retry;
 pub mod signals;
 pub mod state;

@@ -70,7 +70,12 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 return Ok(Some(frame));
             }
             self.buffer.reserve(READ_OCTETS);
-            if self.input.read_buf(&mut self.buffer).await? == 0 {
+            let read = match self.input.read_buf(&mut self.buffer).await {
+                // TLS wants a farewell, which nothing here depends on: frames tell where they end.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+                read => read?,
+            };
+            if read == 0 {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(FrameError::Truncated) };
             }
         }

@@ -52,7 +52,11 @@ pub enum NodeError {
         path: PathBuf,
     },
     /// There is one already.
-    #[error("{path} is there already: this node was made before", path = path.display())]
+    #[error(
+        "{path} is there already: this node was made before; `replctl status` shows it; to begin \
+         anew, stop its daemons and move the state directory away",
+        path = path.display()
+    )]
     Exists {
         /// Where.
         path: PathBuf,

@@ -68,6 +68,16 @@ pub enum StoreError {
         /// How that shows.
         why: String,
     },
+    /// There is no store yet where one is to be.
+    #[error(
+        "{path} is not there: mount or create it, owned by the mail server's user, or correct \
+         `root`",
+        path = path.display()
+    )]
+    NoStore {
+        /// The directory above all accounts.
+        path: PathBuf,
+    },
     /// Clients rename mailboxes so fast that no look at them all was of one moment.
     #[error("list the mailboxes of {account}: they were moved about all the while")]
     Moving {
@@ -97,7 +107,7 @@ impl StoreError {
             Self::Name { .. } => Reason::Name,
             Self::Locked { .. } => Reason::Locked,
             Self::Corrupt { .. } => Reason::Corrupt,
-            Self::WrongStore { .. } => Reason::WrongStore,
+            Self::WrongStore { .. } | Self::NoStore { .. } => Reason::WrongStore,
             Self::Io { source, .. } => reason_of(source.kind()),
         }
     }

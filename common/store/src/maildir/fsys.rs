@@ -111,6 +111,11 @@ impl Owner {
         Mode::from_raw_mode(self.mode & 0o7777)
     }
 
+    /// The same, with nothing for those who are neither owner nor of the group.
+    pub(crate) fn without_others(self) -> Self {
+        Self { mode: self.mode & !0o007, ..self }
+    }
+
     /// Mode of a file in it.
     pub(crate) fn file_mode(self) -> Mode {
         Mode::from_raw_mode((self.mode & 0o666) | 0o600)

@@ -58,10 +58,11 @@ impl Keeper {
                 mailtwin_disk::dir::create(root, 0o755).map_err(refused)?;
                 inode(&Dir::open(root)?.ok_or_else(|| missing(root))?)?
             }
-            (dir, IdentityKind::File) => {
-                let held = dir.map(|dir| content(&dir)).transpose()?.flatten();
-                held.map_or_else(|| mark(root), Ok)?
+            // Nothing is made where a volume may be missing, or a path mistyped.
+            (None, IdentityKind::File) => {
+                return Err(StoreError::NoStore { path: root.to_path_buf() });
             }
+            (Some(dir), IdentityKind::File) => content(&dir)?.map_or_else(|| mark(root), Ok)?,
         };
         replace::replace(record, found.as_bytes(), replace::PRIVATE).map_err(refused)?;
         Ok(Self { kind, expected: found })
@@ -89,7 +90,6 @@ pub(crate) fn missing(root: &Path) -> StoreError {
 }
 
 fn mark(root: &Path) -> Result<String, StoreError> {
-    mailtwin_disk::dir::create(root, 0o755).map_err(refused)?;
     let id = random_id()?.to_string();
     let path: PathBuf = root.join(".mailtwin-store");
     replace::replace(&path, id.as_bytes(), 0o644).map_err(refused)?;

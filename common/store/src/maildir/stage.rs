@@ -229,7 +229,8 @@ impl Engine {
     pub(crate) fn owner_in(&self, account: &Account) -> Result<Owner, StoreError> {
         match self.cx.account_dir(account)? {
             Some(dir) => dir.owner(),
-            None => self.cx.prefix()?.owner(),
+            // A store that everybody may enter does not make its mail everybody's to read.
+            None => Ok(self.cx.prefix()?.owner()?.without_others()),
         }
     }
 }

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use mailtwin_host::{
     config::Config,
     keys::{NodeKey, PublicKey},
-    node::{Node, Role},
+    node::{Node, NodeError, Role},
 };
 use mailtwin_logic::ids::Epoch;
 
@@ -28,9 +28,12 @@ pub(crate) fn make(config: &Config, role: Role) -> anyhow::Result<PublicKey> {
     let state = &config.node.state_dir;
     mailtwin_disk::dir::create(state, 0o700)?;
     let node = Node { name: config.node.name.clone(), role, epoch: Epoch(1) };
+    if !matches!(Node::load(state), Err(NodeError::Missing { .. })) {
+        node.create(state)?; // says what is there
+    }
     let key = match NodeKey::load(state) {
-        Ok(key) if Node::load(state).is_err() => key,
-        _ => NodeKey::create(state).context("make the node's key")?,
+        Ok(key) => key,
+        Err(_) => NodeKey::create(state).context("make the node's key")?,
     };
     node.create(state)?;
     Ok(key.public())

@@ -1,0 +1,52 @@
+//! What both daemons' programs do: read the configuration, start logging, run, say how it ended.
+
+use std::{path::Path, process::ExitCode};
+
+use mailtwin_logic::chain::Chain;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    node::NodeError,
+    signals::{self, Signal},
+    telemetry,
+};
+
+/// The configuration or the node's own state is wrong: to start again would not help.
+const WRONG: u8 = 2;
+
+/// Runs `daemon`, called `name`, until it ends: with 0 when it was told to stop, 2 if the
+/// configuration or the node's identity is wrong, 1 for everything else.
+#[expect(clippy::print_stderr, reason = "there is no log before the configuration is read")]
+pub fn run<D>(
+    name: &str,
+    config: &Path,
+    daemon: impl FnOnce(Config, mpsc::Receiver<Signal>, CancellationToken) -> D,
+) -> ExitCode
+where
+    D: Future<Output = anyhow::Result<()>>,
+{
+    let config = match Config::load(config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{name}: {}", Chain(&error));
+            return ExitCode::from(WRONG);
+        }
+    };
+    telemetry::init(&config.node.log);
+    let started =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = started.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            let signals = signals::listen()?;
+            daemon(config, signals, CancellationToken::new()).await
+        })
+    });
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    tracing::error!("{error:#}");
+    let is_wrong = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref().is_some_and(|error: &NodeError| !matches!(error, NodeError::Disk(_)))
+    };
+    if error.chain().any(is_wrong) { ExitCode::from(WRONG) } else { ExitCode::FAILURE }
+}
