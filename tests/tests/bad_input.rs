@@ -58,6 +58,37 @@ fn configuration_mistakes_are_named_with_file_line_and_key() -> anyhow::Result<(
 }
 
 #[test]
+fn a_missing_store_and_a_node_that_was_never_made_are_refused() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let pair = still_pair(lab)?;
+        let good = pair.agent.config_text()?;
+        let missing = lab.dir().join("not-mounted");
+        let mail = pair.master.mail_root().display().to_string();
+        let nowhere = missing.display().to_string();
+        let never_made = pair.agent.state_dir().display().to_string();
+        let fresh = format!("{never_made}-fresh");
+        let cases = [
+            (mail, nowhere.clone(), 1, ["mount or create it", &nowhere]),
+            (never_made, fresh.clone(), 2, ["run `replctl init", &fresh]),
+        ];
+        for (right, wrong, code, words) in cases {
+            ensure!(good.contains(&right), "the configuration has {right}");
+            pair.agent.write_config(&good.replace(&right, &wrong))?;
+            let status = pair.agent.spawn(lab, AGENT)?.ended()?;
+            ensure!(status.code() == Some(code), "{wrong}: {status}");
+            let log = pair.agent.log_text(AGENT)?;
+            ensure!(words.iter().all(|word| log.contains(word)), "{wrong}: {log}");
+        }
+        ensure!(!missing.exists(), "nothing is made where a volume may be missing");
+        pair.agent.write_config(&good)?;
+        let again = pair.agent.replctl(lab, &["init", "--role", "master"])?;
+        ensure!(again.code != Some(0), "a node is made once");
+        ensure!(again.stderr.contains("made before"), "{again:?}");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_second_daemon_on_the_same_state_directory_is_refused() -> anyhow::Result<()> {
     Lab::run(|lab| {
         let mut pair = still_pair(lab)?;
