@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use mailtwin_tests::{
     corpus,
-    daemon::{Node, Pair},
+    daemon::{AGENT, Node, Pair},
     dovecot::{Dovecot, Version},
     files,
     lab::{Lab, MAIL_USER},
@@ -174,6 +174,44 @@ impl Drop for Volume {
     }
 }
 
+/// Leaves no room on a volume; returns the file whose removal makes room again.
+fn fill(volume: &Path) -> anyhow::Result<PathBuf> {
+    let ballast = volume.join("ballast");
+    let filled = Command::new("dd")
+        .args(["if=/dev/zero", "bs=4k", "status=none"])
+        .arg(format!("of={}", ballast.display()))
+        .stderr(std::process::Stdio::null())
+        .status()?;
+    ensure!(!filled.success(), "the volume is full");
+    Ok(ballast)
+}
+
+#[test]
+fn a_full_disk_under_the_log_is_waited_out() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let state = lab.mail_dir("master-node/state")?;
+        let _volume = Volume::mount(&state, 24)?;
+        let mut pair = Pair::start(lab, &["u1"])?;
+        pair.master.deliver("u1", &corpus::short("first"))?;
+        pair.wait_equal(lab)?;
+        let ballast = fill(&state)?;
+        // Many enough for the log to need another block.
+        for n in 0..300 {
+            pair.master.deliver("u1", &corpus::short(&format!("full{n}")))?;
+        }
+        lab.wait("the agent names the full disk", || {
+            let log = pair.agent.log_text(AGENT)?;
+            let named = log.contains("No space left on device") && log.contains("state");
+            Ok(if named { Ok(()) } else { Err(log) })
+        })?;
+        fs::remove_file(&ballast)?;
+        if !pair.agent.daemon()?.is_running() {
+            pair.agent.start(lab)?; // as its service manager would
+        }
+        pair.wait_equal(lab).context("with room again")
+    })
+}
+
 #[test]
 fn a_full_disk_at_the_replica_is_waited_out() -> anyhow::Result<()> {
     Lab::run(|lab| {
@@ -186,13 +224,7 @@ fn a_full_disk_at_the_replica_is_waited_out() -> anyhow::Result<()> {
         pair.copy.start(lab)?;
         pair.master.deliver("u1", &corpus::short("first"))?;
         pair.wait_equal(lab)?;
-        let ballast = mail.join("ballast");
-        let filled = Command::new("dd")
-            .args(["if=/dev/zero", "bs=64k", "status=none"])
-            .arg(format!("of={}", ballast.display()))
-            .stderr(std::process::Stdio::null())
-            .status()?;
-        ensure!(!filled.success(), "the volume is full");
+        let ballast = fill(&mail)?;
         for n in 0..5 {
             let mut message = corpus::short(&format!("big{n}"));
             message.extend(b"0123456789abcdef\r\n".repeat(20_000));
