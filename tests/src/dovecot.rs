@@ -366,10 +366,12 @@ service lmtp {{
 /// which Dovecot lists twice, and says so, until it writes the list anew.
 fn is_problem(line: &str) -> bool {
     const TROUBLE: [&str; 4] = ["Error: ", "Warning: ", "Panic: ", "Fatal: "];
-    const ROUTINE: [&str; 4] = [
+    const ROUTINE: [&str; 5] = [
         "Warning: Killed with signal 15",
         "Server shutting down",
         "stats-writer",
+        // It was told to stop while it was still starting.
+        "Error reading configuration",
         "dovecot-uidlist: Duplicate file entry at line",
     ];
     TROUBLE.iter().any(|word| line.contains(word))

@@ -201,6 +201,8 @@ pub struct Problem {
 pub enum ProblemKind {
     /// The store is not the one it was; deletions are held.
     WrongStore,
+    /// Not one account was found.
+    NoAccounts,
     /// A mailbox that cannot be read.
     MailboxUnreadable,
     /// A message that cannot be read.

@@ -283,7 +283,7 @@ fn octets_of(
     }
     match staged.take() {
         Place::Memory(octets) => Ok(octets),
-        Place::File(_) | Place::Taken => Err(StoreError::NotFound { what }),
+        Place::File(..) | Place::Taken => Err(StoreError::NotFound { what }),
     }
 }
 

@@ -61,8 +61,8 @@ pub struct Staged {
 
 /// Where staged octets wait.
 pub(crate) enum Place {
-    /// In a file.
-    File(PathBuf),
+    /// In a file, with its inode number.
+    File(PathBuf, u64),
     /// In memory (memory engine).
     Memory(Arc<[u8]>),
     /// Already taken.
@@ -72,7 +72,7 @@ pub(crate) enum Place {
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(path) => write!(f, "File({})", path.display()),
+            Self::File(path, _) => write!(f, "File({})", path.display()),
             Self::Memory(octets) => write!(f, "Memory({})", octets.len()),
             Self::Taken => f.write_str("Taken"),
         }
@@ -108,7 +108,7 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        if let Place::File(path) = &self.place {
+        if let Place::File(path, _) = &self.place {
             // A leftover is found and removed at the next start.
             let _ = std::fs::remove_file(path);
         }

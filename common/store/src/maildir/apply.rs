@@ -500,7 +500,7 @@ fn settle(batches: &[Batch], disk: &FileSystem) -> Result<(), StoreError> {
     let staged = updates.flat_map(|batch| &batch.staged);
     let paths: Vec<&PathBuf> = staged
         .filter_map(|staged| match staged.place() {
-            Place::File(path) => Some(path),
+            Place::File(path, _) => Some(path),
             Place::Memory(_) | Place::Taken => None,
         })
         .collect();

@@ -236,7 +236,7 @@ pub(crate) struct Built {
 
 impl Build {
     fn add(&mut self, record: &Record, staged: Staged, host: &str) -> Result<(), StoreError> {
-        let Place::File(path) = staged.take() else {
+        let Place::File(path, inode) = staged.take() else {
             return Err(StoreError::NotFound { what: "staged message".into() });
         };
         let (dir, held) = split(&path)?;
@@ -260,7 +260,6 @@ impl Build {
             let from = if here { None } else { Dir::open(&dir)? };
             from.as_ref().unwrap_or(&self.cur).rename_new(&held, &self.cur, &name)?;
         }
-        let inode = self.cur.mark(&name, 0)?.inode();
         self.entries.push(Entry {
             uid: record.uid,
             guid: record.guid,

@@ -191,7 +191,7 @@ fn place(
             keywords: table.mask(record.keywords.iter()),
             others: Vec::new(),
         };
-        let Place::File(staged) = staged.take() else {
+        let Place::File(staged, _) = staged.take() else {
             return Err(StoreError::NotFound { what: "staged message".into() });
         };
         let inode = std::fs::symlink_metadata(&staged)

@@ -19,7 +19,7 @@ use super::{
     graveyard::Graveyard,
     identity::{self, Keeper},
     layout::Pattern,
-    listing::name_problem,
+    listing::{name_problem, no_accounts},
     lock::Locker,
     scan::{self, Read, Trust, Verdict},
     snapshot::{Shelf, Snapshot},
@@ -150,8 +150,12 @@ impl Engine {
             let why = "it is empty, and had accounts before".into();
             return Err(StoreError::WrongStore { path: prefix.path().to_path_buf(), why });
         }
-        lock(&self.problems)
-            .insert(None, odd.into_iter().map(|path| name_problem(&path)).collect());
+        let mut problems: Vec<Problem> = odd.iter().map(|path| name_problem(path)).collect();
+        // A copy may well be empty yet; what is copied from hardly is.
+        if found.is_empty() && self.cx.options.assigns_uids {
+            problems.push(no_accounts(prefix.path()));
+        }
+        lock(&self.problems).insert(None, problems);
         Ok(found)
     }
 

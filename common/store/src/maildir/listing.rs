@@ -247,6 +247,16 @@ fn unreadable(account: &Account, name: &MailboxName, error: &StoreError) -> Prob
     }
 }
 
+pub(crate) fn no_accounts(prefix: &std::path::Path) -> Problem {
+    Problem {
+        kind: ProblemKind::NoAccounts,
+        account: None,
+        mailbox: None,
+        object: prefix.display().to_string(),
+        detail: "no account was found: does `root` say where the mail lies?".into(),
+    }
+}
+
 pub(crate) fn name_problem(path: &std::path::Path) -> Problem {
     use std::os::unix::ffi::OsStrExt as _;
     Problem {

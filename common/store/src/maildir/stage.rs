@@ -96,11 +96,13 @@ impl Staging for FileStaging {
             return Err(StoreError::Mismatch { what: self.what(), want: self.guid, got });
         }
         let path = self.dir.at(&self.name);
-        if let Some(file) = &self.file {
-            rustix::fs::futimens(file, &date(self.date)).map_err(during("date", &path))?;
-        }
+        let Some(file) = &self.file else {
+            return Err(StoreError::NotFound { what: self.what() });
+        };
+        rustix::fs::futimens(file, &date(self.date)).map_err(during("date", &path))?;
+        let inode = rustix::fs::fstat(file).map_err(during("stat", &path))?.st_ino;
         self.file = None;
-        Ok(Staged::new(got, self.octets, Place::File(path)))
+        Ok(Staged::new(got, self.octets, Place::File(path, inode)))
     }
 }
 
@@ -213,7 +215,8 @@ impl Engine {
         if !matches!(linked, Ok(true)) {
             return Ok(None);
         }
-        let staged = Staged::new(record.guid, record.octets, Place::File(dir.at(&name)));
+        let place = Place::File(dir.at(&name), dir.mark(&name, 0)?.inode());
+        let staged = Staged::new(record.guid, record.octets, place);
         let sound = hash::message(&dir, &name)?.is_some_and(|(guid, octets, date, _)| {
             (guid, octets, date) == (record.guid, record.octets, record.internal_date)
         });

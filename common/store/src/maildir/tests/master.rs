@@ -68,6 +68,19 @@ fn messages_without_a_uid_get_one_in_order_of_delivery() {
     assert!(!inbox.join("dovecot-uidlist.lock").exists());
 }
 
+#[test]
+fn a_root_that_matches_no_account_is_a_problem_for_a_master_only() {
+    let (site, copy) = (Site::new(Layout::MaildirPlusPlus), Site::new(Layout::MaildirPlusPlus));
+    let (master, replica) = (site.master(), copy.replica());
+    for store in [&master, &replica] {
+        assert_eq!(store.accounts().unwrap(), []);
+    }
+    assert_eq!((kinds(&master), kinds(&replica)), (vec![ProblemKind::NoAccounts], vec![]));
+    site.create(&ann(), &name(""));
+    assert_eq!(master.accounts().unwrap(), [ann()]);
+    assert_eq!(kinds(&master), []);
+}
+
 /// Names go round as with `RENAME C T`, `RENAME B C`, `RENAME A B`, `RENAME T A`, again and again.
 #[test]
 fn a_mailbox_that_is_being_renamed_is_never_taken_for_deleted() {
