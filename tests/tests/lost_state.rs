@@ -58,7 +58,7 @@ fn an_unmounted_volume_deletes_nothing() -> anyhow::Result<()> {
             // Whatever the agent does about it, it has done once it was told to replay now.
             let _ = pair.agent.replctl(lab, &["sync", "--timeout", "5s"])?;
             lab.wait("somebody says so", || {
-                let log = pair.agent.log_text(mailtwin_tests::daemon::AGENT)?;
+                let log = pair.agent.log_text(AGENT)?;
                 let said = log.contains("not the mail store it was");
                 Ok(if said { Ok(()) } else { Err("nothing in the log".into()) })
             })?;
