@@ -11,8 +11,9 @@ use std::{
 
 use bytes::Bytes;
 use mailtwin_host::{
-    net::{Frame, FrameReader, FrameWriter, Kind},
+    net::{Frame, FrameError, FrameReader, FrameWriter, Kind},
     tasks::Tasks,
+    tls::is_key_refusal,
 };
 use mailtwin_logic::wire::message::{
     Abort, Beat, Control, Greeting, Hello, Reply, Request, decode, encode,
@@ -46,7 +47,13 @@ pub(crate) struct Gone;
 pub(crate) enum GreetError {
     /// The connection broke.
     #[error("greet the replica")]
-    Net(#[source] mailtwin_host::net::FrameError),
+    Net(#[source] FrameError),
+    /// It does not know this node.
+    #[error(
+        "the replica knows this node by another key: run `replctl keys pin` there with the key that \
+         `replctl keys show` prints here"
+    )]
+    KeyRefused,
     /// It closed, or did not answer in time, or what it said is no greeting.
     #[error("greet the replica: {0}")]
     NoAnswer(&'static str),
@@ -58,6 +65,11 @@ pub(crate) enum GreetError {
         /// For humans.
         detail: String,
     },
+}
+
+fn broken(error: FrameError) -> GreetError {
+    let refused = matches!(&error, FrameError::Io(source) if is_key_refusal(source));
+    if refused { GreetError::KeyRefused } else { GreetError::Net(error) }
 }
 
 type Streams = Arc<Mutex<HashMap<u32, mpsc::Sender<Reply>>>>;
@@ -85,11 +97,11 @@ impl Connection {
     {
         let (input, output) = tokio::io::split(io);
         let (mut reader, mut writer) = (FrameReader::new(input), FrameWriter::new(output));
-        writer.send(&message(0, hello)).await.map_err(GreetError::Net)?;
-        writer.flush().await.map_err(GreetError::Net)?;
+        writer.send(&message(0, hello)).await.map_err(broken)?;
+        writer.flush().await.map_err(broken)?;
         let answer = timeout(mailtwin_logic::link::ANSWER_WITHIN, reader.next()).await;
         let answer = answer.map_err(|_| GreetError::NoAnswer("no answer in time"))?;
-        let frame = answer.map_err(GreetError::Net)?;
+        let frame = answer.map_err(broken)?;
         let frame = frame.ok_or(GreetError::NoAnswer("it closed the connection"))?;
         match decode::<Greeting>(&frame.payload) {
             Some(Greeting::Welcome { .. }) => {}

@@ -11,7 +11,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-#[error("connect to {address}")]
+#[error("reach {address}")]
 pub struct DialError {
     /// Where to.
     pub address: String,

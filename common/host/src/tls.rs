@@ -79,7 +79,7 @@ pub enum TlsError {
     /// It showed a key that nobody has.
     #[error(
         "{address} showed the key {shown} (fingerprint {}), which is pinned for no peer that may be \
-         there", .shown.fingerprint()
+         there; if it was made anew, run `replctl keys pin`", .shown.fingerprint()
     )]
     WrongKey {
         /// Who.
