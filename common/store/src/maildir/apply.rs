@@ -429,6 +429,8 @@ impl Held<'_> {
             && target > self.next
         {
             append(self.dir, list, &uidlist::gap(target))?;
+            // A live Dovecot reads the list again only when the directory has changed.
+            cur.touch()?;
         }
         if self.ready.batch.to.mode == Mode::Repair {
             let seed = indexlog::seed(cx.clock.unix_ms());

@@ -412,6 +412,16 @@ impl Dir {
             .map_err(during("date", &self.at(name)))
     }
 
+    /// Sets its modification time to now.
+    pub(crate) fn touch(&self) -> Result<(), StoreError> {
+        let at = |tv_nsec| rustix::fs::Timespec { tv_sec: 0, tv_nsec };
+        let times = rustix::fs::Timestamps {
+            last_access: at(rustix::fs::UTIME_OMIT),
+            last_modification: at(rustix::fs::UTIME_NOW),
+        };
+        rustix::fs::futimens(&self.fd, &times).map_err(during("touch", &self.path))
+    }
+
     /// Makes the names in it durable.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         rustix::fs::fsync(&self.fd).map_err(during("sync", &self.path))
