@@ -414,8 +414,8 @@ impl Dir {
 
     /// Sets its modification time to now.
     pub(crate) fn touch(&self) -> Result<(), StoreError> {
-        let at = |tv_nsec| rustix::fs::Timespec { tv_sec: 0, tv_nsec };
-        let times = rustix::fs::Timestamps {
+        let at = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+        let times = Timestamps {
             last_access: at(rustix::fs::UTIME_OMIT),
             last_modification: at(rustix::fs::UTIME_NOW),
         };
