@@ -8,13 +8,10 @@ use mailtwin_logic::{
     ids::Account,
     wire::message::{Reply, Request},
 };
-use mailtwin_store::Listing;
+use mailtwin_store::{Listing, MailStore};
 
 use super::{VisitError, Visited, Visitor, held::Moment, refused};
 use crate::link::Finds;
-
-/// Accounts looked at in one go by a store worker.
-const ACCOUNTS_PER_LOOK: usize = 1;
 
 /// What accounts are compared with.
 struct Comparison<'a> {
@@ -52,18 +49,13 @@ impl Visitor {
         comparison: &Comparison<'_>,
     ) -> Result<Vec<(Account, Listing)>, VisitError> {
         let mut seen = Vec::new();
-        for some in names.chunks(ACCOUNTS_PER_LOOK) {
-            let some = some.to_vec();
-            let look = self.work(move |store| {
-                let mut seen = Vec::with_capacity(some.len());
-                for name in some {
-                    // What cannot be read here fails in its own visit, not in everybody's.
-                    let listing = store.account(&name).unwrap_or_else(|_| Some(unreadable()));
-                    seen.extend(listing.map(|listing| (name, listing)));
-                }
-                Ok(seen)
-            });
-            seen.extend(look.await?);
+        for name in names {
+            let account = name.clone();
+            // What cannot be read here fails in its own visit, not in everybody's.
+            let look = move |store: &dyn MailStore| {
+                Ok(store.account(&account).unwrap_or_else(|_| Some(unreadable())))
+            };
+            seen.extend(self.work(look).await?.map(|listing| (name.clone(), listing)));
             self.compare_accounts(&mut seen, comparison).await;
         }
         Ok(seen)

@@ -51,16 +51,13 @@ impl Engine {
     pub(crate) fn account(&self, account: &Account) -> Result<Option<Listing>, StoreError> {
         let book = self.book(account);
         let _still = book.still();
-        let Some(dir) = self.cx.account_dir(account)? else {
-            // A second look, as for anything that is gone.
-            if self.cx.account_dir(account)?.is_none() {
-                self.forget_absent(account, &book, &Places::new())?;
-                return Ok(None);
-            }
-            return self
-                .cx
-                .account_dir(account)?
-                .map_or(Ok(None), |dir| self.list(account, &book, &dir).map(Some));
+        let mut dir = self.cx.account_dir(account)?;
+        if dir.is_none() {
+            dir = self.cx.account_dir(account)?; // a second look, as for anything that is gone
+        }
+        let Some(dir) = dir else {
+            self.forget_absent(account, &book, &Places::new())?;
+            return Ok(None);
         };
         self.list(account, &book, &dir).map(Some)
     }
