@@ -16,7 +16,6 @@
 //!   once durable, in a small file beside it ([`mark`]); a map that lags behind it is damaged.
 
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     fmt,
     fs::{self, File},
@@ -34,11 +33,13 @@ use std::{
 use crate::{DiskError, clock::SystemClock, dir};
 
 mod mark;
+mod pending;
 #[cfg(test)]
 mod tests;
 mod value;
 
 use mark::{Mark, MarkFile};
+use pending::{Changes, Pending, Writer};
 
 /// Longest value, in octets.
 pub const VALUE_MAX: usize = 32 << 10;
@@ -71,6 +72,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub struct Index {
     open: Arc<Open>,
+    /// Ends before `open` is closed.
+    _writer: Arc<Writer>,
 }
 
 /// What [`Index::open`] found.
@@ -107,7 +110,7 @@ pub enum IndexError {
 /// Changes that happen together or not at all. Of several to one key, the last counts.
 #[derive(Default)]
 pub struct Batch {
-    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    changes: Changes,
 }
 
 impl fmt::Debug for Batch {
@@ -154,11 +157,16 @@ impl Index {
             open.sync(1)?;
             dir::sync(dir)?;
         }
-        Ok((Self { open: Arc::new(open) }, opened))
+        let open = Arc::new(open);
+        let writer = Arc::new(Writer::start(&open)?);
+        Ok((Self { open, _writer: writer }, opened))
     }
 
     /// The value of `key`.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
+        if let Some(waiting) = self.open.pending.lock().changes.get(key) {
+            return Ok(waiting.clone());
+        }
         self.open.guard("read", |db| {
             for _ in 0..JOIN_TRIES {
                 let Some(first) = db.get(value::first_key(key))? else { return Ok(None) };
@@ -172,7 +180,7 @@ impl Index {
 
     /// Makes the changes of `batch`, all or none. They are visible at once and durable with the
     /// next [`Index::sync`] or [`Index::commit`]; a crash before that loses a tail of batches, never
-    /// one in between. Memory grows with a batch, by some kilobytes a change: some hundred changes
+    /// one in between. What goes wrong later makes later calls fail. Memory grows with a batch, by some kilobytes a change: some hundred changes
     /// are fine, ten thousand are not.
     pub fn apply(&self, batch: Batch) -> Result<(), IndexError> {
         let octets = batch.changes.values().flatten().map(Vec::len).max().unwrap_or_default();
@@ -182,20 +190,10 @@ impl Index {
         if batch.is_empty() {
             return Ok(());
         }
-        self.open.guard("write", |db| {
-            let mut changes = sled::Batch::default();
-            for (key, new) in batch.changes {
-                // These reads are also what sled needs to free old versions of pages: it does so
-                // a few at a time whenever it is called. 200,000 changes in batches of 1,000
-                // left 550 MB behind without them, and 45 MB with them.
-                let held = db.get(value::first_key(&key))?;
-                let held = held.map_or(0, |first| value::further(&first));
-                value::change(&mut changes, &key, new.as_deref(), held);
-            }
-            db.apply_batch(changes)
-        })?;
+        self.open.guard("write", |_| Ok(()))?;
+        let has_room = self.open.pending.add(batch.changes);
         self.open.applied.fetch_add(1, Ordering::Release);
-        Ok(())
+        if has_room { Ok(()) } else { self.open.write_out() }
     }
 
     /// Makes the changes of `batch`, all or none; durable on return, like all before it.
@@ -216,6 +214,9 @@ impl Index {
         prefix: &[u8],
         mut visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), IndexError> {
+        if self.open.pending.touches(prefix) {
+            self.open.write_out()?;
+        }
         let mut records =
             self.open.guard("read", |db| Ok(db.scan_prefix(value::first_key(prefix))))?;
         loop {
@@ -245,6 +246,8 @@ struct Open {
     /// The data file, for the fdatasync.
     data: File,
     dir: PathBuf,
+    /// What sled does not have yet.
+    pending: Pending,
     /// Batches applied since opening.
     applied: AtomicU64,
     syncs: Mutex<Syncs>,
@@ -291,6 +294,7 @@ impl Open {
             db: Some(db),
             data,
             dir: dir.to_path_buf(),
+            pending: Pending::default(),
             applied: AtomicU64::new(0),
             syncs: Mutex::new(Syncs { mark, number: has, covered: 0 }),
             damaged: AtomicBool::new(false),
@@ -313,6 +317,28 @@ impl Open {
             .inspect_err(|_| self.damaged.store(true, Ordering::Release))
     }
 
+    /// Gives sled what waits, as one batch.
+    fn write_out(&self) -> Result<(), IndexError> {
+        let mut pending = self.pending.lock();
+        if pending.changes.is_empty() {
+            return Ok(());
+        }
+        self.guard("write", |db| {
+            let mut batch = sled::Batch::default();
+            for (key, new) in &pending.changes {
+                // These reads are also what sled needs to free old versions of pages: it does so
+                // a few at a time whenever it is called. 200,000 changes in batches of 1,000
+                // left 550 MB behind without them, and 45 MB with them.
+                let held = db.get(value::first_key(key))?;
+                let held = held.map_or(0, |first| value::further(&first));
+                value::change(&mut batch, key, new.as_deref(), held);
+            }
+            db.apply_batch(batch)
+        })?;
+        pending.clear();
+        Ok(())
+    }
+
     /// Returns once the first `wanted` batches since opening are durable.
     fn sync(&self, wanted: u64) -> Result<(), IndexError> {
         let mut syncs = self.syncs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -321,6 +347,7 @@ impl Open {
         }
         let covered = self.applied.load(Ordering::Acquire);
         let number = syncs.number + 1;
+        self.write_out()?;
         self.guard("write", |db| {
             db.insert(OWN_KEY, [SCHEMA, &number.to_be_bytes()].concat())?;
             db.flush()

@@ -10,6 +10,12 @@ fn put(index: &Index, key: &[u8], value: &[u8]) {
     index.commit(batch).unwrap();
 }
 
+fn apply(index: &Index, key: &[u8], value: &[u8]) {
+    let mut batch = Batch::default();
+    batch.put(key, value);
+    index.apply(batch).unwrap();
+}
+
 fn keys(index: &Index, prefix: &[u8]) -> Vec<Vec<u8>> {
     let mut keys = Vec::new();
     index
@@ -276,4 +282,47 @@ fn many_threads_commit_at_once() {
         }
     });
     assert_eq!(keys(&index, b"").len(), 80);
+}
+
+#[test]
+fn what_waits_is_seen_at_once_and_written_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, _) = Index::open(dir.path()).unwrap();
+    put(&index, b"a1", b"old");
+    put(&index, b"a2", b"gone");
+    index.sync().unwrap();
+    let mut batch = Batch::default();
+    batch.put(b"a1", b"new");
+    batch.delete(b"a2");
+    batch.put(b"a3", b"more");
+    index.apply(batch).unwrap();
+    assert_eq!(index.get(b"a1").unwrap().unwrap(), b"new");
+    assert_eq!(index.get(b"a2").unwrap(), None);
+    assert_eq!(keys(&index, b"a"), [b"a1", b"a3"]);
+    apply(&index, b"b", b"waits");
+    assert!(!index.open.pending.lock().changes.is_empty());
+    let start = std::time::Instant::now();
+    while !index.open.pending.lock().changes.is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(60), "nobody writes it");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(index.get(b"b").unwrap().unwrap(), b"waits");
+}
+
+#[test]
+fn much_does_not_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, _) = Index::open(dir.path()).unwrap();
+    for number in 0..1000_u32 {
+        apply(&index, &key(number % 4), &vec![0; VALUE_MAX]);
+        let pending = index.open.pending.lock();
+        assert!(pending.changes.len() <= 4);
+    }
+    for number in 0..5000 {
+        apply(&index, &key(number), b"");
+        assert!(index.open.pending.lock().changes.len() < 256);
+    }
+    drop(index);
+    let (index, opened) = Index::open(dir.path()).unwrap();
+    assert_eq!((opened, keys(&index, b"").len()), (Opened::Kept, 5000));
 }
