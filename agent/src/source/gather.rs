@@ -1,4 +1,5 @@
-//! Gathers what is dirty for a few milliseconds, so that one delivery becomes one entry.
+//! Gathers what is dirty for a few milliseconds, so that one delivery becomes one entry, and paces
+//! what is dirty all the time, so that a hundred deliveries into one mailbox become a few.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,6 +13,14 @@ pub(super) const QUIET: Duration = Duration::from_millis(3);
 
 /// ... and at most this long after its first.
 pub(super) const LONGEST: Duration = Duration::from_millis(10);
+
+/// A target is reported once in this time in the long run, however often it changes: each report
+/// costs both ends a look at the mailbox and a few syncs, which the mail server next to them needs
+/// more when mail comes in faster than this.
+const PACE: Duration = Duration::from_millis(250);
+
+/// Reports that a target may be ahead of its pace.
+const AHEAD: u32 = 4;
 
 /// Targets that wait for the log; with more, everything is reported instead.
 const OUTBOX_MAX: usize = 20_000;
@@ -40,19 +49,70 @@ impl Due {
 /// What is dirty and has not been taken by the log yet.
 #[derive(Debug, Default)]
 pub(super) struct Gather {
-    waiting: BTreeMap<Target, Due>,
+    waiting: BTreeMap<Target, Wait>,
     outbox: BTreeSet<Target>,
+    /// For targets reported lately, when their reports would have been on pace.
+    paces: BTreeMap<Target, Duration>,
+}
+
+/// What a target waits for.
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    /// More events; nothing if what there was to happen has happened.
+    quiet: Option<Due>,
+    /// Its turn.
+    pace: Duration,
+}
+
+impl Wait {
+    fn at(self) -> Duration {
+        self.quiet.map_or(Duration::ZERO, Due::at).max(self.pace)
+    }
 }
 
 impl Gather {
     /// `target` is dirty; more events may follow.
     pub(super) fn soon(&mut self, target: Target, now: Duration) {
-        self.waiting.entry(target).or_insert_with(|| Due::new(now)).again(now);
+        let pace = self.turn(&target);
+        let wait = self.waiting.entry(target);
+        let wait = wait.or_insert_with(|| Wait { quiet: Some(Due::new(now)), pace });
+        wait.quiet.get_or_insert_with(|| Due::new(now)).again(now);
     }
 
     /// `target` is dirty, and what there was to happen has happened.
-    pub(super) fn now(&mut self, target: Target) {
-        self.waiting.remove(&target);
+    pub(super) fn now(&mut self, target: Target, now: Duration) {
+        let pace = self.turn(&target);
+        if pace <= now {
+            self.waiting.remove(&target);
+            self.report(target, now);
+        } else {
+            self.waiting.insert(target, Wait { quiet: None, pace });
+        }
+    }
+
+    /// Moves what is due by `now` to what is to be sent.
+    pub(super) fn ripen(&mut self, now: Duration) {
+        let ripe = |(target, wait): (&Target, &Wait)| (wait.at() <= now).then(|| target.clone());
+        let due: Vec<Target> = self.waiting.iter().filter_map(ripe).collect();
+        for target in due {
+            self.waiting.remove(&target);
+            self.report(target, now);
+        }
+        self.paces.retain(|_, pace| *pace > now);
+    }
+
+    /// When `target` may be reported next. All that must wait take the same turns, so that their
+    /// changes share entries' and messages' syncs.
+    fn turn(&self, target: &Target) -> Duration {
+        let pace = self.paces.get(target).copied().unwrap_or_default();
+        let turn = pace.saturating_sub(PACE * AHEAD);
+        let turns = turn.as_millis() / PACE.as_millis();
+        PACE.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))
+    }
+
+    fn report(&mut self, target: Target, now: Duration) {
+        let pace = self.paces.entry(target.clone()).or_insert(now);
+        *pace = (*pace).max(now) + PACE;
         if self.outbox.len() >= OUTBOX_MAX {
             self.outbox.clear();
             self.outbox.insert(Target::Store);
@@ -61,18 +121,9 @@ impl Gather {
         }
     }
 
-    /// Moves what is due by `now` to what is to be sent.
-    pub(super) fn ripen(&mut self, now: Duration) {
-        let ripe = |(target, due): (&Target, &Due)| (due.at() <= now).then(|| target.clone());
-        let due: Vec<Target> = self.waiting.iter().filter_map(ripe).collect();
-        for target in due {
-            self.now(target);
-        }
-    }
-
     /// When [`Gather::ripen`] has something to do.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        self.waiting.values().map(|due| due.at()).min()
+        self.waiting.values().map(|wait| wait.at()).min()
     }
 
     /// What is to be sent now.
@@ -125,7 +176,7 @@ mod tests {
     fn what_is_done_goes_at_once_and_only_once() {
         let mut gather = Gather::default();
         gather.soon(account("a"), ms(0));
-        gather.now(account("a"));
+        gather.now(account("a"), ms(1));
         assert_eq!((gather.outbox(), gather.deadline()), (vec![account("a")], None));
     }
 
@@ -133,8 +184,41 @@ mod tests {
     fn too_much_becomes_everything() {
         let mut gather = Gather::default();
         for number in 0..=OUTBOX_MAX {
-            gather.now(account(&number.to_string()));
+            gather.now(account(&number.to_string()), ms(0));
         }
         assert_eq!(gather.outbox(), [Target::Store]);
+    }
+
+    #[test]
+    fn what_is_dirty_all_the_time_is_reported_on_pace() {
+        let mut gather = Gather::default();
+        let mut reports = Vec::new();
+        // Something every 10 ms for 5 s, now gathered, now complete.
+        for at in (0..5000).step_by(10).map(ms) {
+            if at.as_millis() % 20 == 0 {
+                gather.soon(account("a"), at);
+            } else {
+                gather.now(account("a"), at);
+            }
+            let due = gather.deadline().filter(|due| *due < at + ms(10));
+            gather.ripen(due.unwrap_or(at));
+            if gather.has_mail() {
+                reports.push(due.unwrap_or(at));
+                gather.sent();
+            }
+        }
+        assert!(gather.deadline().is_some(), "the last change waits for its turn");
+        let early = reports.iter().filter(|at| **at < ms(100)).count();
+        assert_eq!(early, 5, "{reports:?}");
+        assert_eq!(reports.len(), 5 + 20 - 1, "{reports:?}");
+        // One that is rare never waits, and after a while neither does this one.
+        gather.now(account("b"), ms(5000));
+        assert_eq!(gather.outbox(), [account("b")]);
+        gather.ripen(ms(6000));
+        gather.sent();
+        gather.now(account("a"), ms(8000));
+        assert_eq!(gather.outbox(), [account("a")]);
+        gather.ripen(ms(8000) + PACE);
+        assert!(gather.paces.is_empty());
     }
 }

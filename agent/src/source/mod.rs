@@ -1,7 +1,7 @@
 //! The change feed: says which accounts and mailboxes may have changed, at least once each.
 //!
 //! ```text
-//! store's directories ─inotify─▶ watcher thread ─▶ gathered per target, 3 to 10 ms ─▶ sync log
+//! store's directories ─inotify─▶ watcher thread ─▶ gathered and paced per target ─▶ sync log
 //!                                  ▲ start-up scan, paced periodic rescan
 //! ```
 //!
@@ -11,6 +11,7 @@
 //! nothing can happen unseen in between. Nothing wakes the thread while nothing happens, but the
 //! periodic rescan.
 
+mod flood;
 mod gather;
 mod places;
 mod rescan;

@@ -24,6 +24,7 @@ use tokio::sync::watch as state;
 
 use super::{
     Counts, Offer, Options, Sink, SourceError, UNWATCHED_RESCAN,
+    flood::Flood,
     gather::{Due, Gather},
     places::{self, Added, Places},
     rescan::Rescan,
@@ -38,6 +39,9 @@ const PLAN_ROUNDS: usize = 8;
 
 /// Events read in one call: some hundreds.
 const BUFFER_OCTETS: usize = 8 << 10;
+
+/// Events taken before what they say is passed on.
+const READ_MAX: usize = BUFFER_OCTETS / 64;
 
 pub(super) struct Parts {
     pub(super) store: Arc<dyn MailStore>,
@@ -64,6 +68,7 @@ pub(super) struct Watcher {
     announce: bool,
     /// The store cannot be looked at, or its top was lost: everything is watched anew once it can.
     blind: bool,
+    flood: Flood,
 }
 
 /// What one read of events brought.
@@ -92,6 +97,7 @@ impl Watcher {
             limit_said: false,
             announce: false,
             blind: false,
+            flood: Flood::default(),
         })
     }
 
@@ -111,12 +117,18 @@ impl Watcher {
                 tracing::error!(%error, "cannot read changes; only scans find them now");
                 return;
             }
+            let pause = self.flood.note(events.len(), self.parts.clock.monotonic());
+            // What has not been read yet must not be kept waiting: the kernel's queue is bounded.
+            let pause = pause.filter(|_| events.len() < READ_MAX);
             for event in events.drain(..) {
                 self.take(&event);
             }
             self.catch_up();
             if self.send() == Offer::Closed {
                 return;
+            }
+            if let Some(pause) = pause {
+                self.parts.clock.pause(pause);
             }
         }
     }
@@ -165,7 +177,7 @@ impl Watcher {
                 is_overflow: flags.contains(ReadFlags::QUEUE_OVERFLOW),
             });
             // What has come so far must not wait for what keeps coming.
-            if reader.is_buffer_empty() && events.len() >= BUFFER_OCTETS / 64 {
+            if reader.is_buffer_empty() && events.len() >= READ_MAX {
                 return Ok(());
             }
         }
@@ -176,7 +188,7 @@ impl Watcher {
             self.parts.counts.overflows.fetch_add(1, Ordering::Relaxed);
             tracing::warn!("changes came faster than they could be read; looking at everything");
             self.watch_everything();
-            self.gather.now(Target::Store);
+            self.gather.now(Target::Store, self.parts.clock.monotonic());
             return;
         }
         if event.is_gone {
@@ -204,7 +216,7 @@ impl Watcher {
             match (note, account, mailbox) {
                 (Note::Nothing, ..) => {}
                 (Note::Mailbox, _, Some(mailbox)) => self.gather.soon(mailbox, now),
-                (Note::MailboxDone, _, Some(mailbox)) => self.gather.now(mailbox),
+                (Note::MailboxDone, _, Some(mailbox)) => self.gather.now(mailbox, now),
                 (Note::Places, Some(account), _) => {
                     let due = self.moved.entry(account.clone()).or_insert_with(|| Due::new(now));
                     due.again(now);
@@ -293,7 +305,7 @@ impl Watcher {
         let is_watched = self.watch(Some(&account));
         self.rescan.watched(&account, is_watched, self.parts.clock.monotonic());
         self.parts.counts.unwatched.store(count(self.rescan.unwatched()), Ordering::Relaxed);
-        self.gather.now(Target::Account(account));
+        self.gather.now(Target::Account(account), self.parts.clock.monotonic());
     }
 
     /// Watches all directories of `owner`, or the places of accounts; false if some cannot be.
