@@ -195,6 +195,11 @@ fn a_peer_with_another_key_is_refused_until_it_is_pinned() -> anyhow::Result<()>
             let said = log.lines().rev().take(20).any(|line| line.contains("key"));
             Ok(if said { Ok(()) } else { Err("nothing in the log".into()) })
         })?;
+        lab.wait("the agent says what to do", || {
+            let status = pair.agent.replctl(lab, &["--output", "json", "status"])?;
+            let said = status.stdout.contains("the replica knows this node by another key");
+            Ok(if said { Ok(()) } else { Err(status.stdout) })
+        })?;
         let copy = Account::read(&pair.replica, "u1")?;
         ensure!(!copy.serials().contains_key("second"), "nothing came through");
         pair.copy.replctl(lab, &["keys", "unpin", pair.agent.name(), &old])?.expect(0)?;

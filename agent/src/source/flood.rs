@@ -51,6 +51,6 @@ mod tests {
         // The window in which it ended still counts.
         assert_eq!(pauses(&mut flood, 3000, 5, 20), 5);
         assert_eq!(pauses(&mut flood, 4000, 5, 2), 450);
-        assert!(flood.note(1, Duration::from_secs(3600)).is_none());
+        assert!(flood.note(1, Duration::from_hours(1)).is_none());
     }
 }
