@@ -256,7 +256,7 @@ impl Engine {
 
     fn prepare(&self, at: usize, batch: Batch) -> Result<Ready, StoreError> {
         let to = &batch.to;
-        let book = self.book(&to.account);
+        let book = self.settled_book(&to.account)?;
         let stale = || StoreError::Stale(None);
         let account = self.cx.account_dir(&to.account)?.ok_or_else(stale)?;
         let dir = self.cx.mailbox_dir(&account, &to.name)?.ok_or_else(stale)?;
@@ -336,6 +336,7 @@ impl Engine {
         one.lock.check()?;
         let to = &one.ready.batch.to;
         let snapshot = one.guard.as_mut().ok_or(StoreError::Stale(None))?;
+        one.work.forget_gone(snapshot);
         snapshot.header.marks = marks.unwrap_or_default();
         snapshot.header.pending = false;
         snapshot.header.list_read = snapshot.header.marks.list.size();
@@ -476,7 +477,7 @@ impl Held<'_> {
             id: Some(snapshot.header.id),
             rest: self.heading.rest.clone(),
         };
-        let content = [heading.render(), Work::lines(snapshot)].concat();
+        let content = [heading.render(), self.work.lines(snapshot)].concat();
         hash::replace(self.dir, uidlist::NAME, &content, self.owner, None)
     }
 }

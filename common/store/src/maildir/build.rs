@@ -144,7 +144,8 @@ impl Engine {
     /// then it was renamed while it was planned, and must not be there twice.
     fn check_free(&self, to: &Destination) -> Result<(), StoreError> {
         self.cx.options.layout.directory(&to.name)?;
-        let elsewhere = self.book(&to.account).name_of(to.mailbox).filter(|at| *at != to.name);
+        let elsewhere =
+            self.settled_book(&to.account)?.name_of(to.mailbox).filter(|at| *at != to.name);
         if let Some(at) = elsewhere
             && let Some(held) = self.find(&to.account, &at)?
             && held.id == to.mailbox
@@ -181,7 +182,7 @@ impl Engine {
     ) -> Result<(Head, Dir), StoreError> {
         let to = &built.to;
         let free = self.check_free(to);
-        let book = self.book(&to.account);
+        let book = self.settled_book(&to.account)?;
         let _still = book.still();
         let cell = book.cell(&to.name);
         let mut guard = lock(&cell);

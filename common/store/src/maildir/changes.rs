@@ -256,13 +256,11 @@ fn renaming(
 }
 
 impl Work {
-    /// Makes `snapshot` what the mailbox will be.
+    /// Makes `snapshot` what the mailbox will be, but for what is to go: were that forgotten before it
+    /// is gone, a crash in between would turn our own messages into somebody else's.
     pub(crate) fn foresee(&self, batch: &Batch, snapshot: &mut Snapshot) {
         if let Some(table) = &self.table {
             snapshot.set_table(table.clone());
-        }
-        for entry in &self.expunges {
-            snapshot.expunge(entry.uid);
         }
         for renaming in &self.renamings {
             snapshot.rename(renaming.uid, &renaming.to, false);
@@ -279,7 +277,9 @@ impl Work {
             let same = snapshot.header.uid_validity == target.uid_validity;
             let kept = snapshot.restart(id, target.uid_validity);
             let own = if same { held } else { Uid(1) };
-            let last = kept.last().map_or(own, |entry| entry.uid.next());
+            let gone = |entry: &Entry| self.expunges.iter().any(|gone| gone.uid == entry.uid);
+            let last = kept.iter().rfind(|entry| !gone(entry));
+            let last = last.map_or(own, |entry| entry.uid.next());
             snapshot.header.uid_next = own.max(last);
             for entry in kept {
                 snapshot.put(entry);
@@ -294,10 +294,22 @@ impl Work {
         }
     }
 
-    /// Lines of a list that holds nothing but what the snapshot does.
-    pub(crate) fn lines(snapshot: &Snapshot) -> Vec<u8> {
+    /// Forgets what has gone.
+    pub(crate) fn forget_gone(&self, snapshot: &mut Snapshot) {
+        for gone in &self.expunges {
+            // Its UID may be another message's by now.
+            let held = snapshot.entries().get(&gone.uid);
+            if held.is_some_and(|held| held.base() == gone.base()) {
+                snapshot.expunge(gone.uid);
+            }
+        }
+    }
+
+    /// Lines of a list that holds nothing but what the snapshot will.
+    pub(crate) fn lines(&self, snapshot: &Snapshot) -> Vec<u8> {
         let entries: &BTreeMap<Uid, Entry> = snapshot.entries();
-        let lines = entries.values();
+        let gone: HashSet<&[u8]> = self.expunges.iter().map(Entry::base).collect();
+        let lines = entries.values().filter(|entry| !gone.contains(entry.base()));
         lines.flat_map(|e| uidlist::render(e.uid, &e.keys, e.base())).collect()
     }
 }

@@ -48,6 +48,8 @@ pub(crate) type Cell = Arc<Mutex<Option<Snapshot>>>;
 /// What is known of one account.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
+    /// Whether mailboxes were looked for under other names since the start.
+    pub settled: Mutex<bool>,
     /// Held for writing while mailboxes are moved about.
     pub moving: RwLock<()>,
     pub cells: Mutex<BTreeMap<MailboxName, Cell>>,
@@ -157,24 +159,6 @@ impl Engine {
         }
         lock(&self.problems).insert(None, problems);
         Ok(found)
-    }
-
-    /// Puts a snapshot under another name.
-    pub(crate) fn rename_known(
-        &self,
-        account: &Account,
-        book: &Book,
-        from: &MailboxName,
-        to: &MailboxName,
-        mut snapshot: Snapshot,
-    ) -> Result<(), StoreError> {
-        let mut batch = Batch::default();
-        Shelf::unname(&mut batch, account, from);
-        self.cx.shelf.save(&mut batch, account, to, &mut snapshot);
-        self.cx.shelf.apply(batch)?;
-        lock(&book.ids).insert(snapshot.header.id, to.clone());
-        *lock(&book.cell(to)) = Some(snapshot);
-        Ok(())
     }
 
     /// Forgets a mailbox that was at `name`.
@@ -289,7 +273,7 @@ impl Engine {
         account: &Account,
         name: &MailboxName,
     ) -> Result<Option<MailboxState>, StoreError> {
-        let book = self.book(account);
+        let book = self.settled_book(account)?;
         let _still = book.still();
         let found = self.visit(account, &book, name, |snapshot, _| Ok(snapshot.state(name)));
         match found {
@@ -327,7 +311,7 @@ impl Engine {
         id: MailboxId,
         mut show: impl FnMut(&MailboxName, &mut Snapshot, &Dir) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let book = self.book(account);
+        let book = self.settled_book(account)?;
         for attempt in 0..2 {
             if attempt > 0 {
                 self.account(account)?;
@@ -356,7 +340,7 @@ impl Engine {
         id: MailboxId,
         uid: Uid,
     ) -> Result<Octets, StoreError> {
-        let book = self.book(account);
+        let book = self.settled_book(account)?;
         // Most often the message lies where it was seen last.
         if let Some(name) = book.name_of(id) {
             let _still = book.still();

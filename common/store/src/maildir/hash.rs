@@ -8,8 +8,14 @@ use std::{
 use mailtwin_logic::ids::Guid;
 use sha1::{Digest as _, Sha1};
 
-use super::fsys::{Dir, Owner, during};
+use super::{
+    fsys::{Dir, Owner, during},
+    uidlist::{self, Heading},
+};
 use crate::StoreError;
+
+/// Octets of a list's first line, at most, where only that is read.
+const HEADING_OCTETS_MAX: usize = 512;
 
 /// Octets read at once.
 const BUFFER: usize = 64 << 10;
@@ -49,6 +55,15 @@ pub(crate) fn tail(
     let mut content = vec![0; usize::try_from(size.saturating_sub(from)).unwrap_or(0)];
     file.read_exact_at(&mut content, from).map_err(during("read", &dir.at(name)))?;
     Ok(Some(content))
+}
+
+/// The first line of a mailbox's list; `None` if it has none that can be read.
+pub(crate) fn heading(dir: &Dir) -> Result<Option<Heading>, StoreError> {
+    let Some((mut file, _)) = dir.read(uidlist::NAME)? else { return Ok(None) };
+    let mut start = vec![0; HEADING_OCTETS_MAX];
+    let read = file.read(&mut start).map_err(during("read", &dir.at(uidlist::NAME)))?;
+    let heading = Heading::parse(start.get(..read).unwrap_or_default());
+    Ok(heading.ok().map(|(heading, _)| heading))
 }
 
 /// Writes a file that nobody can see yet, and that becomes durable with everything around it.

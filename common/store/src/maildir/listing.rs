@@ -1,7 +1,11 @@
 //! Which mailboxes an account has: looked at until no rename can have hidden one.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
+use mailtwin_disk::index::Batch;
 use mailtwin_logic::{
     ids::{Account, MailboxId},
     mailbox::{FileState, MailboxName, MailboxState},
@@ -11,8 +15,9 @@ use super::{
     engine::{Book, Cell, Engine, describe, lock},
     files,
     fsys::Dir,
-    snapshot::Snapshot,
-    uidlist::{self, Heading},
+    hash,
+    snapshot::{Shelf, Snapshot},
+    uidlist,
 };
 use crate::{Listing, Problem, ProblemKind, Reason, StoreError};
 
@@ -22,8 +27,8 @@ const LOOKS: usize = 8;
 /// Problems shown at most.
 const PROBLEMS_MAX: usize = 1000;
 
-/// Where mailboxes are; without identity if they cannot be read.
-type Places = BTreeMap<MailboxName, Option<MailboxId>>;
+/// Where mailboxes are, with the inode of `cur`; nothing of those that cannot be read.
+type Places = BTreeMap<MailboxName, Option<(MailboxId, u64)>>;
 
 /// What one look at an account found.
 #[derive(Debug, Default)]
@@ -39,7 +44,7 @@ impl Seen {
     /// Whether every mailbox that was known is there, and none twice.
     fn has_all(&self, known: &[(MailboxId, MailboxName)]) -> bool {
         let mut ids = BTreeSet::new();
-        let is_single = self.places.values().flatten().all(|id| ids.insert(*id));
+        let is_single = self.places.values().flatten().all(|(id, _)| ids.insert(*id));
         let is_there = |(id, name): &(MailboxId, MailboxName)| {
             ids.contains(id) || self.places.get(name) == Some(&None)
         };
@@ -95,7 +100,8 @@ impl Engine {
                 Ok(false) => {}
                 Ok(true) => {
                     if let Some(snapshot) = guard.as_ref() {
-                        seen.places.insert(name.clone(), Some(snapshot.header.id));
+                        let inode = snapshot.header.marks.cur.inode();
+                        seen.places.insert(name.clone(), Some((snapshot.header.id, inode)));
                         seen.listing.state.mailboxes.push(snapshot.state(name));
                         note(&mut seen.problems, account, name, snapshot);
                         self.warm(&cell, snapshot);
@@ -111,6 +117,10 @@ impl Engine {
                 }
             }
         }
+        // One directory at two names was seen before and after it was renamed.
+        let mut inodes = BTreeSet::new();
+        seen.is_steady &=
+            seen.places.values().flatten().all(|(_, inode)| *inode == 0 || inodes.insert(*inode));
         seen.is_steady &= names == layout.mailboxes(dir, &mut Vec::new())?;
         Ok(seen)
     }
@@ -132,7 +142,20 @@ impl Engine {
         Ok(listing)
     }
 
-    /// A mailbox under a new name whose old one is gone takes its snapshot along.
+    /// What is known of an account, once it is known under the names that its mailboxes have: a
+    /// crash can take back what the index was told of renames, but not the renames.
+    pub(crate) fn settled_book(&self, account: &Account) -> Result<Arc<Book>, StoreError> {
+        let book = self.book(account);
+        if !*lock(&book.settled) {
+            let _still = book.still();
+            let Some(dir) = self.cx.account_dir(account)? else { return Ok(book.clone()) };
+            let names = self.cx.options.layout.mailboxes(&dir, &mut Vec::new())?;
+            self.follow_renames(account, &book, &dir, &names)?;
+        }
+        Ok(book)
+    }
+
+    /// Mailboxes under other names than before take their snapshots along.
     fn follow_renames(
         &self,
         account: &Account,
@@ -140,22 +163,78 @@ impl Engine {
         dir: &Dir,
         names: &[MailboxName],
     ) -> Result<(), StoreError> {
+        let mut settled = lock(&book.settled);
+        let (mut vacant, mut homeless) = (Vec::new(), BTreeMap::new());
         for name in names {
+            let Some(mailbox) = self.cx.mailbox_dir(dir, name)? else { continue };
             let cell = book.cell(name);
-            if lock(&cell).is_some() {
+            let mut guard = lock(&cell);
+            let list = mailbox.stat(uidlist::NAME)?.map_or(0, |list| list.st_ino);
+            let known = guard.as_ref().map(|held| (held.header.id, held.header.marks.list.inode()));
+            if list == 0 || known.is_some_and(|(_, held)| held == list) {
                 continue;
             }
-            let Some(mailbox) = self.cx.mailbox_dir(dir, name)? else { continue };
-            let Some(id) = listed_id(&mailbox)? else { continue };
-            let Some(old) = book.name_of(id).filter(|old| names.binary_search(old).is_err()) else {
+            let Some(id) = hash::heading(&mailbox)?.and_then(|heading| heading.id) else {
                 continue;
             };
-            let snapshot = lock(&book.cell(&old)).take();
-            if let Some(snapshot) = snapshot {
-                self.rename_known(account, book, &old, name, snapshot)?;
+            match known {
+                Some((held, _)) if held == id => continue,
+                Some((held, _)) => homeless.insert(held, (name.clone(), guard.take())),
+                None => None,
+            };
+            vacant.push((name, id));
+        }
+        for (_, id) in &vacant {
+            let gone = |old: &MailboxName| names.binary_search(old).is_err();
+            if let Some(old) = book.name_of(*id).filter(gone) {
+                let snapshot = lock(&book.cell(&old)).take();
+                homeless.entry(*id).or_insert((old, snapshot));
             }
         }
+        if !vacant.is_empty() {
+            self.house(account, book, &vacant, homeless)?;
+        }
+        *settled = true;
         Ok(())
+    }
+
+    /// Puts each of the `homeless` snapshots where its mailbox is now.
+    fn house(
+        &self,
+        account: &Account,
+        book: &Book,
+        vacant: &[(&MailboxName, MailboxId)],
+        mut homeless: BTreeMap<MailboxId, (MailboxName, Option<Snapshot>)>,
+    ) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        for (old, _) in homeless.values() {
+            Shelf::unname(&mut batch, account, old);
+        }
+        for (name, id) in vacant {
+            if let Some((_, Some(mut snapshot))) = homeless.remove(id) {
+                self.cx.shelf.save(&mut batch, account, name, &mut snapshot);
+                lock(&book.ids).insert(*id, (*name).clone());
+                *lock(&book.cell(name)) = Some(snapshot);
+            }
+        }
+        // One whose mailbox is nowhere stays, if nobody else lives there: its list may have been
+        // made anew, and then its messages need not be read again.
+        for (id, (old, snapshot)) in homeless {
+            let Some(mut snapshot) = snapshot else { continue };
+            let cell = book.cell(&old);
+            let mut guard = lock(&cell);
+            if guard.is_none() {
+                self.cx.shelf.save(&mut batch, account, &old, &mut snapshot);
+                *guard = Some(snapshot);
+            } else {
+                let mut ids = lock(&book.ids);
+                if ids.get(&id) == Some(&old) {
+                    ids.remove(&id);
+                }
+                self.cx.shelf.remove_records(&mut batch, &snapshot)?;
+            }
+        }
+        self.cx.shelf.apply(batch)
     }
 
     /// Forgets mailboxes that are surely gone.
@@ -263,14 +342,4 @@ pub(crate) fn name_problem(path: &std::path::Path) -> Problem {
         object: path.as_os_str().as_bytes().escape_ascii().to_string(),
         detail: "its name cannot be replicated; rename it".into(),
     }
-}
-
-/// The identity that a mailbox's list gives it.
-fn listed_id(mailbox: &Dir) -> Result<Option<MailboxId>, StoreError> {
-    let Some(content) = mailbox.read(uidlist::NAME)? else { return Ok(None) };
-    let mut start = vec![0; 512];
-    let read = std::io::Read::read(&mut &content.0, &mut start)
-        .map_err(super::fsys::during("read", &mailbox.at(uidlist::NAME)))?;
-    let heading = Heading::parse(start.get(..read).unwrap_or_default());
-    Ok(heading.ok().and_then(|(heading, _)| heading.id))
 }

@@ -476,6 +476,17 @@ impl Shelf {
         name: &MailboxName,
         snapshot: &Snapshot,
     ) -> Result<(), StoreError> {
+        self.remove_records(batch, snapshot)?;
+        Self::unname(batch, account, name);
+        Ok(())
+    }
+
+    /// Removes everything of a mailbox but its name.
+    pub(crate) fn remove_records(
+        &self,
+        batch: &mut Batch,
+        snapshot: &Snapshot,
+    ) -> Result<(), StoreError> {
         let slot = snapshot.header.slot.to_be_bytes();
         let chunks = self.index.scan_prefix(&[b"r", &slot[..]].concat(), |key, value| {
             batch.delete(key);
@@ -488,7 +499,6 @@ impl Shelf {
         });
         chunks.map_err(failed)?;
         batch.delete(&[b"t", &slot[..]].concat());
-        batch.delete(&key(account, name));
         Ok(())
     }
 

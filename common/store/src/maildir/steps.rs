@@ -41,7 +41,7 @@ const NOTE: &str = "destinations";
 
 impl Engine {
     pub(crate) fn restructure(&self, account: &Account, steps: &[Step]) -> Result<(), StoreError> {
-        let book = self.book(account);
+        let book = self.settled_book(account)?;
         let _alone = book.moving.write().unwrap_or_else(PoisonError::into_inner);
         let stale = || StoreError::Stale(None);
         let root = self.cx.account_dir(account)?.ok_or_else(stale)?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use mailtwin_logic::ids::Uid;
 
-use super::{List, Look};
+use super::{List, Look, derived_id};
 use crate::{
     StoreError,
     maildir::{
@@ -44,7 +44,8 @@ impl Look<'_> {
         };
         if appended {
             let new = content.split_off(back.min(content.len()));
-            if !uidlist::ends_with(&content, start == 0, header.list_last) {
+            let known = uidlist::ends_with(&content, start == 0, header.list_last);
+            if !known || !self.is_known_list()? {
                 return self.read_list(true);
             }
             content = new;
@@ -73,6 +74,17 @@ impl Look<'_> {
             self.list.uids.insert(line.base.to_vec(), (line.uid, keys.to_vec()));
         }
         Ok(())
+    }
+
+    /// Whether the list still says that it is this mailbox's: one that was deleted and made anew can
+    /// get the same inode number, and be as long.
+    fn is_known_list(&self) -> Result<bool, StoreError> {
+        let header = &self.snapshot.header;
+        let known = |heading: Heading| {
+            let id = heading.id.unwrap_or_else(|| derived_id(self.dir));
+            (id, heading.uid_validity) == (header.id, header.uid_validity)
+        };
+        Ok(hash::heading(self.dir)?.is_some_and(known))
     }
 
     pub(super) fn known_heading(&self) -> Heading {

@@ -69,6 +69,23 @@ fn messages_without_a_uid_get_one_in_order_of_delivery() {
 }
 
 #[test]
+fn a_mailbox_made_anew_with_the_old_ones_inode_is_another() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    site.create(&ann(), &name(""));
+    let store = site.master();
+    for (start, more) in [(1, ""), (2, "2 :1.a\n3 :1.b\n")] {
+        let list = |digit: &str| {
+            format!("3 V17000000{start}{} N{start} G{}\n{more}", start + 1, digit.repeat(32))
+        };
+        let path = site.mailbox(&ann(), &name("")).join("dovecot-uidlist");
+        for digit in ["a", "b"] {
+            write(&path, list(digit).as_bytes());
+            assert_eq!(state(&store, "").id.to_string(), digit.repeat(32));
+        }
+    }
+}
+
+#[test]
 fn a_root_that_matches_no_account_is_a_problem_for_a_master_only() {
     let (site, copy) = (Site::new(Layout::MaildirPlusPlus), Site::new(Layout::MaildirPlusPlus));
     let (master, replica) = (site.master(), copy.replica());

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use mailtwin_logic::{
     ids::{MailboxId, ModSeq, UidValidity},
     mailbox::{Head, Keywords, Record},
-    plan::{Change, Mode},
+    plan::{Change, Mode, Step},
 };
 
 use super::*;
@@ -35,8 +35,17 @@ struct Order<'a> {
     adds: &'a [(u32, &'a str)],
 }
 
+fn id_of(at: &str) -> MailboxId {
+    let octet = match at {
+        "" => 8,
+        "Other" => 9,
+        _ => 7,
+    };
+    MailboxId([octet; 16])
+}
+
 fn send(store: &Maildir, order: Order<'_>) -> Result<Head, StoreError> {
-    let mailbox = MailboxId([if order.at.is_empty() { 8 } else { 7 }; 16]);
+    let mailbox = id_of(order.at);
     let to = Destination { account: ann(), mailbox, name: name(order.at), mode: order.mode };
     let records: Vec<Record> = order.adds.iter().map(|(uid, hint)| record(*uid, hint)).collect();
     let staged = records.iter().map(|record| {
@@ -149,6 +158,75 @@ fn provenance_is_in_the_index() {
 }
 
 #[test]
+fn what_was_not_expunged_before_a_crash_is_still_ours() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    let store = site.replica();
+    let head = build(&store, "Work", &[(1, ":1.a"), (2, ":1.b")]);
+    let graveyard = site.at("mail/.mailtwin/graveyard");
+    // It breaks off after the index was told and before anything is taken away.
+    assert!(!graveyard.exists());
+    write(&graveyard, b"in the way");
+    let order = || Order {
+        at: "Work",
+        mode: Mode::Update,
+        expect: Some(head),
+        next: 1,
+        changes: vec![Change::Expunge(Uid(1))],
+        adds: &[(9, ":1.c")],
+    };
+    send(&store, order()).unwrap_err();
+    drop(store);
+    fs::remove_file(&graveyard).unwrap();
+    let store = site.replica();
+    let found = store.find(&ann(), &name("Work")).unwrap().unwrap();
+    assert_eq!((found.foreign, found.head.messages), (0, 2));
+    let head = send(&store, Order { expect: Some(found.head), adds: &[], ..order() }).unwrap();
+    assert_eq!(head.messages, 1);
+}
+
+#[test]
+fn renames_that_the_index_has_forgotten_are_found_again() {
+    let rename = |from: &str, to: &str| {
+        let id = id_of(from);
+        Step::Rename { id, from: name(from), to: name(to) }
+    };
+    let delete = |at: &str| Step::Delete { id: id_of(at), name: name(at) };
+    let cases = [
+        (vec![rename("Work", "Other"), rename("Other", "Work")], vec![("Other", 7), ("Work", 9)]),
+        (vec![delete("Other"), rename("Work", "Other")], vec![("Other", 7)]),
+        (vec![rename("Work", "Q"), rename("Other", "Work")], vec![("Q", 7), ("Work", 9)]),
+        (vec![delete("Work"), rename("Other", "Q")], vec![("Q", 9)]),
+    ];
+    for (steps, expected) in cases {
+        let site = Site::new(Layout::MaildirPlusPlus);
+        let store = site.replica();
+        build(&store, "Work", &[(1, ":1.a"), (2, ":1.b")]);
+        build(&store, "Other", &[(1, ":1.c")]);
+        drop(store);
+        fs::create_dir(site.at("stale")).unwrap();
+        for file in fs::read_dir(site.at("index")).unwrap().flatten() {
+            if file.path().is_file() {
+                fs::copy(file.path(), site.at("stale").join(file.file_name())).unwrap();
+            }
+        }
+        let store = site.replica();
+        store.restructure(&ann(), &steps).unwrap();
+        drop(store);
+        let store = site.open(site.options(), "stale", SystemClock::shared()).unwrap();
+        // Whoever asks first, for one mailbox or for all, finds ours to be ours.
+        for (at, id) in &expected {
+            let found = store.find(&ann(), &name(at)).unwrap().unwrap();
+            assert_eq!((found.id, found.foreign), (MailboxId([*id; 16]), 0), "{steps:?}");
+        }
+        let listing = store.account(&ann()).unwrap().unwrap().state;
+        let found: Vec<_> =
+            listing.mailboxes.iter().map(|m| (m.name.clone(), m.id.0[0], m.foreign)).collect();
+        let expected: Vec<_> = expected.iter().map(|(at, id)| (name(at), *id, 0)).collect();
+        assert_eq!(found, expected, "{steps:?}");
+    }
+}
+
+#[test]
 fn a_lock_that_is_held_changes_nothing() {
     let site = Site::new(Layout::MaildirPlusPlus);
     let store = site.replica();
@@ -197,7 +275,7 @@ fn messages_that_have_no_uid_yet_hold_up_deletion() {
     let state = store.find(&ann(), &name("Work")).unwrap().unwrap();
     assert_eq!((state.head.messages, state.foreign), (1, 1));
     assert!(!site.list(&ann(), &name("Work")).contains("own"), "a replica gives no UIDs");
-    let delete = mailtwin_logic::plan::Step::Delete { id: state.id, name: name("Work") };
+    let delete = Step::Delete { id: state.id, name: name("Work") };
     assert!(matches!(store.restructure(&ann(), &[delete]), Err(StoreError::Stale(_))));
 }
 
