@@ -12,6 +12,7 @@ use mailtwin_host::{
     metrics as http,
     node::{Node, Role},
     pins::Pins,
+    retry::Retry,
     signals::Signal,
     state, systemd,
     tasks::Tasks,
@@ -172,6 +173,7 @@ fn start(
         tasks: tasks.clone(),
         clock: Arc::clone(&clock),
         metrics: metrics.clone(),
+        retry: Retry::new(),
     };
     let replicas = dialers.iter().map(|(name, dialer)| {
         let dialer = Arc::clone(dialer) as Arc<dyn Dial>;

@@ -20,7 +20,7 @@ mod visit;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use mailtwin_host::{clock::Clock, tasks::Tasks, workers::Workers};
+use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
 use mailtwin_logic::{
     entry::Target,
     ids::{Epoch, LogSeq},
@@ -60,6 +60,8 @@ pub struct AgentParts {
     pub clock: Arc<dyn Clock>,
     /// Counters.
     pub metrics: Metrics,
+    /// How long links wait between attempts.
+    pub retry: Retry,
 }
 
 /// One replica to replay to.
@@ -146,6 +148,7 @@ impl Agent {
                 tasks: parts.tasks.clone(),
                 clock: Arc::clone(&parts.clock),
                 metrics,
+                retry: parts.retry.clone(),
                 status,
             };
             parts.tasks.spawn("link", link::run(link, stop.child_token()));

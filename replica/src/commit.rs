@@ -37,9 +37,15 @@ struct Job {
 /// Handle to the thread; it ends when the last handle is dropped.
 #[derive(Clone, Debug)]
 pub struct Committer {
-    jobs: mpsc::SyncSender<Job>,
+    lane: Lane,
     /// Builds whose octets are coming in.
     coming: Arc<AtomicUsize>,
+}
+
+#[derive(Clone, Debug)]
+enum Lane {
+    Thread(mpsc::SyncSender<Job>),
+    Inline(Worker),
 }
 
 /// A build on its way to the thread.
@@ -69,10 +75,18 @@ impl Committer {
         let (jobs, queue) = mpsc::sync_channel(QUEUE_MAX);
         let coming = Arc::new(AtomicUsize::new(0));
         let seen = Arc::clone(&coming);
-        thread::Builder::new()
-            .name("commit".into())
-            .spawn(move || run(&queue, &seen, &*store, &metrics, &fatal))?;
-        Ok(Self { jobs, coming })
+        let worker = Worker { store, metrics, fatal };
+        thread::Builder::new().name("commit".into()).spawn(move || {
+            while let Some(group) = gather(&queue, &seen) {
+                worker.apply(group);
+            }
+        })?;
+        Ok(Self { lane: Lane::Thread(jobs), coming })
+    }
+
+    /// No thread: each batch is applied alone, on the task that brings it. For a simulation.
+    pub fn inline(store: Arc<dyn MailStore>, metrics: Metrics, fatal: CancellationToken) -> Self {
+        Self { lane: Lane::Inline(Worker { store, metrics, fatal }), coming: Arc::default() }
     }
 
     /// Says that a build is coming in, until what is returned is dropped: others may wait for it.
@@ -91,8 +105,16 @@ impl Committer {
     ) -> Option<Result<Head, StoreError>> {
         let (done, answer) = oneshot::channel();
         let mut job = Job { batch, live: live.clone(), done };
+        let jobs = match &self.lane {
+            Lane::Thread(jobs) => jobs,
+            Lane::Inline(worker) => {
+                tokio::task::yield_now().await;
+                worker.apply(vec![job]);
+                return answer.await.ok();
+            }
+        };
         loop {
-            match self.jobs.try_send(job) {
+            match jobs.try_send(job) {
                 Ok(()) => break,
                 Err(mpsc::TrySendError::Full(back)) => {
                     job = back;
@@ -125,25 +147,33 @@ fn gather(queue: &mpsc::Receiver<Job>, coming: &AtomicUsize) -> Option<Vec<Job>>
     }
 }
 
-fn run(
-    queue: &mpsc::Receiver<Job>,
-    coming: &AtomicUsize,
-    store: &dyn MailStore,
-    metrics: &Metrics,
-    fatal: &CancellationToken,
-) {
-    while let Some(group) = gather(queue, coming) {
+/// What applies.
+#[derive(Clone)]
+struct Worker {
+    store: Arc<dyn MailStore>,
+    metrics: Metrics,
+    fatal: CancellationToken,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Worker")
+    }
+}
+
+impl Worker {
+    fn apply(&self, group: Vec<Job>) {
         let live = group.into_iter().filter(|job| !job.live.is_cancelled());
         let (batches, waiting): (Vec<_>, Vec<_>) = live.map(|job| (job.batch, job.done)).unzip();
-        let timer = metrics.apply_seconds.start_timer();
-        let results = store.apply(batches);
+        let timer = self.metrics.apply_seconds.start_timer();
+        let results = self.store.apply(batches);
         timer.observe_duration();
         for (result, done) in results.into_iter().zip(waiting) {
             if let Err(error) = &result
                 && error.is_fatal()
             {
                 tracing::error!(error = %Chain(error), "the disk failed to sync: ending, so that nothing unsure is acked");
-                fatal.cancel();
+                self.fatal.cancel();
             }
             // A session that is gone does not wait for its answer.
             let _ = done.send(result);

@@ -62,6 +62,7 @@ pub(crate) struct LinkParts {
     pub(crate) tasks: Tasks,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: LinkMetrics,
+    pub(crate) retry: Retry,
     pub(crate) paused: watch::Receiver<bool>,
     pub(crate) status: watch::Sender<LinkStatus>,
 }
@@ -115,7 +116,6 @@ struct Driver {
     dialed: Option<Box<dyn Io>>,
     events: mpsc::Sender<Event>,
     beat: watch::Sender<Beat>,
-    retry: Retry,
     start: Instant,
     saved_at: Instant,
     unsaved: Option<Acked>,
@@ -186,7 +186,6 @@ impl Driver {
             dialed: None,
             events,
             beat: watch::Sender::new(Beat { at: 0, head: LogSeq(0), cursor: LogSeq(0) }),
-            retry: Retry::new(),
             start: now,
             saved_at: now,
             unsaved: None,
@@ -354,7 +353,7 @@ impl Driver {
         let since = self.link.since(&target);
         let outcome = match result {
             Ok(Visited { dirty, trouble: None }) => {
-                self.retry.reset();
+                self.parts.retry.reset();
                 self.last_error = None;
                 self.release(&target);
                 if let Some(at) = since.filter(|_| dirty.is_empty() && target != Target::Store) {
@@ -428,7 +427,7 @@ impl Driver {
     fn lose(&mut self, why: &str) {
         self.close();
         self.life += 1; // whatever the old connection still reports is late
-        let wait = self.retry.next_wait();
+        let wait = self.parts.retry.next_wait();
         let news = self.last_error.as_deref() != Some(why);
         if news {
             tracing::warn!(replica = %self.parts.replica, why, retry_ms = wait.as_millis(), "not connected");

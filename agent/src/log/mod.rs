@@ -43,6 +43,7 @@ use mailtwin_disk::{
     dir,
     lock::{DirLock, LockError},
 };
+use mailtwin_host::tasks::Tasks;
 use mailtwin_logic::{
     cursor::Extent,
     entry::{Entry, Target},
@@ -175,27 +176,33 @@ impl Log {
         options: Options,
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, Recovery), LogError> {
-        dir::create(dir, 0o700)?;
-        let lock = DirLock::take(dir)?;
-        let found = recovery::recover(&*disk, dir)?;
-        let shared = Arc::new(Shared::new(&found, options));
-        let mut writer =
-            Writer::new(disk, dir, options, clock, &shared).resume(found.active, found.next);
-        if !found.recovery.damaged.is_empty() {
-            // First the entry that makes up for them, then out of sight: a crash in between
-            // finds them again.
-            writer.append(&[Target::Store])?;
-            for damage in &found.recovery.damaged {
-                damage.set_aside()?;
-            }
-        }
+        let during_start = || DiskError::during("start the writer of", dir);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.map_err(during_start())?;
+        let (mut open, writer, recovery) = Open::prepare(disk, dir, options, clock)?;
         let (queue, submissions) = mpsc::channel(QUEUE_MAX);
         let thread = std::thread::Builder::new()
             .name("sync-log".to_string())
-            .spawn(move || writer.run(submissions))
-            .map_err(DiskError::during("start the writer of", dir))?;
-        let open = Open { shared, queue: Some(queue), writer: Some(thread), _lock: lock };
-        Ok((Self { open: Arc::new(open) }, found.recovery))
+            .spawn(move || runtime.block_on(writer.run(submissions)))
+            .map_err(during_start())?;
+        (open.queue, open.writer) = (Some(queue), Some(thread));
+        Ok((Self { open: Arc::new(open) }, recovery))
+    }
+
+    /// Like [`Log::open`], for a simulation: on a disk of the caller's, and with the writer as one of
+    /// its tasks.
+    pub fn open_simulated(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: Options,
+        clock: Arc<dyn Clock>,
+        tasks: &Tasks,
+    ) -> Result<(Self, Recovery), LogError> {
+        let (mut open, writer, recovery) = Open::prepare(disk, dir, options, clock)?;
+        let (queue, submissions) = mpsc::channel(QUEUE_MAX);
+        tasks.spawn("sync-log", writer.run(submissions));
+        open.queue = Some(queue);
+        Ok((Self { open: Arc::new(open) }, recovery))
     }
 
     /// Identity of the log.
@@ -303,6 +310,33 @@ impl Reader {
         let entries = read?;
         let upto = entries.last().map_or(after, |entry| entry.seq);
         Ok(Taken { entries, upto })
+    }
+}
+
+impl Open {
+    /// Recovers what is in `dir`; the writer goes on where it ends.
+    fn prepare(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: Options,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, Writer, Recovery), LogError> {
+        dir::create(dir, 0o700)?;
+        let lock = DirLock::take(dir)?;
+        let found = recovery::recover(&*disk, dir)?;
+        let shared = Arc::new(Shared::new(&found, options));
+        let mut writer =
+            Writer::new(disk, dir, options, clock, &shared).resume(found.active, found.next);
+        if !found.recovery.damaged.is_empty() {
+            // First the entry that makes up for them, then out of sight: a crash in between
+            // finds them again.
+            writer.append(&[Target::Store])?;
+            for damage in &found.recovery.damaged {
+                damage.set_aside()?;
+            }
+        }
+        let open = Self { shared, queue: None, writer: None, _lock: lock };
+        Ok((open, writer, found.recovery))
     }
 }
 

@@ -105,8 +105,8 @@ impl Writer {
     }
 
     /// Serves submissions until the last sender is gone.
-    pub(super) fn run(mut self, mut submissions: mpsc::Receiver<Submission>) {
-        while let Some(first) = submissions.blocking_recv() {
+    pub(super) async fn run(mut self, mut submissions: mpsc::Receiver<Submission>) {
+        while let Some(first) = submissions.recv().await {
             let mut targets = first.targets.len();
             let mut group = vec![first];
             while targets < GROUP_MAX
@@ -115,19 +115,19 @@ impl Writer {
                 targets += more.targets.len();
                 group.push(more);
             }
-            if self.serve(group).is_err() {
+            if self.serve(group).await.is_err() {
                 return;
             }
         }
     }
 
-    fn serve(&mut self, group: Vec<Submission>) -> Result<(), Stop> {
+    async fn serve(&mut self, group: Vec<Submission>) -> Result<(), Stop> {
         for damage in group.iter().filter_map(|submission| submission.damage.as_ref()) {
             self.leave(&damage.path);
         }
         let fresh = self.select(&group);
         for targets in fresh.chunks(GROUP_MAX) {
-            self.append_persistently(targets)?;
+            self.append_persistently(targets).await?;
         }
         let head = self.shared.state().head;
         for submission in group {
@@ -160,7 +160,7 @@ impl Writer {
         fresh
     }
 
-    fn append_persistently(&mut self, targets: &[Target]) -> Result<(), Stop> {
+    async fn append_persistently(&mut self, targets: &[Target]) -> Result<(), Stop> {
         let mut pause = PAUSE_FIRST;
         loop {
             let Err(error) = self.append(targets) else {
@@ -179,7 +179,7 @@ impl Writer {
             if self.shared.closing.load(Ordering::Acquire) {
                 return Err(Stop);
             }
-            self.clock.pause(pause);
+            tokio::time::sleep(pause).await;
             pause = PAUSE_MAX.min(pause * 2);
         }
     }

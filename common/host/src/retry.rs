@@ -10,7 +10,7 @@ const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// One policy; [`Retry::reset`] it when there is progress, not when there is a mere connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Retry {
     policy: ExponentialBackoff,
 }
@@ -30,6 +30,13 @@ impl Retry {
             .with_max_elapsed_time(None) // the default gives up after 15 minutes
             .build();
         Self { policy }
+    }
+
+    /// The same without jitter: for a simulation, in which nothing is left to chance.
+    #[must_use]
+    pub fn steady(mut self) -> Self {
+        self.policy.randomization_factor = 0.0;
+        self
     }
 
     /// How long to wait before the next attempt.
@@ -58,5 +65,7 @@ mod tests {
         assert!(waits[100..].iter().any(|wait| *wait != waits[100]), "no jitter");
         retry.reset();
         assert!(jittered(FIRST).contains(&retry.next_wait()));
+        let mut steady = Retry::new().steady();
+        assert_eq!(steady.next_wait(), FIRST);
     }
 }

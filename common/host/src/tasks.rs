@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub struct Tasks {
     tracker: TaskTracker,
     stop: CancellationToken,
+    abandoned: CancellationToken,
     running: Arc<Mutex<BTreeMap<&'static str, usize>>>,
 }
 
@@ -28,7 +29,8 @@ pub struct Hanging {
 impl Tasks {
     /// Tasks that end when `stop` is cancelled.
     pub fn new(stop: CancellationToken) -> Self {
-        Self { tracker: TaskTracker::new(), stop, running: Arc::default() }
+        let abandoned = CancellationToken::new();
+        Self { tracker: TaskTracker::new(), stop, abandoned, running: Arc::default() }
     }
 
     /// The token that ends everything.
@@ -42,9 +44,14 @@ impl Tasks {
         let running = Arc::clone(&self.running);
         *running.lock().expect("no panic while it is held").entry(name).or_default() += 1;
         let gone = Gone { name, running };
+        let abandoned = self.abandoned.clone();
         tokio::spawn(self.tracker.track_future(async move {
             let _gone = gone;
-            task.await;
+            tokio::select! {
+                biased;
+                () = abandoned.cancelled() => {}
+                () = task => {}
+            }
         }));
     }
 
@@ -56,6 +63,14 @@ impl Tasks {
             return Ok(());
         }
         Err(Hanging { names: self.running().into_keys().collect() })
+    }
+
+    /// Drops every task where it waits, as if the process had been killed; returns when all are gone.
+    pub async fn abandon(&self) {
+        self.abandoned.cancel();
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
     }
 
     /// What runs, by name, and how many of each.
@@ -94,6 +109,21 @@ mod tests {
         tasks.spawn("bad", async { panic!("on purpose") });
         tasks.shutdown(Duration::from_mins(1)).await.unwrap();
         assert!(tasks.running.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn abandoned_tasks_do_not_finish_what_they_do() {
+        let tasks = Tasks::new(CancellationToken::new());
+        let (stop, done) = (tasks.stop().clone(), Arc::new(Mutex::new(false)));
+        let cleaned_up = Arc::clone(&done);
+        tasks.spawn("tidy", async move {
+            stop.cancelled().await;
+            *cleaned_up.lock().unwrap() = true;
+        });
+        tasks.spawn("stuck", std::future::pending());
+        tokio::task::yield_now().await;
+        tasks.abandon().await;
+        assert!(tasks.running().is_empty() && !*done.lock().unwrap());
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,6 +16,12 @@ const QUEUE_PER_THREAD: usize = 16;
 /// Handle to the threads; they end when the last one is dropped. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Workers {
+    /// `None` makes calls where they are asked for.
+    threads: Option<Threads>,
+}
+
+#[derive(Clone, Debug)]
+struct Threads {
     jobs: mpsc::Sender<Job>,
     /// Bounds the queue: whoever finds it full waits without blocking a runtime thread.
     room: Arc<Semaphore>,
@@ -47,7 +53,14 @@ impl Workers {
                 }
             })?;
         }
-        Ok(Self { jobs, room: Arc::new(Semaphore::new(threads * QUEUE_PER_THREAD)) })
+        let room = Arc::new(Semaphore::new(threads * QUEUE_PER_THREAD));
+        Ok(Self { threads: Some(Threads { jobs, room }) })
+    }
+
+    /// No threads: each call is made on the task that asks for it, when it is its turn. For a
+    /// simulation, in which nothing but its seed may decide what happens first.
+    pub fn inline() -> Self {
+        Self { threads: None }
     }
 
     /// Makes a blocking call on one of the threads. If the caller goes away, the call still runs to
@@ -56,18 +69,27 @@ impl Workers {
         &self,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, WorkerError> {
-        let room = Arc::clone(&self.room);
+        let Some(Threads { jobs, room }) = &self.threads else {
+            tokio::task::yield_now().await;
+            return attempt(call);
+        };
+        let room = Arc::clone(room);
         let place = room.acquire_owned().await.map_err(|_| WorkerError::Ended)?;
         let (tell, answer) = oneshot::channel();
         let job: Job = Box::new(move || {
-            let result = catch_unwind(AssertUnwindSafe(call));
+            let result = attempt(call);
             drop(place);
             // A caller that has gone away does not want its answer.
-            let _ = tell.send(result.map_err(|panic| WorkerError::Panicked(text_of(&*panic))));
+            let _ = tell.send(result);
         });
-        self.jobs.send(job).map_err(|_| WorkerError::Ended)?;
+        jobs.send(job).map_err(|_| WorkerError::Ended)?;
         answer.await.unwrap_or(Err(WorkerError::Ended))
     }
+}
+
+fn attempt<T>(call: impl FnOnce() -> T) -> Result<T, WorkerError> {
+    let result = catch_unwind(AssertUnwindSafe(call));
+    result.map_err(|panic| WorkerError::Panicked(text_of(&*panic)))
 }
 
 fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
@@ -81,10 +103,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_error_of_its_call_only() {
-        let workers = Workers::start("test", 1).unwrap();
-        let panicked = workers.run(|| panic!("no such mailbox")).await;
-        assert_eq!(panicked, Err::<(), _>(WorkerError::Panicked("no such mailbox".into())));
-        assert_eq!(workers.run(|| 7).await, Ok(7));
+        for workers in [Workers::start("test", 1).unwrap(), Workers::inline()] {
+            let panicked = workers.run(|| panic!("no such mailbox")).await;
+            assert_eq!(panicked, Err::<(), _>(WorkerError::Panicked("no such mailbox".into())));
+            assert_eq!(workers.run(|| 7).await, Ok(7));
+        }
     }
 
     #[tokio::test]

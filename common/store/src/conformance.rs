@@ -1,7 +1,7 @@
 //! The contract of [`MailStore`] as code: every engine passes all of it.
 //!
 //! An engine writes a [`Subject`], which is its store together with the ways in which a mail server
-//! and its clients change the same mail, and calls [`conformance!`](crate::conformance) with an
+//! and its clients change the same mail, and calls [`conformance!`](crate::conformance!) with an
 //! expression that makes an empty one. Each case becomes a test of its own.
 #![expect(clippy::missing_panics_doc, reason = "a case panics where an engine breaks the contract")]
 

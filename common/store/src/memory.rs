@@ -73,6 +73,18 @@ struct Grave {
     message: Message,
 }
 
+impl Mail {
+    fn listing(&self) -> Listing {
+        let mailboxes = self.mailboxes.iter().map(|(name, mailbox)| mailbox.state(name)).collect();
+        let file = |(key, content): (&FileKey, &Vec<u8>)| FileState {
+            key: key.clone(),
+            guid: guid_of(content),
+        };
+        let files = self.files.iter().map(file).collect();
+        Listing { state: AccountState { mailboxes, files }, unread: Vec::new() }
+    }
+}
+
 impl MemoryStore {
     /// An empty store. What is expunged stays in the graveyard for `keep`; with zero there is none.
     pub fn new(name: &str, clock: Arc<dyn Clock>, keep: Duration) -> Self {
@@ -343,16 +355,7 @@ impl MailStore for MemoryStore {
 
     fn account(&self, account: &Account) -> Result<Option<Listing>, StoreError> {
         self.trip(Call::Account, account, None)?;
-        let inner = self.inner();
-        let Some(mail) = inner.accounts.get(account) else { return Ok(None) };
-        let mailboxes = mail.mailboxes.iter().map(|(name, mailbox)| mailbox.state(name)).collect();
-        let file = |(key, content): (&FileKey, &Vec<u8>)| FileState {
-            key: key.clone(),
-            guid: guid_of(content),
-        };
-        let files = mail.files.iter().map(file).collect();
-        let state = AccountState { mailboxes, files };
-        Ok(Some(Listing { state, unread: Vec::new() }))
+        Ok(self.inner().accounts.get(account).map(Mail::listing))
     }
 
     fn find(

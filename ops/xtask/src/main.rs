@@ -1,7 +1,8 @@
-//! Chores of the project that deserve a compiler: `cargo xtask bench`.
+//! Chores of the project that deserve a compiler: `cargo xtask bench`, `cargo xtask sim`.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod sim;
 
 use std::process::ExitCode;
 
@@ -13,11 +14,14 @@ use clap::Parser;
 enum Task {
     /// Measures Mailtwin beside the tools it is compared with, and prints one table.
     Bench(bench::Options),
+    /// Simulates a master and two replicas that suffer faults, and checks the invariants.
+    Sim(sim::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Task::parse() {
         Task::Bench(options) => bench::run(&options),
+        Task::Sim(options) => sim::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

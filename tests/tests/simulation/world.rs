@@ -12,7 +12,7 @@ use mailtwin_agent::{
     log::{Log, Options},
     metrics::Metrics,
 };
-use mailtwin_host::{clock::SystemClock, tasks::Tasks, workers::Workers};
+use mailtwin_host::{clock::SystemClock, retry::Retry, tasks::Tasks, workers::Workers};
 use mailtwin_logic::{
     entry::Target,
     ids::{Account, Epoch, Guid, MailboxId, ModSeq, Uid},
@@ -124,6 +124,7 @@ impl World {
             tasks: tasks.clone(),
             clock,
             metrics: Metrics::register(&prometheus::Registry::new()).unwrap(),
+            retry: Retry::new(),
         };
         let dialers = self.replicas.iter().map(|replica| mailtwin_agent::Replica {
             name: replica.name.clone(),

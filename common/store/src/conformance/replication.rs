@@ -193,6 +193,11 @@ impl Dice {
         let drawn = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
         usize::try_from(drawn).unwrap_or(0) % limit.max(1)
     }
+
+    /// One of `choices`, of which there are some.
+    pub fn pick<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
+        choices.get(self.below(choices.len())).expect("there is something to choose from")
+    }
 }
 
 /// Lets a random client do something random; returns what, for a failing test to show.

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use mailtwin_logic::{
-    ids::{Account, ModSeq, Uid, UidValidity},
+    ids::{Account, MailboxId, ModSeq, Uid, UidValidity},
     mailbox::{FileKey, Flags, Keywords, MailboxName, MailboxState, Record},
 };
 
 use super::{
-    Inner, MemoryStore,
+    Inner, Mail, MemoryStore,
     fault::Fault,
     mailbox::{Mailbox, Message},
 };
-use crate::guid_of;
+use crate::{Listing, guid_of};
 
 /// A message to be appended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -184,6 +184,18 @@ impl MemoryStore {
     /// Ends all faults.
     pub fn heal(&self) {
         self.faults().clear();
+    }
+
+    /// What an account is now, whatever calls are to fail.
+    pub fn peek(&self, account: &Account) -> Listing {
+        self.inner().accounts.get(account).map(Mail::listing).unwrap_or_default()
+    }
+
+    /// The records of one mailbox, likewise.
+    pub fn peek_records(&self, account: &Account, mailbox: MailboxId) -> Vec<Record> {
+        let inner = self.inner();
+        let messages = inner.by_id(account, mailbox).into_iter().flat_map(Mailbox::messages);
+        messages.map(|message| message.record.clone()).collect()
     }
 
     /// Everything that is durable now.

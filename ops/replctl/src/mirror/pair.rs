@@ -18,6 +18,7 @@ use mailtwin_disk::{index::Index, lock::DirLock};
 use mailtwin_host::{
     clock::{Clock, SystemClock},
     node::{Node, NodeError, Role},
+    retry::Retry,
     tasks::Tasks,
     workers::Workers,
 };
@@ -100,6 +101,7 @@ impl Pair {
             tasks: tasks.clone(),
             clock: Arc::clone(&clock),
             metrics,
+            retry: Retry::new(),
         };
         let replica = Replica { name: COPY.into(), dialer: Arc::new(dialer) };
         let agent = Agent::start(parts, vec![replica], stop)?;

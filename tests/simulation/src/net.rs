@@ -1,0 +1,244 @@
+//! Connections with latency that break, stall, or lose one direction when told to.
+
+use std::{
+    collections::VecDeque,
+    future::Future as _,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+
+/// Octets on their way in one direction before the writer waits.
+const WINDOW_OCTETS: usize = 32 << 10;
+
+/// What becomes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Break {
+    /// Both ends notice.
+    Reset,
+    /// Only the end that dialed notices.
+    HalfOpen,
+    /// Nobody notices: nothing arrives any more from the end that dialed.
+    SilentOut,
+    /// Nobody notices: nothing arrives any more at the end that dialed.
+    SilentIn,
+}
+
+/// One direction.
+#[derive(Debug)]
+struct Lane {
+    latency: Duration,
+    queue: VecDeque<(Instant, VecDeque<u8>)>,
+    octets: usize,
+    /// Octets that go through before `fate` strikes.
+    left: Option<usize>,
+    lost: bool,
+    reset: bool,
+    closed: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Lane {
+    fn new(latency: Duration) -> Self {
+        Self {
+            latency,
+            queue: VecDeque::new(),
+            octets: 0,
+            left: None,
+            lost: false,
+            reset: false,
+            closed: false,
+            reader: None,
+            writer: None,
+        }
+    }
+
+    fn wake(&mut self) {
+        self.reader.take().into_iter().chain(self.writer.take()).for_each(Waker::wake);
+    }
+}
+
+/// Both directions of a connection.
+#[derive(Debug)]
+pub struct Connection {
+    out: Mutex<Lane>,
+    back: Mutex<Lane>,
+    fate: Mutex<Option<Break>>,
+}
+
+impl Connection {
+    /// The end that dialed, and the other.
+    pub fn pair(latency: Duration) -> (End, End) {
+        let connection = Arc::new(Self {
+            out: Mutex::new(Lane::new(latency)),
+            back: Mutex::new(Lane::new(latency)),
+            fate: Mutex::default(),
+        });
+        let end = |dialed| End { connection: Arc::clone(&connection), dialed, sleep: None };
+        (end(true), end(false))
+    }
+
+    /// Lets it suffer `fate` after `octets` more from the end that dialed.
+    pub fn doom(&self, fate: Break, octets: usize) {
+        *hold(&self.fate) = Some(fate);
+        hold(&self.out).left = Some(octets);
+    }
+
+    fn strike(&self) {
+        let fate = hold(&self.fate).take();
+        let (mut out, mut back) = (hold(&self.out), hold(&self.back));
+        match fate {
+            Some(Break::Reset) => (out.reset, back.reset) = (true, true),
+            Some(Break::HalfOpen) => (out.lost, back.reset) = (true, true),
+            Some(Break::SilentOut) => out.lost = true,
+            Some(Break::SilentIn) => back.lost = true,
+            None => {}
+        }
+        out.wake();
+        back.wake();
+    }
+}
+
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One end of a connection; dropping it closes the connection.
+#[derive(Debug)]
+pub struct End {
+    connection: Arc<Connection>,
+    dialed: bool,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl End {
+    /// The connection, for whoever wants to break it.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    fn incoming(&self) -> &Mutex<Lane> {
+        if self.dialed { &self.connection.back } else { &self.connection.out }
+    }
+
+    fn outgoing(&self) -> &Mutex<Lane> {
+        if self.dialed { &self.connection.out } else { &self.connection.back }
+    }
+
+    /// A reset of what comes in is one of the end.
+    fn is_reset(&self) -> bool {
+        hold(self.incoming()).reset || (self.dialed && hold(self.outgoing()).reset)
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        for lane in [self.incoming(), self.outgoing()] {
+            let mut lane = hold(lane);
+            // Who hears nothing does not hear of this either.
+            lane.closed |= !lane.lost;
+            lane.wake();
+        }
+    }
+}
+
+impl AsyncRead for End {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.is_reset() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let due = {
+            let mut lane = hold(self.incoming());
+            let closed = lane.closed;
+            match lane.queue.front_mut() {
+                Some((due, octets)) if *due <= Instant::now() => {
+                    let taken = octets.len().min(buffer.remaining());
+                    octets.drain(..taken).for_each(|octet| buffer.put_slice(&[octet]));
+                    if octets.is_empty() {
+                        lane.queue.pop_front();
+                    }
+                    lane.octets -= taken;
+                    lane.writer.take().into_iter().for_each(Waker::wake);
+                    return Poll::Ready(Ok(()));
+                }
+                Some((due, _)) => *due,
+                None if closed => return Poll::Ready(Ok(())),
+                None => {
+                    lane.reader = Some(context.waker().clone());
+                    return Poll::Pending;
+                }
+            }
+        };
+        hold(self.incoming()).reader = Some(context.waker().clone());
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        sleep.as_mut().reset(due);
+        if sleep.as_mut().poll(context).is_ready() {
+            context.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for End {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        octets: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.is_reset() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let mut lane = hold(self.outgoing());
+        if lane.closed {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let room = WINDOW_OCTETS - lane.octets.min(WINDOW_OCTETS);
+        if room == 0 {
+            lane.writer = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let written = octets.len().min(room);
+        let through = lane.left.map_or(written, |left| left.min(written));
+        lane.left = lane.left.map(|left| left - through);
+        let strikes = lane.left.take_if(|left| *left == 0).is_some();
+        if lane.lost {
+            lane.octets += written; // never acknowledged, so the window fills
+            return Poll::Ready(Ok(written));
+        }
+        if through > 0 {
+            let due = Instant::now() + lane.latency;
+            lane.queue.push_back((due, octets.iter().take(through).copied().collect()));
+            lane.octets += through;
+            lane.reader.take().into_iter().for_each(Waker::wake);
+        }
+        drop(lane);
+        if strikes {
+            self.connection.strike();
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut lane = hold(self.outgoing());
+        lane.closed |= !lane.lost;
+        lane.wake();
+        drop(lane);
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,120 @@
+//! What must hold at every moment, whatever goes wrong.
+
+use std::collections::BTreeMap;
+
+use mailtwin_logic::{
+    digest,
+    ids::{Account, Epoch, Guid, MailboxId, Uid, UidValidity},
+    link::Phase,
+};
+use mailtwin_store::conformance::InMemory;
+
+use crate::world::World;
+
+/// A mailbox for as long as its UIDs mean the same.
+type Life = (Account, MailboxId, UidValidity);
+
+/// Watches a world; remembers what must never change.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    /// Which message each UID means, on every node (I3).
+    meanings: BTreeMap<Life, BTreeMap<Uid, Guid>>,
+    /// UIDNEXT by node (I3).
+    next: BTreeMap<(String, Life), Uid>,
+    /// Epoch by replica (I3, I4).
+    epochs: BTreeMap<String, Epoch>,
+}
+
+impl Oracle {
+    /// Looks at everything; says what is broken.
+    pub fn look(&mut self, world: &World) -> Result<(), String> {
+        self.numbers(world, "mx1", &world.master)?;
+        for replica in &world.replicas {
+            self.numbers(world, &replica.name, &replica.mail)?;
+            self.epoch(&replica.name, replica.process().map(|process| process.fence.epoch()))?;
+        }
+        expunges(world)?;
+        claims(world)
+    }
+
+    /// A node's store was restored from a backup: its numbers may start from there.
+    pub fn restored(&mut self, node: &str) {
+        self.next.retain(|(name, _), _| name != node);
+    }
+
+    fn numbers(&mut self, world: &World, node: &str, mail: &InMemory) -> Result<(), String> {
+        for account in &world.accounts {
+            for mailbox in mail.store.peek(account).state.mailboxes {
+                let life = (account.clone(), mailbox.id, mailbox.head.uid_validity);
+                let next = self.next.entry((node.to_owned(), life.clone())).or_default();
+                if mailbox.head.uid_next < *next {
+                    let name = &mailbox.name;
+                    return Err(format!("I3: UIDNEXT of {account}/{name} on {node} fell"));
+                }
+                *next = mailbox.head.uid_next;
+                let meanings = self.meanings.entry(life).or_default();
+                for record in mail.store.peek_records(account, mailbox.id) {
+                    // A replica's own mail has numbers that the master may give to others.
+                    if node != "mx1" && !record.replicated {
+                        continue;
+                    }
+                    let meaning = meanings.entry(record.uid).or_insert(record.guid);
+                    if *meaning != record.guid {
+                        let at = format!("{account}/{} {}", mailbox.name, record.uid);
+                        return Err(format!("I3: {at} on {node} is another message than before"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn epoch(&mut self, node: &str, epoch: Option<Epoch>) -> Result<(), String> {
+        let Some(epoch) = epoch else { return Ok(()) };
+        let known = self.epochs.entry(node.to_owned()).or_insert(epoch);
+        if epoch < *known {
+            return Err(format!("I3: the epoch of {node} fell"));
+        }
+        *known = epoch;
+        Ok(())
+    }
+}
+
+/// Nothing was expunged but what the master's clients have taken away (I2).
+fn expunges(world: &World) -> Result<(), String> {
+    for replica in &world.replicas {
+        for (account, name, record) in replica.mail.store.graveyard() {
+            if !world.gone.contains(&record.guid) {
+                let at = format!("{account}/{name} {} on {}", record.uid, replica.name);
+                return Err(format!("I2: {at} was expunged, but not on the master"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Who says it is in sync is equal (I7).
+fn claims(world: &World) -> Result<(), String> {
+    if !world.runs() || !world.all_logged() {
+        return Ok(());
+    }
+    let tail = *world.agent().log().tail().borrow();
+    for (link, replica) in world.agent().links().iter().zip(&world.replicas) {
+        if link.phase != Phase::InSync || link.cursor < tail || world.doubted.contains(&link.name) {
+            continue;
+        }
+        for account in &world.accounts {
+            if let Some(difference) = difference(&world.master, &replica.mail, account) {
+                return Err(format!("I7: {} is not in sync: {difference}", link.name));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How an account differs on two nodes.
+pub fn difference(ours: &InMemory, theirs: &InMemory, account: &Account) -> Option<String> {
+    let (ours, theirs) = (ours.store.peek(account).state, theirs.store.peek(account).state);
+    let same = digest::account(&ours) == digest::account(&theirs);
+    (!same).then(|| format!("{account}: {ours:#?}\non the replica: {theirs:#?}"))
+}

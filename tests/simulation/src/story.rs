@@ -1,0 +1,320 @@
+//! One seed's story: clients, faults, and then peace, in which everything must become equal.
+
+use std::{
+    fmt,
+    num::NonZero,
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use mailtwin_logic::link::Phase;
+use mailtwin_store::{
+    StoreError,
+    conformance::replication::Dice,
+    memory::{Call, Fault, Snapshot},
+};
+
+use crate::{
+    net::Break,
+    oracle::{Oracle, difference},
+    replica::{Open, Replica},
+    world::World,
+};
+
+/// Things that happen before there is peace, at most.
+const STEPS_MAX: usize = 40;
+
+/// A seed that broke an invariant.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Which one.
+    pub seed: u64,
+    /// What was broken.
+    pub what: String,
+    /// What had happened.
+    pub history: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, what, history } = self;
+        write!(f, "seed {seed}: {what}\n{}", history.join("\n"))
+    }
+}
+
+/// Lives through the stories of `seeds`, on as many threads as there are processors; stops at the
+/// first that breaks something.
+pub fn run_all(seeds: Range<u64>) -> Result<(), Failure> {
+    let (next, failed) = (AtomicU64::new(seeds.start), OnceLock::new());
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while failed.get().is_none() {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    if let Err(failure) = run(seed) {
+                        // One is enough.
+                        let _ = failed.set(failure);
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().map_or(Ok(()), Err)
+}
+
+/// Lives through the story of `seed`; gives its history.
+pub fn run(seed: u64) -> Result<Vec<String>, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("build a runtime for the simulation");
+    let mut history = Vec::new();
+    let told = runtime.block_on(async {
+        let mut story = Story::new(seed);
+        let lived = AssertUnwindSafe(story.live());
+        let lived = futures_util::FutureExt::catch_unwind(lived).await;
+        history = std::mem::take(&mut story.world.history);
+        lived.unwrap_or_else(|panic| Err(format!("panicked: {}", text_of(&*panic))))
+    });
+    // What a panic left behind may panic again.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(runtime)));
+    match told {
+        Ok(()) => Ok(history),
+        Err(what) => Err(Failure { seed, what, history }),
+    }
+}
+
+fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}
+
+struct Story {
+    world: World,
+    dice: Dice,
+    oracle: Oracle,
+    backups: Vec<Option<Snapshot>>,
+}
+
+impl Story {
+    fn new(seed: u64) -> Self {
+        let world = World::new(1);
+        let backups = world.replicas.iter().map(|_| None).collect();
+        Self { world, dice: Dice::new(seed), oracle: Oracle::default(), backups }
+    }
+
+    async fn live(&mut self) -> Result<(), String> {
+        let actions = self.dice.below(60);
+        self.world.live(actions, &mut self.dice).await;
+        self.world.start();
+        let steps = 5 + self.dice.below(STEPS_MAX);
+        for _ in 0..steps {
+            self.step().await;
+            self.oracle.look(&self.world)?;
+        }
+        self.peace().await
+    }
+
+    async fn step(&mut self) {
+        let place = self.dice.below(self.world.replicas.len());
+        let replica = Arc::clone(&self.world.replicas[place]);
+        match self.dice.below(24) {
+            0..=7 => {
+                let actions = 1 + self.dice.below(10);
+                self.world.live(actions, &mut self.dice).await;
+            }
+            8..=10 => self.wait(60_000).await,
+            11 => self.wait(300).await,
+            12 | 13 => self.doom(&replica),
+            14 => self.weather(&replica),
+            15 => self.crash(place, &replica).await,
+            16 => self.agent_ends().await,
+            17 => self.fault(place),
+            18 => self.log_disk(),
+            19 => {
+                let ms = i64::try_from(self.dice.below(7_200_000)).unwrap_or(0) - 3_600_000;
+                self.world.tell(format!("the clock jumps by {ms} ms"));
+                self.world.clock.jump(ms);
+            }
+            20 => {
+                self.world.tell(format!("{} is backed up", replica.name));
+                self.backups[place] = Some(replica.mail.store.snapshot());
+            }
+            21 => self.pause(place),
+            22 => self.tear(place),
+            _ => self.heal(&replica),
+        }
+    }
+
+    async fn wait(&mut self, ms: usize) {
+        let ms = self.dice.below(ms) as u64;
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
+
+    fn doom(&mut self, replica: &Replica) {
+        let kinds = [Break::Reset, Break::HalfOpen, Break::SilentOut, Break::SilentIn];
+        let (fate, octets) = (*self.dice.pick(&kinds), 1 + self.dice.below(20_000));
+        self.world.tell(format!("{}: {fate:?} after {octets} octets", replica.name));
+        if self.dice.below(2) == 0 {
+            replica.doom(fate, octets);
+        } else {
+            replica.way().dooms.push((fate, octets));
+        }
+    }
+
+    fn weather(&mut self, replica: &Replica) {
+        let mut way = replica.way();
+        way.latency = Duration::from_millis([0, 1, 20, 300][self.dice.below(4)]);
+        way.open = *self.dice.pick(&[Open::Yes, Open::Refused, Open::Silent]);
+        let words = format!("{}: latency {:?}, answers: {:?}", replica.name, way.latency, way.open);
+        drop(way);
+        self.world.tell(words);
+    }
+
+    fn heal(&mut self, replica: &Replica) {
+        self.world.tell(format!("{}: all is well", replica.name));
+        calm(replica);
+        self.world.disk.fill(false);
+    }
+
+    /// The replica's process is killed; sometimes it finds older mail when it comes back.
+    async fn crash(&mut self, place: usize, replica: &Arc<Replica>) {
+        self.world.tell(format!("{} is killed", replica.name));
+        replica.kill().await;
+        self.wait(5_000).await;
+        if let Some(backup) = self.backups[place].take().filter(|_| self.dice.below(2) == 0) {
+            self.world.tell(format!("{} is restored from its backup", replica.name));
+            self.world.doubted.insert(replica.name.clone());
+            replica.mail.store.restore(&backup);
+            self.oracle.restored(&replica.name);
+        }
+        replica.start();
+        self.world.tell(format!("{} is back", replica.name));
+    }
+
+    /// The agent ends in one way or another, and starts again on what that left.
+    async fn agent_ends(&mut self) {
+        if self.dice.below(3) == 0 {
+            self.world.tell("the agent is told to end");
+            self.world.disk.fill(false);
+            self.world.disk.fail_syncs(0);
+            self.world.stop().await;
+        } else {
+            self.world.tell("the master loses power");
+            self.world.kill(&mut self.dice).await;
+        }
+        let actions = self.dice.below(8);
+        self.world.live(actions, &mut self.dice).await;
+        match self.dice.below(6) {
+            0 => {
+                self.world.tell("cursors and quarantine are lost");
+                self.world.lose_state();
+            }
+            1 => {
+                self.world.tell("cursors and quarantine are damaged");
+                self.world.damage_state();
+            }
+            _ => {}
+        }
+        self.world.tell("the agent starts");
+        self.world.start();
+    }
+
+    /// Some calls of a store fail.
+    fn fault(&mut self, place: usize) {
+        let on_master = [Call::Delta, Call::Open, Call::Account, Call::File];
+        let on_replica =
+            [Call::Find, Call::Apply, Call::Stage, Call::Restructure, Call::SetFile, Call::Account];
+        let is_master = self.dice.below(3) == 0;
+        let call = *self.dice.pick(if is_master { &on_master[..] } else { &on_replica });
+        let times = 1 + u32::try_from(self.dice.below(20)).unwrap_or(0);
+        let account = self.dice.pick(&self.world.accounts).clone();
+        let replica = &self.world.replicas[place];
+        let (store, name) = if is_master {
+            (&self.world.master.store, "mx1".to_owned())
+        } else {
+            (&replica.mail.store, replica.name.clone())
+        };
+        let error = Box::new(|| StoreError::Io {
+            op: "read",
+            path: "simulated".into(),
+            source: std::io::Error::from_raw_os_error(5),
+        });
+        let mailbox = None;
+        store.fail(Fault { call, account: Some(account.clone()), mailbox, times, error });
+        self.world.tell(format!("{name}: {call:?} fails {times} times for {account}"));
+    }
+
+    fn log_disk(&mut self) {
+        if self.dice.below(2) == 0 {
+            self.world.tell("the log's disk is full");
+            self.world.disk.fill(true);
+        } else {
+            self.world.tell("a sync of the log fails");
+            self.world.disk.fail_syncs(1);
+        }
+    }
+
+    fn pause(&mut self, place: usize) {
+        let (name, on) = (self.world.replicas[place].name.clone(), self.dice.below(2) == 0);
+        self.world.tell(format!("{name}: paused: {on}"));
+        let paused = self.world.agent().pause(&name, on).expect("there is such a replica");
+        paused.expect("write the list of paused replicas");
+    }
+
+    fn tear(&mut self, place: usize) {
+        let changes = self.dice.below(3);
+        let replica = &self.world.replicas[place];
+        let words = format!("{}: an apply breaks off after {changes} changes", replica.name);
+        replica.mail.store.tear(changes);
+        self.world.tell(words);
+    }
+
+    /// Everything is mended; nothing may stay different.
+    async fn peace(&mut self) -> Result<(), String> {
+        self.world.tell("peace");
+        self.world.disk.fill(false);
+        self.world.disk.fail_syncs(0);
+        self.world.master.store.heal();
+        for replica in self.world.replicas.clone() {
+            calm(&replica);
+            replica.mail.store.heal();
+            let resumed = self.world.agent().pause(&replica.name, false);
+            resumed.expect("it is there").expect("write the list of paused replicas");
+        }
+        let awake =
+            |world: &World| world.agent().links().iter().all(|link| link.phase != Phase::Paused);
+        self.world.wait("nobody is paused", awake).await?;
+        self.world.drain().await?;
+        let healed = |world: &World| world.agent().links().iter().all(|link| link.aside.is_empty());
+        self.world.wait("nothing is set aside", healed).await?;
+        self.world.drain().await?;
+        self.world.doubted.clear();
+        self.oracle.look(&self.world)?;
+        for replica in &self.world.replicas {
+            for account in &self.world.accounts {
+                if let Some(difference) = difference(&self.world.master, &replica.mail, account) {
+                    return Err(format!("not equal in the end: {difference}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn calm(replica: &Replica) {
+    let mut way = replica.way();
+    way.latency = Duration::from_millis(1);
+    way.open = Open::Yes;
+    way.dooms.clear();
+}
