@@ -9,7 +9,7 @@ use mailtwin_logic::{
 };
 use mailtwin_store::conformance::InMemory;
 
-use crate::world::World;
+use crate::world::{Promise, World, look};
 
 /// A mailbox for as long as its UIDs mean the same.
 type Life = (Account, MailboxId, UidValidity);
@@ -34,6 +34,7 @@ impl Oracle {
             self.epoch(&replica.name, replica.process().map(|process| process.fence.epoch()))?;
         }
         expunges(world)?;
+        promises(world)?;
         claims(world)
     }
 
@@ -87,6 +88,36 @@ fn expunges(world: &World) -> Result<(), String> {
             if !world.gone.contains(&record.guid) {
                 let at = format!("{account}/{name} {} on {}", record.uid, replica.name);
                 return Err(format!("I2: {at} was expunged, but not on the master"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the cursor has passed is on the replica, or set aside, or no longer on the master (I1, I8).
+fn promises(world: &World) -> Result<(), String> {
+    if !world.runs() {
+        return Ok(());
+    }
+    let mut ours = BTreeMap::new();
+    let links = world.agent().links();
+    let promises = world.promises.lock().expect("nobody panics while holding it").clone();
+    for (link, replica) in links.iter().zip(&world.replicas) {
+        let mut theirs = BTreeMap::new();
+        let is_aside = |account: &Account| {
+            link.aside.iter().any(|aside| aside.target().account() == Some(account))
+        };
+        let passed = promises.iter().filter(|promise| promise.seq <= link.cursor);
+        for Promise { seq, account, mail } in passed {
+            if world.doubted.contains(&link.name) || is_aside(account) {
+                continue;
+            }
+            let ours = ours.entry(account).or_insert_with(|| look(&world.master, account).1);
+            let theirs = theirs.entry(account).or_insert_with(|| look(&replica.mail, account).1);
+            let lost = mail.iter().find(|seen| ours.contains(*seen) && !theirs.contains(*seen));
+            if let Some((mailbox, uid, _)) = lost {
+                let at = format!("{account} {mailbox} {uid}");
+                return Err(format!("I8: {} has passed {seq} and lacks {at}", link.name));
             }
         }
     }

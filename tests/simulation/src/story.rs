@@ -21,7 +21,7 @@ use mailtwin_store::{
 
 use crate::{
     net::Break,
-    oracle::{Oracle, difference},
+    oracle::Oracle,
     replica::{Open, Replica},
     world::World,
 };
@@ -301,12 +301,8 @@ impl Story {
         self.world.drain().await?;
         self.world.doubted.clear();
         self.oracle.look(&self.world)?;
-        for replica in &self.world.replicas {
-            for account in &self.world.accounts {
-                if let Some(difference) = difference(&self.world.master, &replica.mail, account) {
-                    return Err(format!("not equal in the end: {difference}"));
-                }
-            }
+        for place in 0..self.world.replicas.len() {
+            self.world.equal(place).map_err(|what| format!("not equal in the end: {what}"))?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -20,7 +20,7 @@ use mailtwin_agent::{
 use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
 use mailtwin_logic::{
     entry::Target,
-    ids::{Account, Epoch, Guid, MailboxId, Uid},
+    ids::{Account, Epoch, Guid, LogSeq, MailboxId, Uid},
     link::Phase,
     mailbox::MailboxName,
 };
@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::SimClock,
     disk::SimDisk,
+    oracle::difference,
     replica::{Dialer, Replica},
 };
 
@@ -61,9 +62,22 @@ pub struct World {
     pub gone: BTreeSet<Guid>,
     /// Replicas whose mail went back in time, so that the agent may not know yet.
     pub doubted: BTreeSet<String>,
+    /// What the log's entries stand for.
+    pub promises: Arc<Mutex<Vec<Promise>>>,
     epoch: Epoch,
     agent: Option<Running>,
     dir: TempDir,
+}
+
+/// An entry of the log, and mail that was there when it was asked for.
+#[derive(Clone, Debug)]
+pub struct Promise {
+    /// Where the log has it.
+    pub seq: LogSeq,
+    /// Whose mail.
+    pub account: Account,
+    /// The messages.
+    pub mail: BTreeSet<Seen>,
 }
 
 struct Running {
@@ -128,6 +142,7 @@ impl World {
             disk: SimDisk::default(),
             gone: BTreeSet::new(),
             doubted: BTreeSet::new(),
+            promises: Arc::default(),
             epoch: Epoch(epoch),
             agent: None,
             dir,
@@ -151,6 +166,9 @@ impl World {
         let log_dir = state_dir.join("log");
         let (log, _) = Log::open_simulated(disk, &log_dir, options, clock.clone(), &writer)
             .expect("open the simulated log");
+        let promised = hold(&self.promises).iter().map(|promise| promise.seq).max();
+        let kept = *log.tail().borrow();
+        assert!(promised.is_none_or(|seq| seq <= kept), "I8: the log lost entries it had promised");
         let parts = AgentParts {
             node: "mx1".into(),
             epoch: self.epoch,
@@ -171,8 +189,11 @@ impl World {
         let agent = Agent::start(parts, dialers.collect(), tasks.stop());
         let agent = agent.expect("start the simulated agent");
         self.agent = Some(Running { agent, tasks, writer, unlogged: Arc::default() });
-        let everybody = self.accounts.iter().cloned().map(Target::Account).collect();
-        self.log_after(Duration::from_millis(20), everybody);
+        for account in self.accounts.clone() {
+            let (_, mail) = look(&self.master, &account);
+            let targets = vec![Target::Account(account.clone())];
+            self.log_after(Duration::from_millis(20), targets, (account, mail));
+        }
     }
 
     /// Whether the agent runs.
@@ -236,10 +257,15 @@ impl World {
     }
 
     /// The same, some time later, unless the agent has gone by then.
-    fn log_after(&self, delay: Duration, targets: Vec<Target>) {
+    fn log_after(
+        &self,
+        delay: Duration,
+        targets: Vec<Target>,
+        (account, mail): (Account, BTreeSet<Seen>),
+    ) {
         let Some(Running { agent, tasks, unlogged, .. }) = &self.agent else { return };
         let (log, stop) = (Arc::clone(agent.log()), tasks.stop().clone());
-        let unlogged = Unlogged::new(unlogged);
+        let (unlogged, promises) = (Unlogged::new(unlogged), Arc::clone(&self.promises));
         tasks.spawn("source", async move {
             let _unlogged = unlogged;
             tokio::select! {
@@ -248,7 +274,9 @@ impl World {
                 () = async {
                     tokio::time::sleep(delay).await;
                     // A log that is closed belongs to an agent that ends.
-                    let _ = log.append(targets).await;
+                    if let Ok(seq) = log.append(targets).await {
+                        hold(&promises).push(Promise { seq, account, mail });
+                    }
                 } => {}
             }
         });
@@ -267,16 +295,16 @@ impl World {
         account: &Account,
         what: impl FnOnce(&InMemory) -> T,
     ) -> T {
-        let (done, targets) = self.change_only(account, what);
+        let (done, targets, mail) = self.change_only(account, what);
         if !targets.is_empty() {
-            self.log_after(delay, targets);
+            self.log_after(delay, targets, (account.clone(), mail));
         }
         done
     }
 
     /// Does something to the master's mail and logs what that made dirty.
     pub async fn change(&mut self, account: &Account, what: impl FnOnce(&InMemory)) {
-        let ((), targets) = self.change_only(account, what);
+        let ((), targets, _) = self.change_only(account, what);
         if self.agent.is_some() && !targets.is_empty() {
             self.log(targets).await;
         }
@@ -286,12 +314,13 @@ impl World {
         &mut self,
         account: &Account,
         what: impl FnOnce(&InMemory) -> T,
-    ) -> (T, Vec<Target>) {
+    ) -> (T, Vec<Target>, BTreeSet<Seen>) {
         let before = look(&self.master, account);
         let done = what(&self.master);
         let after = look(&self.master, account);
         self.gone.extend(before.1.difference(&after.1).map(|(_, _, guid)| *guid));
-        (done, dirty(account, &before.0, &after.0))
+        let fresh = after.1.difference(&before.1).copied().collect();
+        (done, dirty(account, &before.0, &after.0), fresh)
     }
 
     /// Does random things to the master's mail.
@@ -318,6 +347,37 @@ impl World {
         .await
     }
 
+    /// Waits until the link at `place` has replayed what is in the log.
+    pub async fn drain_one(&self, place: usize) -> Result<(), String> {
+        self.wait("everything is logged", Self::all_logged).await?;
+        let upto = *self.agent().log().tail().borrow();
+        self.until(place, |link| link.cursor >= upto && link.phase == Phase::InSync).await
+    }
+
+    /// Says how the replica at `place` differs from the master, if it does.
+    pub fn equal(&self, place: usize) -> Result<(), String> {
+        let replica = &self.replicas[place];
+        let differences = self.accounts.iter();
+        let mut differences =
+            differences.filter_map(|account| difference(&self.master, &replica.mail, account));
+        differences
+            .next()
+            .map_or(Ok(()), |difference| Err(format!("{}: {difference}", replica.name)))
+    }
+
+    /// Drains; then everybody must be equal, and nothing set aside.
+    pub async fn settle(&self) -> Result<(), String> {
+        self.drain().await?;
+        for place in 0..self.replicas.len() {
+            let link = self.link(place);
+            if !link.aside.is_empty() {
+                return Err(format!("something is set aside: {link:#?}"));
+            }
+            self.equal(place)?;
+        }
+        Ok(())
+    }
+
     /// Waits until `is` holds for the link at `place`.
     pub async fn until(
         &self,
@@ -339,10 +399,15 @@ impl World {
     }
 }
 
-/// Where a message was, and which it was.
-type Seen = (MailboxId, Uid, Guid);
+/// Where a message is, and which it is.
+pub type Seen = (MailboxId, Uid, Guid);
 
-fn look(master: &InMemory, account: &Account) -> (Listing, BTreeSet<Seen>) {
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What an account has on a node.
+pub(crate) fn look(master: &InMemory, account: &Account) -> (Listing, BTreeSet<Seen>) {
     let listing = master.store.peek(account);
     let mut seen = BTreeSet::new();
     for mailbox in &listing.state.mailboxes {

@@ -1,13 +1,6 @@
-//! The real agent and the real replica code in one process, over stores in memory and connections
-//! that break at will. Deterministic but for the order in which threads run; `SEEDS` sets how
-//! many random worlds are tried, `SEED` which is the first.
+//! Single situations, told step by step.
 
-#[cfg(test)]
-mod wire;
-#[cfg(test)]
-mod world;
-
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use mailtwin_host::net::{Frame, FrameReader, FrameWriter, Kind};
 use mailtwin_logic::{
@@ -17,71 +10,52 @@ use mailtwin_logic::{
     mailbox::{Flags, MailboxName},
     wire::message::{Greeting, Hello, MODEL, Refusal, decode, encode},
 };
-use mailtwin_store::{MailStore, conformance::replication::Dice, memory::Call};
-use mailtwin_tests::random;
+use mailtwin_simulation::{replica::Open, world::World};
+use mailtwin_store::{
+    MailStore as _, StoreError,
+    conformance::replication::Dice,
+    memory::{Call, Fault, MemoryStore},
+};
 
-use world::{World, ann, break_mailbox, name};
+fn ann() -> Account {
+    Account::new("ann").expect("it is a good name")
+}
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+fn name(text: &str) -> MailboxName {
+    MailboxName::new(text.as_bytes()).expect("it is a good name")
+}
+
+fn denied() -> StoreError {
+    let source = std::io::ErrorKind::PermissionDenied.into();
+    StoreError::Io { op: "list", path: "Work".into(), source }
+}
+
+/// Lets every call of a kind fail for one of ann's mailboxes.
+fn break_mailbox(store: &MemoryStore, call: Call, at: &MailboxName) {
+    let mailbox = store.find(&ann(), at).expect("nothing fails yet").map(|state| state.id);
+    let (account, times) = (Some(ann()), u32::MAX);
+    store.fail(Fault { call, account, mailbox, times, error: Box::new(denied) });
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_there_and_what_comes_reaches_every_replica() {
     let mut world = World::new(1);
     let mut dice = Dice::new(1);
     world.live(200, &mut dice).await;
     world.start();
-    world.settle().await;
+    world.settle().await.unwrap();
     for _ in 0..5 {
         world.live(30, &mut dice).await;
-        world.settle().await;
+        world.settle().await.unwrap();
     }
     assert_eq!(world.link(0).phase, Phase::InSync);
     world.stop().await;
     world.live(30, &mut dice).await;
     world.start();
-    world.log(vec![Target::Store]).await;
-    world.settle().await;
+    world.settle().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn cuts_and_crashes_at_random_moments_cost_nothing() {
-    let first = random::number("SEED").unwrap_or(1);
-    for seed in first..first + random::number("SEEDS").unwrap_or(6) {
-        let mut world = World::new(1);
-        world.story.push(format!("SEED={seed}"));
-        let mut dice = Dice::new(seed);
-        world.live(80, &mut dice).await;
-        for replica in &world.replicas {
-            let cuts = (0..6).map(|_| 400 + dice.below(20_000)).collect();
-            *replica.cuts.lock().unwrap() = cuts;
-            replica.half_open.store(dice.below(2) == 0, Ordering::Relaxed);
-        }
-        world.start();
-        for _ in 0..8 {
-            world.live(12, &mut dice).await;
-            let victim = Arc::clone(&world.replicas[dice.below(2)]);
-            match dice.below(5) {
-                0 => victim.crash(),
-                1 => victim.mail.store.tear(dice.below(3)),
-                2 => victim.close_limbo(),
-                3 => {
-                    world.stop().await;
-                    world.start();
-                }
-                _ => world.drain().await,
-            }
-        }
-        for replica in &world.replicas {
-            replica.cuts.lock().unwrap().clear();
-            replica.mail.store.heal();
-        }
-        world.drain().await; // whatever still broke off has been set aside
-        for place in 0..2 {
-            world.until(place, |link| link.aside.is_empty()).await;
-        }
-        world.settle().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_failing_mailbox_is_set_aside_and_heals() {
     let mut world = World::new(1);
     let (work, good) = (name("Work"), name("Good"));
@@ -89,7 +63,7 @@ async fn a_failing_mailbox_is_set_aside_and_heals() {
         world.master.store.deliver(&ann(), at, b"first\n");
     }
     world.start();
-    world.settle().await;
+    world.settle().await.unwrap();
     let broken = [(0, Call::Apply), (1, Call::Stage)];
     for (place, call) in broken {
         break_mailbox(&world.replicas[place].mail.store, call, &work);
@@ -104,7 +78,7 @@ async fn a_failing_mailbox_is_set_aside_and_heals() {
                 .await;
         }
     }
-    world.drain().await;
+    world.drain().await.unwrap();
     for place in 0..2 {
         let link = world.link(place);
         let aside: Vec<_> = link.aside.iter().map(|a| (a.target(), a.reason.as_str())).collect();
@@ -116,15 +90,18 @@ async fn a_failing_mailbox_is_set_aside_and_heals() {
     // What is set aside outlives the agent.
     world.stop().await;
     world.start();
-    world.until(0, |link| link.phase == Phase::Degraded).await;
+    world.until(0, |link| link.phase == Phase::Degraded).await.unwrap();
     world.replicas.iter().for_each(|replica| replica.mail.store.heal());
     for place in 0..2 {
-        world.until(place, |link| link.phase == Phase::InSync && link.aside.is_empty()).await;
+        world
+            .until(place, |link| link.phase == Phase::InSync && link.aside.is_empty())
+            .await
+            .unwrap();
     }
-    world.settle().await;
+    world.settle().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_mailbox_the_master_cannot_read_is_not_taken_for_deleted() {
     let mut world = World::new(1);
     let (work, good) = (name("Work"), name("Good"));
@@ -132,7 +109,7 @@ async fn a_mailbox_the_master_cannot_read_is_not_taken_for_deleted() {
         world.master.store.deliver(&ann(), at, b"first\n");
     }
     world.start();
-    world.settle().await;
+    world.settle().await.unwrap();
     for call in [Call::Delta, Call::Open] {
         break_mailbox(&world.master.store, call, &work);
     }
@@ -140,7 +117,7 @@ async fn a_mailbox_the_master_cannot_read_is_not_taken_for_deleted() {
         world.master.store.deliver(&ann(), at, b"new\n");
         world.log(vec![Target::Mailbox(ann(), at.clone())]).await;
     }
-    world.drain().await;
+    world.drain().await.unwrap();
     for (place, replica) in world.replicas.iter().enumerate() {
         assert_eq!(world.link(place).aside.len(), 1);
         let messages = |at| replica.mail.store.find(&ann(), at).unwrap().unwrap().head.messages;
@@ -148,78 +125,78 @@ async fn a_mailbox_the_master_cannot_read_is_not_taken_for_deleted() {
     }
     world.master.store.heal();
     for place in 0..2 {
-        world.until(place, |link| link.aside.is_empty()).await;
+        world.until(place, |link| link.aside.is_empty()).await.unwrap();
     }
-    world.settle().await;
+    world.settle().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_paused_replica_stands_still_while_the_other_goes_on() {
     let mut world = World::new(1);
     let mut dice = Dice::new(3);
     world.live(40, &mut dice).await;
     world.start();
-    world.settle().await;
+    world.settle().await.unwrap();
     let before = world.replicas[0].mail.store.account(&ann()).unwrap();
     world.agent().pause("mx2", true).unwrap().unwrap();
     assert!(world.agent().pause("mx9", true).is_none());
-    world.until(0, |link| link.phase == Phase::Paused).await;
+    world.until(0, |link| link.phase == Phase::Paused).await.unwrap();
     world.live(60, &mut dice).await;
-    world.drain().await;
-    world.assert_equal(1);
+    world.drain().await.unwrap();
+    world.equal(1).unwrap();
     assert_eq!(world.replicas[0].mail.store.account(&ann()).unwrap(), before);
     assert!(world.link(0).lag_entries > 0);
     world.stop().await;
     world.start();
-    world.until(0, |link| link.phase == Phase::Paused).await;
+    world.until(0, |link| link.phase == Phase::Paused).await.unwrap();
     world.agent().pause("mx2", false).unwrap().unwrap();
-    world.until(0, |link| link.phase == Phase::InSync).await;
-    world.settle().await;
+    world.until(0, |link| link.phase == Phase::InSync).await.unwrap();
+    world.settle().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_replica_that_is_away_holds_up_nobody() {
     let mut world = World::new(1);
     let mut dice = Dice::new(4);
-    world.replicas[0].up.store(false, Ordering::Relaxed);
+    world.replicas[0].way().open = Open::Refused;
     world.live(40, &mut dice).await;
     world.start();
     world.live(40, &mut dice).await;
-    world.drain_one(1).await;
-    world.assert_equal(1);
+    world.drain_one(1).await.unwrap();
+    world.equal(1).unwrap();
     assert!(!world.link(0).connected && world.link(0).last_error.is_some());
-    world.replicas[0].up.store(true, Ordering::Relaxed);
-    world.settle().await;
+    world.replicas[0].way().open = Open::Yes;
+    world.settle().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn an_agent_of_an_older_epoch_changes_nothing() {
     let mut world = World::new(1);
     let at = MailboxName::inbox();
     world.start();
-    world.settle().await;
+    world.settle().await.unwrap();
     // A newer master has shown itself to one of the replicas; the old one is still connected.
     let fenced = Arc::clone(&world.replicas[0]);
-    fenced.context.fence.admit(Epoch(2), "mx9").unwrap();
+    fenced.process().unwrap().fence.admit(Epoch(2), "mx9").unwrap();
     world
         .change(&ann(), |master| {
             master.store.deliver(&ann(), &at, b"too late\n");
         })
         .await;
-    world.until(0, |link| link.phase == Phase::Fenced(Epoch(2))).await;
+    world.until(0, |link| link.phase == Phase::Fenced(Epoch(2))).await.unwrap();
     assert_eq!(fenced.mail.store.find(&ann(), &at).unwrap().unwrap().head.messages, 0);
-    world.drain_one(1).await;
-    world.assert_equal(1);
+    world.drain_one(1).await.unwrap();
+    world.equal(1).unwrap();
     assert!(world.link(0).last_error.is_some_and(|error| error.contains("epoch 2")));
     // It dials no more, and neither does the next process of that epoch.
     world.stop().await;
-    let dials = fenced.dials.load(Ordering::Relaxed);
+    let dials = fenced.dials();
     world.start();
-    world.until(0, |link| link.phase == Phase::Fenced(Epoch(2))).await;
-    assert_eq!(fenced.dials.load(Ordering::Relaxed), dials + 1);
+    world.until(0, |link| link.phase == Phase::Fenced(Epoch(2))).await.unwrap();
+    assert_eq!(fenced.dials(), dials + 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn versions_that_do_not_meet_are_told_which_side_to_upgrade() {
     let world = World::new(1);
     let cases = [
@@ -231,7 +208,7 @@ async fn versions_that_do_not_meet_are_told_which_side_to_upgrade() {
     for (version_min, version_max, model, words) in cases {
         let (node, epoch, log) = ("mx1".into(), Epoch(7), LogId([1; 16]));
         let hello = Hello { version_min, version_max, model, node, epoch, features: 0, log };
-        let (input, output) = tokio::io::split(world.replicas[0].connect());
+        let (input, output) = tokio::io::split(world.replicas[0].connect().unwrap());
         let (mut reader, mut writer) = (FrameReader::new(input), FrameWriter::new(output));
         let payload = encode(&hello).into();
         writer.send(&Frame { kind: Kind::Message, stream: 0, payload }).await.unwrap();
@@ -245,20 +222,20 @@ async fn versions_that_do_not_meet_are_told_which_side_to_upgrade() {
         assert!(reader.next().await.unwrap().is_none(), "the connection ends");
     }
     assert_eq!(
-        world.replicas[0].context.fence.epoch(),
+        world.replicas[0].process().unwrap().fence.epoch(),
         Epoch(1),
         "a refused agent changes nothing"
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn what_a_replica_holds_is_not_sent_again() {
     let mut world = World::new(1);
     let letter = vec![b'x'; 300_000];
     let octets = letter.len() as u64;
     world.master.store.deliver(&ann(), &MailboxName::inbox(), &letter);
     world.start();
-    world.settle().await;
+    world.settle().await.unwrap();
     let replicas = world.replicas.len() as u64;
     assert_eq!(world.agent().totals(), (replicas, replicas * octets, 0));
     // Copied, moved, and delivered to somebody else.
@@ -268,7 +245,7 @@ async fn what_a_replica_holds_is_not_sent_again() {
             master.store.deliver(&ann(), &copy, &letter);
         })
         .await;
-    world.settle().await;
+    world.settle().await.unwrap();
     let inbox = MailboxName::inbox();
     world
         .change(&ann(), |master| {
@@ -280,37 +257,38 @@ async fn what_a_replica_holds_is_not_sent_again() {
             master.store.deliver(&ben, &inbox, &letter);
         })
         .await;
-    world.settle().await;
+    world.settle().await.unwrap();
     let saved = 2 * replicas * octets;
     assert_eq!(world.agent().totals(), (3 * replicas, replicas * octets, saved));
     // A lost cursor costs comparing, not sending.
     world.stop().await;
     world.lose_state();
     world.start();
-    world.settle().await;
+    world.settle().await.unwrap();
     assert_eq!(world.agent().totals(), (0, 0, 0));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_replica_from_an_older_backup_is_made_equal() {
     let mut world = World::new(1);
     let mut dice = Dice::new(5);
     world.live(60, &mut dice).await;
     world.start();
-    world.settle().await;
+    world.settle().await.unwrap();
     let backup = world.replicas[0].mail.store.snapshot();
     world.live(60, &mut dice).await;
-    world.settle().await;
+    world.settle().await.unwrap();
     let restored = Arc::clone(&world.replicas[0]);
-    let dials = restored.dials.load(Ordering::Relaxed);
-    restored.crash();
+    let dials = restored.dials();
+    restored.kill().await;
     restored.mail.store.restore(&backup);
-    world.until(0, |_| restored.dials.load(Ordering::Relaxed) > dials).await;
-    world.until(0, |link| link.phase == Phase::InSync).await;
-    world.settle().await;
+    restored.start();
+    world.until(0, |_| restored.dials() > dials).await.unwrap();
+    world.until(0, |link| link.phase == Phase::InSync).await.unwrap();
+    world.settle().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn mail_that_only_a_replica_has_is_kept_and_said() {
     let mut world = World::new(1);
     let (inbox, work) = (MailboxName::inbox(), name("Work"));
@@ -318,7 +296,7 @@ async fn mail_that_only_a_replica_has_is_kept_and_said() {
         world.master.store.deliver(&ann(), at, b"first\n");
     }
     world.start();
-    world.settle().await;
+    world.settle().await.unwrap();
     let replica = Arc::clone(&world.replicas[0]);
     for at in [&inbox, &work] {
         replica.mail.store.deliver(&ann(), at, b"only here\n");
@@ -334,7 +312,7 @@ async fn mail_that_only_a_replica_has_is_kept_and_said() {
         master.store.set_flags(&ann(), &inbox, Uid(1), flags, keywords);
     };
     world.change(&ann(), seen).await;
-    world.drain().await;
+    world.drain().await.unwrap();
     let link = world.link(0);
     assert_eq!(link.phase, Phase::Degraded, "never said to be in sync");
     assert!(link.aside.iter().all(|aside| aside.reason == "conflict"), "{link:?}");
@@ -344,5 +322,5 @@ async fn mail_that_only_a_replica_has_is_kept_and_said() {
     }
     let (first, _) = replica.mail.store.message(&ann(), &inbox, Uid(1)).unwrap();
     assert_eq!(first.flags, flags, "the rest of the mailbox goes on");
-    world.assert_equal(1);
+    world.equal(1).unwrap();
 }
