@@ -1,7 +1,9 @@
-//! Chores of the project that deserve a compiler: `cargo xtask bench`, `cargo xtask sim`.
+//! Chores of the project that deserve a compiler: `cargo xtask bench`, `cargo xtask sim`,
+//! `cargo xtask mutants`.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod mutants;
 mod sim;
 
 use std::process::ExitCode;
@@ -16,12 +18,15 @@ enum Task {
     Bench(bench::Options),
     /// Simulates a master and two replicas that suffer faults, and checks the invariants.
     Sim(sim::Options),
+    /// Tries whether the simulation catches deliberate bugs.
+    Mutants(mutants::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Task::parse() {
         Task::Bench(options) => bench::run(&options),
         Task::Sim(options) => sim::run(&options),
+        Task::Mutants(options) => mutants::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

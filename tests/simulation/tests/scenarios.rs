@@ -316,6 +316,8 @@ async fn mail_that_only_a_replica_has_is_kept_and_said() {
     let link = world.link(0);
     assert_eq!(link.phase, Phase::Degraded, "never said to be in sync");
     assert!(link.aside.iter().all(|aside| aside.reason == "conflict"), "{link:?}");
+    let at_inbox = Target::Mailbox(ann(), inbox.clone());
+    assert!(link.aside.iter().any(|aside| aside.target() == at_inbox), "{link:?}");
     for (at, uid) in [(&inbox, 2), (&work, 2)] {
         let (record, octets) = replica.mail.store.message(&ann(), at, Uid(uid)).unwrap();
         assert!(!record.replicated && octets == b"only here\n");

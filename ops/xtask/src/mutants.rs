@@ -1,0 +1,235 @@
+//! `cargo xtask mutants`: puts one deliberate bug after the other into a copy of the workspace, and
+//! runs the simulation's tests on it. Each bug must be caught.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::bench::report::talk;
+
+/// What to try.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Only bugs whose description contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Stories told to each.
+    #[arg(long, default_value_t = 20_000)]
+    seeds: u64,
+}
+
+/// A deliberate bug.
+struct Mutant {
+    what: &'static str,
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
+}
+
+const LINK: &str = "common/logic/src/link.rs";
+const PLAN: &str = "common/logic/src/plan.rs";
+const VISIT: &str = "agent/src/visit/mailbox.rs";
+const OLDEST: &str = "self.running.values().map(|covers| covers.first).chain(waiting).min()";
+
+const MUTANTS: &[Mutant] = &[
+    Mutant {
+        what: "the cursor overtakes visits that run",
+        file: LINK,
+        from: OLDEST,
+        to: "waiting",
+    },
+    Mutant {
+        what: "the cursor overtakes visits that wait",
+        file: LINK,
+        from: OLDEST,
+        to: "{ let _ = waiting; self.running.values().map(|covers| covers.first).min() }",
+    },
+    Mutant {
+        what: "nothing is compared after connecting",
+        file: LINK,
+        from: "self.add(Target::Store, Covers { first: self.saved.next(), at: u64::MAX });",
+        to: "",
+    },
+    Mutant {
+        what: "visits are forgotten when the connection breaks",
+        file: LINK,
+        from: "self.add(target, covers);\n        }\n    }\n\n    fn take(",
+        to: "let _ = (target, covers);\n        }\n    }\n\n    fn take(",
+    },
+    Mutant {
+        what: "a change during a visit counts as seen",
+        file: LINK,
+        from: "let entry = self.pending.entry(target.clone()).or_insert(covers);",
+        to: "if self.running.contains_key(&target) { return; }
+            let entry = self.pending.entry(target.clone()).or_insert(covers);",
+    },
+    Mutant {
+        what: "what is set aside is never tried again",
+        file: LINK,
+        from: "let due: Vec<Target> = self.due(now);",
+        to: "let due: Vec<Target> = { self.due(now); Vec::new() };",
+    },
+    Mutant {
+        what: "in sync while visits run",
+        file: LINK,
+        from: "State::Live if !idle || self.taken < self.tail => Phase::Replaying,",
+        to: "State::Live if { let _ = idle; self.taken < self.tail } => Phase::Replaying,",
+    },
+    Mutant {
+        what: "entries are published before they are durable",
+        file: "agent/src/log/writer.rs",
+        from: "file.append(frames)?;\n        file.sync()?;",
+        to: "file.append(frames)?;",
+    },
+    Mutant {
+        what: "an older epoch is let in",
+        file: "replica/src/fence.rs",
+        from: "if epoch < node.epoch {",
+        to: "if false {",
+    },
+    Mutant {
+        what: "a session does not end when a newer epoch begins",
+        file: "replica/src/session.rs",
+        from: "known = context.fence.overtakes(hello.epoch) => {",
+        to: "known = context.fence.overtakes(mailtwin_logic::ids::Epoch(u64::MAX - 1)) => {",
+    },
+    Mutant {
+        what: "acked but not applied",
+        file: "replica/src/apply.rs",
+        from: "let result = committer.apply(batch, live).await.ok_or(Broken)?;",
+        to: "let result = { let _ = (committer, live); Ok(batch.target) };",
+    },
+    Mutant {
+        what: "the replica's own messages are expunged",
+        file: PLAN,
+        from: "if record.replicated {",
+        to: "if true {",
+    },
+    Mutant {
+        what: "mailboxes with the replica's own messages are deleted",
+        file: PLAN,
+        from: "if extra.foreign > 0 {",
+        to: "if false {",
+    },
+    Mutant {
+        what: "what was equal once is equal for ever",
+        file: VISIT,
+        from: "if known.is_some_and(|known| known.head == state.head) {",
+        to: "if known.is_some() {",
+    },
+    Mutant {
+        what: "called equal without a look at what the replica says",
+        file: VISIT,
+        from: "if head == target {",
+        to: "if true {",
+    },
+    Mutant {
+        what: "a visit that failed counts as done",
+        file: "agent/src/link/mod.rs",
+        from: "Err(VisitError::Target(trouble)) => {",
+        to: "Err(VisitError::Target(_)) if true => Outcome::Done(Vec::new()),
+            Err(VisitError::Target(trouble)) => {",
+    },
+    Mutant {
+        what: "a stale plan is carried out again and again without comparing",
+        file: VISIT,
+        from: "self.held.forget(account, state.id);",
+        to: "",
+    },
+];
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let copy = Workspace::copy()?;
+    if let Some(caught) = copy.test(2000)? {
+        bail!("it fails without any bug: {caught}");
+    }
+    let (mut missed, mut tried) = (Vec::new(), 0);
+    talk("| deliberate bug | caught by |\n|---|---|");
+    for mutant in MUTANTS {
+        if options.only.as_ref().is_some_and(|only| !mutant.what.contains(only)) {
+            continue;
+        }
+        tried += 1;
+        let caught = copy.with(mutant, || copy.test(options.seeds))??;
+        talk(&format!("| {} | {} |", mutant.what, caught.as_deref().unwrap_or("**nothing**")));
+        if caught.is_none() {
+            missed.push(mutant.what);
+        }
+    }
+    ensure!(
+        missed.is_empty(),
+        "{} of {tried} were not caught: {}",
+        missed.len(),
+        missed.join("; ")
+    );
+    Ok(())
+}
+
+/// A copy of the workspace to be damaged.
+struct Workspace(PathBuf);
+
+impl Workspace {
+    fn copy() -> Result<Self> {
+        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let copy = ours.join("target/mutants");
+        let listed = Command::new("git").arg("ls-files").current_dir(&ours).output();
+        let listed = listed.context("list the workspace's files")?;
+        for file in String::from_utf8(listed.stdout)?.lines() {
+            let (from, to) = (ours.join(file), copy.join(file));
+            let Ok(content) = fs::read(&from) else { continue };
+            // What has not changed keeps its date, so that it is not built again.
+            if fs::read(&to).is_ok_and(|held| held == content) {
+                continue;
+            }
+            if let Some(parent) = to.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            fs::copy(&from, &to).with_context(|| format!("copy {file}"))?;
+        }
+        Ok(Self(copy))
+    }
+
+    /// Puts a bug in, and takes it out again.
+    fn with<T>(&self, mutant: &Mutant, test: impl FnOnce() -> T) -> Result<T> {
+        let path = self.0.join(mutant.file);
+        let whole = fs::read_to_string(&path).with_context(|| format!("read {}", mutant.file))?;
+        let places = whole.matches(mutant.from).count();
+        ensure!(places == 1, "{}: {} has {places} places for it", mutant.what, mutant.file);
+        overwrite(&path, &whole.replace(mutant.from, mutant.to))?;
+        let tested = test();
+        overwrite(&path, &whole)?;
+        Ok(tested)
+    }
+
+    /// Says what failed, if anything did.
+    fn test(&self, seeds: u64) -> Result<Option<String>> {
+        let mut command = Command::new("cargo");
+        command.args(["test", "--release", "--no-fail-fast", "-p", "mailtwin-simulation"]);
+        command.current_dir(&self.0).env("SEEDS", seeds.to_string()).env("RUST_BACKTRACE", "0");
+        let output = command.env("CARGO_TARGET_DIR", self.0.join("target")).output()?;
+        if output.status.success() {
+            return Ok(None);
+        }
+        let said =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let seed = said.lines().find_map(|line| line.trim_start().strip_prefix("SEED="));
+        let what = seed.and_then(|rest| Some(rest.split_once(" SEEDS=1 repeats it: ")?.1));
+        let seed = what.map(|what| what.chars().take(60).collect::<String>());
+        let failed =
+            said.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+        let named: Vec<&str> = failed.filter(|name| !name.starts_with("no_story")).collect();
+        let all: Vec<String> =
+            seed.into_iter().chain(named.into_iter().map(str::to_owned)).collect();
+        ensure!(!all.is_empty(), "it does not build, or does not run:\n{said}");
+        Ok(Some(all.join(", ")))
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a scratch copy need not be durable")]
+fn overwrite(path: &Path, content: &str) -> Result<()> {
+    fs::write(path, content).with_context(|| format!("write {}", path.display()))
+}
