@@ -164,10 +164,10 @@ impl Index {
 
     /// The value of `key`.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
-        if let Some(waiting) = self.open.pending.lock().changes.get(key) {
-            return Ok(waiting.clone());
-        }
         self.open.guard("read", |db| {
+            if let Some(waiting) = self.open.pending.lock().changes.get(key) {
+                return Ok(waiting.clone());
+            }
             for _ in 0..JOIN_TRIES {
                 let Some(first) = db.get(value::first_key(key))? else { return Ok(None) };
                 if let Some(value) = value::join(db, key, &first)? {
@@ -180,8 +180,8 @@ impl Index {
 
     /// Makes the changes of `batch`, all or none. They are visible at once and durable with the
     /// next [`Index::sync`] or [`Index::commit`]; a crash before that loses a tail of batches, never
-    /// one in between. What goes wrong later makes later calls fail. Memory grows with a batch, by some kilobytes a change: some hundred changes
-    /// are fine, ten thousand are not.
+    /// one in between. What goes wrong later makes later calls fail. Memory grows with a batch, by
+    /// some kilobytes a change: some hundred changes are fine, ten thousand are not.
     pub fn apply(&self, batch: Batch) -> Result<(), IndexError> {
         let octets = batch.changes.values().flatten().map(Vec::len).max().unwrap_or_default();
         if octets > VALUE_MAX {
