@@ -179,13 +179,12 @@ impl Log {
         let during_start = || DiskError::during("start the writer of", dir);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let runtime = runtime.map_err(during_start())?;
-        let (mut open, writer, recovery) = Open::prepare(disk, dir, options, clock)?;
-        let (queue, submissions) = mpsc::channel(QUEUE_MAX);
+        let (mut open, work, recovery) = Open::prepare(disk, dir, options, clock)?;
         let thread = std::thread::Builder::new()
             .name("sync-log".to_string())
-            .spawn(move || runtime.block_on(writer.run(submissions)))
+            .spawn(move || runtime.block_on(work))
             .map_err(during_start())?;
-        (open.queue, open.writer) = (Some(queue), Some(thread));
+        open.writer = Some(thread);
         Ok((Self { open: Arc::new(open) }, recovery))
     }
 
@@ -198,10 +197,8 @@ impl Log {
         clock: Arc<dyn Clock>,
         tasks: &Tasks,
     ) -> Result<(Self, Recovery), LogError> {
-        let (mut open, writer, recovery) = Open::prepare(disk, dir, options, clock)?;
-        let (queue, submissions) = mpsc::channel(QUEUE_MAX);
-        tasks.spawn("sync-log", writer.run(submissions));
-        open.queue = Some(queue);
+        let (open, work, recovery) = Open::prepare(disk, dir, options, clock)?;
+        tasks.spawn("sync-log", work);
         Ok((Self { open: Arc::new(open) }, recovery))
     }
 
@@ -314,13 +311,13 @@ impl Reader {
 }
 
 impl Open {
-    /// Recovers what is in `dir`; the writer goes on where it ends.
+    /// Recovers what is in `dir`; the writer's work, to be run somewhere, goes on where it ends.
     fn prepare(
         disk: Arc<dyn Disk>,
         dir: &Path,
         options: Options,
         clock: Arc<dyn Clock>,
-    ) -> Result<(Self, Writer, Recovery), LogError> {
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>, Recovery), LogError> {
         dir::create(dir, 0o700)?;
         let lock = DirLock::take(dir)?;
         let found = recovery::recover(&*disk, dir)?;
@@ -335,8 +332,9 @@ impl Open {
                 damage.set_aside()?;
             }
         }
-        let open = Self { shared, queue: None, writer: None, _lock: lock };
-        Ok((open, writer, found.recovery))
+        let (queue, submissions) = mpsc::channel(QUEUE_MAX);
+        let open = Self { shared, queue: Some(queue), writer: None, _lock: lock };
+        Ok((open, writer.run(submissions), found.recovery))
     }
 }
 

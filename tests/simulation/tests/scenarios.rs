@@ -37,6 +37,17 @@ fn break_mailbox(store: &MemoryStore, call: Call, at: &MailboxName) {
     store.fail(Fault { call, account, mailbox, times, error: Box::new(denied) });
 }
 
+/// A world that runs, in which ann has a message in each of two mailboxes.
+async fn settled(mailboxes: [&MailboxName; 2]) -> World {
+    let mut world = World::new(1);
+    for at in mailboxes {
+        world.master.store.deliver(&ann(), at, b"first\n");
+    }
+    world.start();
+    world.settle().await.expect("nothing fails yet");
+    world
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_there_and_what_comes_reaches_every_replica() {
     let mut world = World::new(1);
@@ -57,13 +68,8 @@ async fn what_is_there_and_what_comes_reaches_every_replica() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_mailbox_is_set_aside_and_heals() {
-    let mut world = World::new(1);
     let (work, good) = (name("Work"), name("Good"));
-    for at in [&work, &good] {
-        world.master.store.deliver(&ann(), at, b"first\n");
-    }
-    world.start();
-    world.settle().await.unwrap();
+    let mut world = settled([&work, &good]).await;
     let broken = [(0, Call::Apply), (1, Call::Stage)];
     for (place, call) in broken {
         break_mailbox(&world.replicas[place].mail.store, call, &work);
@@ -103,13 +109,8 @@ async fn a_failing_mailbox_is_set_aside_and_heals() {
 
 #[tokio::test(start_paused = true)]
 async fn a_mailbox_the_master_cannot_read_is_not_taken_for_deleted() {
-    let mut world = World::new(1);
     let (work, good) = (name("Work"), name("Good"));
-    for at in [&work, &good] {
-        world.master.store.deliver(&ann(), at, b"first\n");
-    }
-    world.start();
-    world.settle().await.unwrap();
+    let world = settled([&work, &good]).await;
     for call in [Call::Delta, Call::Open] {
         break_mailbox(&world.master.store, call, &work);
     }
@@ -290,13 +291,8 @@ async fn a_replica_from_an_older_backup_is_made_equal() {
 
 #[tokio::test(start_paused = true)]
 async fn mail_that_only_a_replica_has_is_kept_and_said() {
-    let mut world = World::new(1);
     let (inbox, work) = (MailboxName::inbox(), name("Work"));
-    for at in [&inbox, &work] {
-        world.master.store.deliver(&ann(), at, b"first\n");
-    }
-    world.start();
-    world.settle().await.unwrap();
+    let mut world = settled([&inbox, &work]).await;
     let replica = Arc::clone(&world.replicas[0]);
     for at in [&inbox, &work] {
         replica.mail.store.deliver(&ann(), at, b"only here\n");
