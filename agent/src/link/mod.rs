@@ -220,6 +220,7 @@ impl Driver {
             Action::Greet => self.greet(),
             Action::Read(after) => self.read(after),
             Action::Visit(target) => self.visit(target),
+            Action::Release(target) => self.release(&target),
             Action::Save(acked) => self.unsaved = Some(acked),
             Action::Close => self.close(),
         }
@@ -355,7 +356,6 @@ impl Driver {
             Ok(Visited { dirty, trouble: None }) => {
                 self.parts.retry.reset();
                 self.last_error = None;
-                self.release(&target);
                 if let Some(at) = since.filter(|_| dirty.is_empty() && target != Target::Store) {
                     let ms = self.parts.clock.unix_ms().saturating_sub(at);
                     self.parts.metrics.delivery.observe(Duration::from_millis(ms).as_secs_f64());

@@ -80,6 +80,8 @@ pub enum Action {
     Read(LogSeq),
     /// Visit.
     Visit(Target),
+    /// Take it off the list of what is set aside, durably: it is equal again.
+    Release(Target),
     /// Remember the cursor.
     Save(Acked),
     /// Drop the connection and every visit on it.
@@ -122,10 +124,14 @@ struct Covers {
     at: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// A target that is set aside.
+#[derive(Clone, Debug)]
 struct Retry {
     tries: u32,
     due: Duration,
+    /// It was tried and these differed: until they are done, only the list of what is set aside
+    /// says that they may differ, for the cursor has passed them.
+    left: Option<BTreeSet<Target>>,
 }
 
 /// The machine. One owner, no locks.
@@ -195,10 +201,10 @@ impl Link {
                     }
                 }
             }
-            Input::Visited(target, outcome) => self.on_visited(now, target, outcome),
+            Input::Visited(target, outcome) => self.on_visited(now, target, outcome, out),
             Input::Aside(targets) => {
-                let retry = Retry { tries: 0, due: now };
-                self.aside.extend(targets.into_iter().map(|target| (target, retry)));
+                let retry = Retry { tries: 0, due: now, left: None };
+                self.aside.extend(targets.into_iter().map(|target| (target, retry.clone())));
             }
             Input::Paused(pause) => self.on_paused(now, pause, out),
             Input::Tick => self.on_tick(now, out),
@@ -258,27 +264,51 @@ impl Link {
         }
     }
 
-    fn on_visited(&mut self, now: Duration, target: Target, outcome: Outcome) {
+    fn on_visited(
+        &mut self,
+        now: Duration,
+        target: Target,
+        outcome: Outcome,
+        out: &mut Vec<Action>,
+    ) {
         let Some(covers) = self.running.remove(&target) else {
             return; // of a connection that is gone
         };
-        match outcome {
+        let dirty = match outcome {
             Outcome::Done(dirty) => {
-                self.aside.remove(&target);
-                for target in dirty {
-                    self.add(target, covers);
+                if let Some(retry) = self.aside.get_mut(&target) {
+                    retry.left = Some(dirty.iter().cloned().collect());
                 }
+                dirty
             }
             Outcome::SetAside(dirty) => {
-                let retry = self.aside.entry(target).or_insert(Retry { tries: 0, due: now });
+                let new = Retry { tries: 0, due: now, left: None };
+                let retry = self.aside.entry(target.clone()).or_insert(new);
                 let wait = RETRY_FIRST.saturating_mul(1 << retry.tries.min(16)).min(RETRY_MAX);
                 retry.tries = retry.tries.saturating_add(1);
                 retry.due = now + wait;
-                for target in dirty {
-                    self.add(target, covers);
-                }
+                retry.left = None;
+                dirty
             }
+        };
+        self.release(&target, &dirty, out);
+        for target in dirty {
+            self.add(target, covers);
         }
+    }
+
+    /// Releases what has nothing left that differs, now that `done` is done but for `dirty`.
+    fn release(&mut self, done: &Target, dirty: &[Target], out: &mut Vec<Action>) {
+        self.aside.retain(|target, retry| {
+            let Some(left) = &mut retry.left else { return true };
+            if !dirty.contains(done) && left.remove(done) {
+                left.extend(dirty.iter().cloned());
+            }
+            if left.is_empty() {
+                out.push(Action::Release(target.clone()));
+            }
+            !left.is_empty()
+        });
     }
 
     fn on_tick(&mut self, now: Duration, out: &mut Vec<Action>) {

@@ -126,7 +126,6 @@ impl World {
             Target::Account(_) | Target::Mailbox(..) => {
                 let version = self.version(&target);
                 self.replica.insert(target.clone(), version);
-                self.aside.remove(&target);
                 vec![]
             }
         };
@@ -166,6 +165,7 @@ impl World {
                     assert!(!twice, "{target} overlaps a running visit");
                     self.running.push(target);
                 }
+                Action::Release(target) => assert!(self.aside.remove(&target), "{target}"),
                 Action::Save(acked) => self.save(acked),
                 Action::Close => {
                     self.connected = false;
@@ -206,6 +206,36 @@ fn converges_whatever_is_lost() {
         }
         assert_eq!(world.link.phase(), Phase::InSync);
     }
+}
+
+#[test]
+fn an_account_is_set_aside_until_its_mailboxes_are_done_too() {
+    let account = Account::new("ann").unwrap();
+    let whole = Target::Account(account.clone());
+    let boxes: Vec<Target> = [&b"A"[..], b"B"]
+        .map(|name| Target::Mailbox(account.clone(), MailboxName::new(name).unwrap()))
+        .into();
+    let mut link = Link::new(LogSeq(3), LogSeq(3));
+    let mut feed = |input| {
+        let mut out = Vec::new();
+        link.on(Duration::ZERO, input, &mut out);
+        out
+    };
+    feed(Input::Aside(vec![whole.clone()]));
+    feed(Input::Tick);
+    feed(Input::Connected);
+    assert_eq!(feed(Input::Welcome), [Action::Visit(Target::Store)]);
+    feed(Input::Visited(Target::Store, Outcome::Done(vec![])));
+    assert_eq!(feed(Input::Tick), [Action::Visit(whole.clone())]);
+    let visits: Vec<_> = boxes.iter().cloned().map(Action::Visit).collect();
+    let found = Outcome::Done(boxes.clone());
+    assert_eq!(feed(Input::Visited(whole.clone(), found)), visits, "and no release");
+    // What takes the mailbox's place differs, so it counts as well.
+    let again = Outcome::Done(vec![boxes[0].clone()]);
+    assert_eq!(feed(Input::Visited(boxes[0].clone(), again)), visits[..1]);
+    assert_eq!(feed(Input::Visited(boxes[1].clone(), Outcome::SetAside(vec![]))), []);
+    let last = feed(Input::Visited(boxes[0].clone(), Outcome::Done(vec![])));
+    assert_eq!(last, [Action::Release(whole)]);
 }
 
 #[test]
