@@ -120,6 +120,13 @@ impl Story {
         let steps = 5 + self.dice.below(STEPS_MAX);
         for _ in 0..steps {
             self.step().await;
+            if self.world.log_has_stopped() {
+                self.world.tell("the log has stopped: the agent ends, and starts anew");
+                self.world.disk.fill(false);
+                self.world.disk.fail_syncs(0);
+                self.world.stop().await;
+                self.world.start();
+            }
             self.oracle.look(&self.world)?;
         }
         self.peace().await

@@ -14,7 +14,7 @@ use std::{
 use mailtwin_agent::{
     Agent, AgentParts,
     link::LinkStatus,
-    log::{Log, Options},
+    log::{Health, Log, Options},
     metrics::Metrics,
 };
 use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
@@ -207,6 +207,12 @@ impl World {
         tasks.shutdown(PATIENCE).await.expect("the agent ends in order");
         drop(agent);
         writer.shutdown(PATIENCE).await.expect("the log's writer ends in order");
+    }
+
+    /// Whether the log has given up, which ends a real agent.
+    pub fn log_has_stopped(&self) -> bool {
+        let health = |running: &Running| running.agent.log().health().borrow().clone();
+        matches!(self.agent.as_ref().map(health), Some(Health::Stopped(_)))
     }
 
     /// Ends the agent as a power cut does.
