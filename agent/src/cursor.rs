@@ -170,7 +170,11 @@ mod tests {
                         inputs.push(Input::Visited(target, Outcome::Done(Vec::new())));
                     }
                     Action::Save(acked) => saved = Some(acked),
-                    Action::Dial | Action::Greet | Action::Read(_) | Action::Close => {}
+                    Action::Dial
+                    | Action::Greet
+                    | Action::Read(_)
+                    | Action::Release(_)
+                    | Action::Close => {}
                 }
             }
         }
