@@ -1,24 +1,29 @@
 //! Answers `replctl` for the agent.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use mailtwin_host::admin::{
     AgentStatus, AsideStatus, Entry, FailureCode, LogStat, LogStatus, Problem, ReplicaStatus,
     Request, Response, SCHEMA_VERSION, answer,
 };
-use mailtwin_host::{keys::PublicKey, node::Role, pins::Pins};
+use mailtwin_host::{history, keys::PublicKey, node::Node, pins::Pins, tasks::Tasks};
 use mailtwin_logic::{
     chain::Chain,
     cursor::{Claim, Cursor},
     entry::Target,
-    ids::{Account, Epoch, LogSeq},
+    ids::{Account, LogSeq},
     link::Phase,
     mailbox::MailboxName,
 };
 use mailtwin_store::MailStore;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Agent,
+    failover::{self, Ended, Failover, Order},
     link::LinkStatus,
     log::{Health, LogError},
     source::Source,
@@ -31,18 +36,20 @@ const SYNC_WITHIN: Duration = Duration::from_mins(5);
 
 /// What answers need.
 pub(crate) struct Answers {
-    pub(crate) node: String,
-    pub(crate) role: Role,
-    pub(crate) epoch: Epoch,
+    pub(crate) node: Node,
     pub(crate) key: PublicKey,
     pub(crate) pins: Arc<Pins>,
     /// Absent while this node is a replica.
     pub(crate) working: Option<Working>,
+    pub(crate) failover: Failover,
+    pub(crate) tasks: Tasks,
+    /// Ends the freeze that was begun last.
+    pub(crate) thaw: Mutex<CancellationToken>,
 }
 
 /// What an agent that works has.
 pub(crate) struct Working {
-    pub(crate) agent: Agent,
+    pub(crate) agent: Arc<Agent>,
     pub(crate) store: Arc<dyn MailStore>,
     /// Ends with the agent.
     pub(crate) _source: Source,
@@ -53,21 +60,111 @@ impl Answers {
     pub(crate) async fn answer(&self, request: Request) -> Response {
         match request {
             Request::Status => Response::Status(self.status()),
-            Request::KeysShow => answer::keys(&self.node, self.key, &self.pins),
+            Request::KeysShow => answer::keys(&self.node.name, self.key, &self.pins),
             Request::KeysPin { peer, key } => answer::done(self.pins.pin(&peer, key)),
             Request::KeysUnpin { peer, key } => answer::done(self.pins.unpin(&peer, key)),
+            Request::Operation => Response::Operation(self.failover.operations.status()),
+            Request::History => match history::read(&self.failover.state_dir) {
+                Ok(entries) => Response::History(entries),
+                Err(error) => answer::failed(FailureCode::Failed, Chain(&error).to_string()),
+            },
+            Request::Thaw => {
+                self.thaw.lock().expect("no panic while it is held").cancel();
+                Response::Operation(self.failover.operations.status())
+            }
             Request::Sync { .. }
             | Request::LogTail { .. }
             | Request::LogStat
             | Request::LogAppend { .. }
-            | Request::ReplicaPause { .. } => match &self.working {
-                Some(working) => working.answer(request).await,
-                None => answer::failed(
-                    FailureCode::Refused,
-                    format!("{} is a replica: ask the master", self.node),
-                ),
+            | Request::ReplicaPause { .. }
+            | Request::Switch { .. }
+            | Request::Freeze { .. } => match &self.working {
+                Some(working) => self.work(working, request).await,
+                None => answer::failed(FailureCode::Refused, self.not_the_master()),
             },
         }
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others are the working half's")]
+    async fn work(&self, working: &Working, request: Request) -> Response {
+        match request {
+            Request::Switch { to, kick_after_ms, max_wait_ms, expire_ms, no_gate, dry_run } => {
+                let order = Order {
+                    to,
+                    kick_after: Duration::from_millis(kick_after_ms),
+                    max_wait: Duration::from_millis(max_wait_ms),
+                    expire: Duration::from_millis(expire_ms),
+                    no_gate,
+                    dry_run,
+                };
+                self.switch(working, order)
+            }
+            Request::Freeze { wait_ms, expire_ms } => {
+                self.freeze(Duration::from_millis(wait_ms), Duration::from_millis(expire_ms))
+            }
+            request => working.answer(request).await,
+        }
+    }
+
+    /// Who is, and what this node knows of how that came.
+    fn not_the_master(&self) -> String {
+        let (node, epoch) = (&self.node.name, self.node.epoch);
+        match (&self.node.handover, &self.node.master) {
+            (Some(handover), _) if handover.untold => format!(
+                "{node} has handed epoch {epoch} over to {}, and tells it until it answers: \
+                 `replctl failover status` follows that",
+                handover.to
+            ),
+            (_, Some(master)) => {
+                format!("{node} is a replica: ask {master}, the master of epoch {epoch}")
+            }
+            (_, None) => format!("{node} is a replica: ask the master"),
+        }
+    }
+
+    /// Begins what is followed by asking for the operation.
+    fn begin(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> Response {
+        let Some(begun) = self.failover.operations.begin() else {
+            let message = "another operation is under way: `replctl failover status` follows it";
+            return answer::failed(FailureCode::Refused, message.to_owned());
+        };
+        let (failover, stop) = (self.failover.clone(), self.tasks.stop().clone());
+        self.tasks.spawn(name, async move {
+            tokio::select! {
+                biased;
+                // What follows a recorded hand-over goes on in the next role.
+                () = stop.cancelled() => if failover.file.now().handover.is_none() {
+                    let message = "interrupted; the gate is where this node's role wants it";
+                    failover.operations.end(Ended::Undone, message.to_owned());
+                },
+                () = work => {}
+            }
+        });
+        Response::Operation(begun)
+    }
+
+    fn switch(&self, working: &Working, order: Order) -> Response {
+        let (failover, agent) = (self.failover.clone(), Arc::clone(&working.agent));
+        let store = Arc::clone(&working.store);
+        self.begin("switch", async move { failover::switch(&failover, &agent, store, order).await })
+    }
+
+    fn freeze(&self, wait: Duration, expire: Duration) -> Response {
+        if !self.failover.gate.is_there() {
+            let message = "no gate: configure gate.close and gate.open, and restart mailtwin-agent";
+            return answer::failed(FailureCode::Refused, message.to_owned());
+        }
+        let (failover, thaw) = (self.failover.clone(), CancellationToken::new());
+        let token = thaw.clone();
+        let begun = self.begin("freeze", async move { failover.freeze(wait, expire, token).await });
+        if matches!(begun, Response::Operation(_)) {
+            *self.thaw.lock().expect("no panic while it is held") = thaw;
+        }
+        begun
     }
 
     /// Logs what a status shows.
@@ -91,9 +188,9 @@ impl Answers {
         let working = self.working.as_ref();
         AgentStatus {
             schema_version: SCHEMA_VERSION,
-            node: self.node.clone(),
-            role: self.role,
-            epoch: self.epoch.0,
+            node: self.node.name.clone(),
+            role: self.node.role,
+            epoch: self.node.epoch.0,
             log: working.map(Working::log_status),
             replicas: working.map(Working::replicas).unwrap_or_default(),
             problems: working.map(|working| problems(&*working.store)).unwrap_or_default(),
@@ -104,7 +201,9 @@ impl Answers {
 impl Working {
     async fn answer(&self, request: Request) -> Response {
         match request {
-            Request::Sync { targets, timeout_ms } => self.sync(&targets, timeout_ms).await,
+            Request::Sync { targets, timeout_ms, replica } => {
+                self.sync(&targets, timeout_ms, replica.as_deref()).await
+            }
             Request::LogTail { entries } => self.log_tail(entries),
             Request::LogStat => Response::LogStat(self.log_stat()),
             Request::LogAppend { targets } => match self.append(&targets).await {
@@ -120,7 +219,12 @@ impl Working {
             Request::Status
             | Request::KeysShow
             | Request::KeysPin { .. }
-            | Request::KeysUnpin { .. } => Response::Done,
+            | Request::KeysUnpin { .. }
+            | Request::Switch { .. }
+            | Request::Freeze { .. }
+            | Request::Thaw
+            | Request::Operation
+            | Request::History => Response::Done,
         }
     }
 
@@ -131,18 +235,28 @@ impl Working {
         append.map_err(|error: LogError| (FailureCode::Failed, Chain(&error).to_string()))
     }
 
-    async fn sync(&self, targets: &[String], timeout_ms: Option<u64>) -> Response {
+    async fn sync(
+        &self,
+        targets: &[String],
+        timeout_ms: Option<u64>,
+        only: Option<&str>,
+    ) -> Response {
+        if let Some(name) = only.filter(|name| self.agent.link(name).is_none()) {
+            return answer::failed(FailureCode::Usage, format!("no replica is called {name:?}"));
+        }
         let targets = if targets.is_empty() { vec![String::new()] } else { targets.to_vec() };
         let upto = match self.append(&targets).await {
             Ok(upto) => upto,
             Err((code, message)) => return answer::failed(code, message),
         };
         let within = timeout_ms.map_or(SYNC_WITHIN, Duration::from_millis);
-        if self.agent.drained(upto, within).await {
-            let set_aside = self.agent.links().iter().map(|link| link.aside.len()).sum();
+        let is_meant = |link: &LinkStatus| only.is_none_or(|name| name == link.name);
+        let meant = || self.agent.links().into_iter().filter(is_meant);
+        if self.agent.drained(upto, within, only).await {
+            let set_aside = meant().map(|link| link.aside.len()).sum();
             return Response::Synced { upto: upto.0, set_aside };
         }
-        let behind = self.agent.links().into_iter().filter(|link| link.cursor < upto);
+        let behind = meant().filter(|link| link.cursor < upto);
         let behind: Vec<String> = behind.map(|link| describe(&link)).collect();
         answer::failed(FailureCode::Failed, format!("not in time: {}", behind.join("; ")))
     }

@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod cursor;
 pub mod daemon;
+mod failover;
 pub mod link;
 pub mod log;
 pub mod metrics;
@@ -38,6 +39,7 @@ use crate::{
     passed::Passed,
     pause::Pauses,
     quarantine::Quarantine,
+    visit::Visitor,
 };
 
 /// What an agent works with.
@@ -92,10 +94,12 @@ pub struct Agent {
     links: Vec<Running>,
     pauses: Arc<Pauses>,
     clock: Arc<dyn Clock>,
+    workers: Workers,
 }
 
 struct Running {
     status: watch::Receiver<LinkStatus>,
+    visitor: watch::Receiver<Option<Visitor>>,
     metrics: LinkMetrics,
 }
 
@@ -130,7 +134,12 @@ impl Agent {
                 .map_err(|error| state(&name)(error.into()))?;
             let status = watch::Sender::new(LinkStatus::new(&name));
             let metrics = parts.metrics.link(&name);
-            links.push(Running { status: status.subscribe(), metrics: metrics.clone() });
+            let visitor = watch::Sender::new(None);
+            links.push(Running {
+                status: status.subscribe(),
+                visitor: visitor.subscribe(),
+                metrics: metrics.clone(),
+            });
             passed.up_to(&name, cursor.seq());
             let link = LinkParts {
                 paused: pauses.watch(&name),
@@ -150,10 +159,12 @@ impl Agent {
                 metrics,
                 retry: parts.retry.clone(),
                 status,
+                visitor,
             };
             parts.tasks.spawn("link", link::run(link, stop.child_token()));
         }
-        Ok(Self { log: parts.log, links, pauses: Arc::new(pauses), clock: parts.clock })
+        let AgentParts { log, clock, workers, .. } = parts;
+        Ok(Self { log, links, pauses: Arc::new(pauses), clock, workers })
     }
 
     /// The sync log.
@@ -186,7 +197,7 @@ impl Agent {
         replica: &str,
         pause: bool,
     ) -> Option<Result<(), mailtwin_disk::DiskError>> {
-        self.links.iter().find(|link| link.status.borrow().name == replica)?;
+        self.running(replica)?;
         Some(self.pauses.set(replica, pause))
     }
 
@@ -195,12 +206,15 @@ impl Agent {
         self.log.append(targets).await
     }
 
-    /// Waits until every link that is not paused has replayed up to `upto` and has nothing else to
-    /// do; `false` if that took longer than `within`.
-    pub async fn drained(&self, upto: LogSeq, within: Duration) -> bool {
+    /// Waits until every link, or `only` one, that is not paused has replayed up to `upto` and has
+    /// nothing else to do; `false` if that took longer than `within`.
+    pub async fn drained(&self, upto: LogSeq, within: Duration, only: Option<&str>) -> bool {
         let all = async {
             for link in &self.links {
                 let mut status = link.status.clone();
+                if only.is_some_and(|name| name != status.borrow().name) {
+                    continue;
+                }
                 let there = |status: &LinkStatus| {
                     let quiet = matches!(status.phase, Phase::InSync | Phase::Degraded);
                     status.cursor >= upto && quiet || status.phase == Phase::Paused
@@ -212,6 +226,36 @@ impl Agent {
             true
         };
         tokio::time::timeout(within, all).await.unwrap_or(false)
+    }
+
+    /// One link.
+    pub fn link(&self, replica: &str) -> Option<LinkStatus> {
+        self.running(replica).map(|link| link.status.borrow().clone())
+    }
+
+    /// Waits until a link's status is as `wanted`; `None` if there is no such link any more.
+    pub(crate) async fn wait_for(
+        &self,
+        replica: &str,
+        wanted: impl FnMut(&LinkStatus) -> bool,
+    ) -> Option<LinkStatus> {
+        let mut status = self.running(replica)?.status.clone();
+        let there = status.wait_for(wanted).await;
+        there.ok().map(|status| status.clone())
+    }
+
+    /// What visits a replica with, while it is connected.
+    pub(crate) fn visitor(&self, replica: &str) -> Option<Visitor> {
+        self.running(replica)?.visitor.borrow().clone()
+    }
+
+    /// Threads for calls of the store.
+    pub(crate) fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
+    fn running(&self, replica: &str) -> Option<&Running> {
+        self.links.iter().find(|link| link.status.borrow().name == replica)
     }
 
     /// Tells of every change of a link's status from now on.

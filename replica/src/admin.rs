@@ -21,7 +21,7 @@ pub(crate) struct Answers {
     pub(crate) node: String,
     pub(crate) key: PublicKey,
     pub(crate) pins: Arc<Pins>,
-    pub(crate) fence: Arc<Fence>,
+    pub(crate) fence: Fence,
     pub(crate) heard: Heard,
     pub(crate) listen: SocketAddr,
     pub(crate) clock: Arc<dyn Clock>,
@@ -41,7 +41,12 @@ impl Answers {
             | Request::LogTail { .. }
             | Request::LogStat
             | Request::LogAppend { .. }
-            | Request::ReplicaPause { .. } => {
+            | Request::ReplicaPause { .. }
+            | Request::Switch { .. }
+            | Request::Freeze { .. }
+            | Request::Thaw
+            | Request::Operation
+            | Request::History => {
                 let message = format!("{}: that is the master's agent to ask", self.node);
                 answer::failed(FailureCode::Refused, message)
             }

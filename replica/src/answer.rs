@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use mailtwin_host::clock::SystemClock;
 use mailtwin_logic::{
+    chain::Chain,
     digest,
-    ids::{Account, MailboxId, ModSeq},
-    limits::{LISTING_PER_FRAME, RECORDS_WEIGHT_MAX},
-    wire::message::{Reply, Request},
+    ids::{Account, Epoch, MailboxId, ModSeq},
+    limits::{BLOCKERS_MAX, LISTING_PER_FRAME, RECORDS_WEIGHT_MAX},
+    wire::message::{Failure, Remedy, Reply, Request},
 };
-use mailtwin_store::{Listing, MailStore, StoreError};
+use mailtwin_store::{Listing, MailStore, Reason, StoreError};
 
 use crate::{
     apply,
@@ -41,6 +43,45 @@ pub(crate) async fn run(mut stream: Stream, request: Request) -> Result<(), Brok
             done(&stream, move || store.set_file(&account, &key, content.as_deref())).await
         }
         Request::Apply(apply) => apply::run(&mut stream, apply).await,
+        Request::Preflight => preflight(&stream).await,
+        Request::Promote { epoch, closed_at } => promote(&stream, epoch, closed_at).await,
+    }
+}
+
+async fn preflight(stream: &Stream) -> Result<(), Broken> {
+    let readiness = Arc::clone(&stream.shared().readiness);
+    let store = Arc::clone(&stream.shared().store);
+    let look = move || {
+        let mut blockers = readiness();
+        let lost = store.verify().err();
+        blockers.extend(lost.map(|error| format!("the mail store: {}", Chain(&error))));
+        blockers.truncate(BLOCKERS_MAX);
+        Ok(blockers)
+    };
+    match work(stream, look).await? {
+        Ok(blockers) => {
+            let clock = SystemClock::shared().unix_ms();
+            stream.send(&Reply::Ready { clock, blockers }).await
+        }
+        Err(error) => stream.fail(&error).await,
+    }
+}
+
+/// From here on this node is the master, although its daemons have yet to notice.
+async fn promote(stream: &Stream, epoch: Epoch, closed_at: u64) -> Result<(), Broken> {
+    let (fence, agent) = (stream.shared().fence.clone(), stream.shared().agent.clone());
+    let promoted = work(stream, move || Ok(fence.promote(epoch, &agent))).await?;
+    match promoted {
+        Ok(Ok(())) => {
+            tracing::info!(%epoch, closed_at, from = %stream.shared().agent, "this node is the master now");
+            stream.send(&Reply::Done).await
+        }
+        Ok(Err(error)) => {
+            let (reason, detail) = (Reason::Refused.to_string(), Chain(&error).to_string());
+            let failure = Failure { remedy: Remedy::Reconnect, reason, detail };
+            stream.send(&Reply::Failed(failure)).await
+        }
+        Err(error) => stream.fail(&error).await,
     }
 }
 

@@ -1,23 +1,20 @@
 //! The highest epoch this node has seen: on disk before it is on the wire. Whoever shows an older
 //! one changes nothing here (I4).
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Mutex,
+use std::sync::Arc;
+
+use mailtwin_host::{
+    admin::HistoryEntry,
+    clock::SystemClock,
+    history,
+    node::{ChangeError, Node, NodeFile, Role},
 };
+use mailtwin_logic::{chain::Chain, ids::Epoch};
 
-use mailtwin_host::node::{Node, NodeError, Role};
-use mailtwin_logic::ids::Epoch;
-use tokio::sync::watch;
-
-/// `node.json`, and the only one who writes it while the daemon runs.
-#[derive(Debug)]
+/// Tells agents that may speak from those that may not.
+#[derive(Clone, Debug)]
 pub struct Fence {
-    state_dir: PathBuf,
-    node: Mutex<Node>,
-    epochs: watch::Sender<Epoch>,
-    /// Who was the master of which epoch first, since this process began.
-    master: Mutex<Option<(Epoch, String)>>,
+    file: Arc<NodeFile>,
 }
 
 /// Why an agent may not speak.
@@ -37,65 +34,112 @@ pub enum FenceError {
         /// Who was there first.
         master: String,
     },
+    /// This node was the master until now: from here on it is a replica, once it is ready.
+    #[error("this node was the master, and is becoming a replica of {master} now")]
+    SteppedDown {
+        /// The master of the newer epoch.
+        master: String,
+    },
     /// The new epoch could not be made durable.
     #[error("save the epoch")]
-    Save {
-        /// Cause.
-        source: NodeError,
-    },
+    Save(#[from] ChangeError),
 }
 
 impl Fence {
-    /// Reads `node.json`.
-    pub fn open(state_dir: &Path) -> Result<Self, NodeError> {
-        let node = Node::load(state_dir)?;
-        let epochs = watch::Sender::new(node.epoch);
-        let (state_dir, node, master) = (state_dir.to_owned(), Mutex::new(node), Mutex::default());
-        Ok(Self { state_dir, node, epochs, master })
+    /// What `file` says counts.
+    pub fn new(file: Arc<NodeFile>) -> Self {
+        Self { file }
     }
 
     /// Whether this node is the master.
     pub fn is_master(&self) -> bool {
-        self.node().role == Role::Master
+        self.file.now().role == Role::Master
     }
 
     /// The highest epoch known.
     pub fn epoch(&self) -> Epoch {
-        self.node().epoch
+        self.file.now().epoch
+    }
+
+    /// What this node is.
+    pub fn node(&self) -> Node {
+        self.file.now()
     }
 
     /// Waits until an epoch after `epoch` has begun, and gives that one.
     pub(crate) async fn overtakes(&self, epoch: Epoch) -> Epoch {
-        let mut epochs = self.epochs.subscribe();
-        let newer = epochs.wait_for(|known| *known > epoch).await;
-        *newer.expect("the sender is a part of the fence")
+        let mut nodes = self.file.subscribe();
+        let newer = nodes.wait_for(|node| node.epoch > epoch).await;
+        newer.expect("the sender is a part of the fence").epoch
     }
 
     /// Lets `agent` in if its epoch is not older, and nobody else's; a newer one is saved first.
     pub fn admit(&self, epoch: Epoch, agent: &str) -> Result<(), FenceError> {
-        let mut node = self.node();
-        if epoch < node.epoch {
-            return Err(FenceError::Fenced { known: node.epoch });
+        let known = self.file.now();
+        if epoch == known.epoch && known.master.as_deref() == Some(agent) {
+            return Ok(());
         }
-        let mut master = self.master.lock().expect("no panic while it is held");
-        match &*master {
-            Some((known, first)) if *known == epoch && first != agent => {
+        let mut stepped_down = false;
+        self.file.change(|node| {
+            if epoch < node.epoch {
+                return Err(FenceError::Fenced { known: node.epoch });
+            }
+            let is_ours = node.role == Role::Master;
+            let first = if is_ours { Some(&node.name) } else { node.master.as_ref() };
+            if let Some(first) = first.filter(|first| *first != agent && epoch == node.epoch) {
                 return Err(FenceError::Rival { epoch, master: first.clone() });
             }
-            Some(_) | None => {}
+            stepped_down = node.role == Role::Master;
+            node.role = Role::Replica;
+            node.epoch = epoch;
+            node.master = Some(agent.to_owned());
+            Ok(())
+        })?;
+        if stepped_down {
+            self.note("stepped-down", epoch, &known.name, agent);
+            return Err(FenceError::SteppedDown { master: agent.to_owned() });
         }
-        if epoch > node.epoch {
-            let next = Node { epoch, ..node.clone() };
-            next.save(&self.state_dir).map_err(|source| FenceError::Save { source })?;
-            *node = next;
-            self.epochs.send_replace(epoch);
-        }
-        *master = Some((epoch, agent.to_owned()));
         Ok(())
     }
 
-    fn node(&self) -> std::sync::MutexGuard<'_, Node> {
-        self.node.lock().expect("no panic while it is held")
+    /// Makes this node the master of `epoch`, the one after the present one, if `from` is the
+    /// master of that.
+    pub fn promote(&self, epoch: Epoch, from: &str) -> Result<(), FenceError> {
+        self.file.change(|node| {
+            if node.role == Role::Master && node.epoch == epoch {
+                return Ok(()); // told twice
+            }
+            if node.epoch.0 + 1 != epoch.0 {
+                return Err(FenceError::Fenced { known: node.epoch });
+            }
+            if let Some(master) = node.master.as_ref().filter(|master| *master != from) {
+                let (epoch, master) = (node.epoch, master.clone());
+                return Err(FenceError::Rival { epoch, master });
+            }
+            node.role = Role::Master;
+            node.epoch = epoch;
+            node.master = Some(node.name.clone());
+            Ok(())
+        })?;
+        self.note("promoted", epoch, from, &self.file.now().name);
+        Ok(())
+    }
+
+    /// Writes a line into the node's history; what cannot be written is logged.
+    fn note(&self, kind: &str, epoch: Epoch, from: &str, to: &str) {
+        let entry = HistoryEntry {
+            at: SystemClock::shared().unix_ms(),
+            kind: kind.to_owned(),
+            outcome: "done".to_owned(),
+            epoch: epoch.0,
+            from: Some(from.to_owned()),
+            to: Some(to.to_owned()),
+            gate_closed_ms: None,
+            detail: format!("{to} is the master of epoch {epoch}"),
+        };
+        if let Err(error) = history::append(self.file.state_dir(), &entry) {
+            tracing::error!(error = %Chain(&error), ?entry, "cannot write the history of failovers");
+        }
     }
 }
 
@@ -103,22 +147,45 @@ impl Fence {
 mod tests {
     use super::*;
 
+    fn fence(state: &std::path::Path) -> Fence {
+        Fence::new(Arc::new(NodeFile::open(state, "mx2").unwrap()))
+    }
+
     #[test]
     fn one_master_in_an_epoch_and_none_of_an_older_one() {
         let state = tempfile::tempdir().unwrap();
-        let node = Node { name: "mx2".into(), role: Role::Replica, epoch: Epoch(3) };
+        let node = Node { epoch: Epoch(3), ..Node::new("mx2", Role::Replica) };
         node.create(state.path()).unwrap();
-        let fence = Fence::open(state.path()).unwrap();
+        let first = fence(state.path());
         assert!(matches!(
-            fence.admit(Epoch(2), "mx1"),
+            first.admit(Epoch(2), "mx1"),
             Err(FenceError::Fenced { known: Epoch(3) })
         ));
+        first.admit(Epoch(3), "mx1").unwrap();
+        first.admit(Epoch(3), "mx1").unwrap();
+        let rival = fence(state.path()).admit(Epoch(3), "mx9").unwrap_err();
+        assert_eq!(rival.to_string(), "mx1 is the master of epoch 3", "it is on disk");
+        first.admit(Epoch(4), "mx9").unwrap();
+        assert!(matches!(first.admit(Epoch(3), "mx1"), Err(FenceError::Fenced { .. })));
+        assert_eq!(fence(state.path()).epoch(), Epoch(4), "it is on disk");
+    }
+
+    #[test]
+    fn a_master_is_made_by_the_one_before_it_and_steps_down_for_the_next() {
+        let state = tempfile::tempdir().unwrap();
+        Node::new("mx2", Role::Replica).create(state.path()).unwrap();
+        let fence = fence(state.path());
+        fence.admit(Epoch(1), "mx1").unwrap();
+        assert!(matches!(fence.promote(Epoch(2), "mx9"), Err(FenceError::Rival { .. })));
+        assert!(matches!(fence.promote(Epoch(3), "mx1"), Err(FenceError::Fenced { .. })));
+        fence.promote(Epoch(2), "mx1").unwrap();
+        fence.promote(Epoch(2), "mx1").unwrap();
+        assert!(fence.is_master() && fence.epoch() == Epoch(2));
+        assert!(matches!(fence.admit(Epoch(1), "mx1"), Err(FenceError::Fenced { .. })));
+        assert!(matches!(fence.admit(Epoch(2), "mx1"), Err(FenceError::Rival { .. })));
+        assert!(fence.is_master());
+        assert!(matches!(fence.admit(Epoch(3), "mx1"), Err(FenceError::SteppedDown { .. })));
+        assert!(!fence.is_master());
         fence.admit(Epoch(3), "mx1").unwrap();
-        fence.admit(Epoch(3), "mx1").unwrap();
-        let rival = fence.admit(Epoch(3), "mx9").unwrap_err();
-        assert_eq!(rival.to_string(), "mx1 is the master of epoch 3");
-        fence.admit(Epoch(4), "mx9").unwrap();
-        assert!(matches!(fence.admit(Epoch(3), "mx1"), Err(FenceError::Fenced { .. })));
-        assert_eq!(Fence::open(state.path()).unwrap().epoch(), Epoch(4), "it is on disk");
     }
 }

@@ -52,7 +52,9 @@ pub struct Context {
     /// What takes mail in; absent while this node is the master.
     pub work: Option<Work>,
     /// Highest epoch seen, on disk.
-    pub fence: Arc<Fence>,
+    pub fence: Fence,
+    /// What would keep this node from becoming the master.
+    pub readiness: Readiness,
     /// Counters.
     pub metrics: Metrics,
     /// What agents said last, for status.
@@ -60,6 +62,9 @@ pub struct Context {
     /// Where streams' tasks run.
     pub tasks: Tasks,
 }
+
+/// Finds out what stands against this node's becoming the master, for humans.
+pub type Readiness = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
 
 /// Where mail goes, and how.
 #[derive(Clone)]
@@ -118,6 +123,10 @@ pub(crate) struct Shared {
     pub(crate) workers: Workers,
     pub(crate) committer: Committer,
     pub(crate) metrics: Metrics,
+    /// The master.
+    pub(crate) agent: String,
+    pub(crate) fence: Fence,
+    pub(crate) readiness: Readiness,
     /// Cancelled when the session ends: nothing of it is applied any more.
     pub(crate) live: CancellationToken,
     building: Mutex<BTreeMap<(Account, MailboxId), MailboxName>>,
@@ -225,12 +234,11 @@ fn greet(
 ) -> Result<(Greeting, Work), (Refusal, String)> {
     admit(&hello.node).map_err(|detail| (Refusal::Identity, detail))?;
     let version = agree(hello).map_err(|detail| (Refusal::Version, detail.to_owned()))?;
-    let Some(work) = context.work.clone().filter(|_| !context.fence.is_master()) else {
-        let detail = format!("{} is a master itself: two masters are never joined", context.node);
-        return Err((Refusal::Role, detail));
-    };
     match context.fence.admit(hello.epoch, &hello.node) {
         Ok(()) => {
+            // Without it, this daemon is about to change its role.
+            let work = context.work.clone().filter(|_| !context.fence.is_master());
+            let work = work.ok_or_else(|| (Refusal::Role, "not ready yet".to_owned()))?;
             let (node, epoch) = (context.node.clone(), hello.epoch);
             Ok((Greeting::Welcome { version, node, epoch, features: 0 }, work))
         }
@@ -248,7 +256,9 @@ fn greet(
             );
             Err((Refusal::Role, detail))
         }
-        Err(error @ FenceError::Save { .. }) => Err((Refusal::Role, Chain(&error).to_string())),
+        Err(error @ (FenceError::Save(_) | FenceError::SteppedDown { .. })) => {
+            Err((Refusal::Role, Chain(&error).to_string()))
+        }
     }
 }
 
@@ -302,6 +312,9 @@ async fn read<R: AsyncRead + Unpin + Send>(
         workers,
         committer,
         metrics: context.metrics.clone(),
+        agent: peer.to_owned(),
+        fence: context.fence.clone(),
+        readiness: Arc::clone(&context.readiness),
         live: stop.clone(),
         building: Mutex::default(),
         _ends: ends,

@@ -64,10 +64,7 @@ impl Node {
             });
         }
         for (node, server) in nodes.iter().zip(servers) {
-            let peers: Vec<&Self> = match node.role {
-                "master" => nodes.iter().filter(|peer| peer.name != node.name).collect(),
-                _ => nodes.iter().take(1).collect(),
-            };
+            let peers: Vec<&Self> = nodes.iter().filter(|peer| peer.name != node.name).collect();
             node.write_config(&node.configuration(server, &peers))?;
             node.replctl(lab, &["init", "--role", node.role])?.expect(0)?;
         }
@@ -144,6 +141,35 @@ impl Node {
                 log: self.log(daemon),
             },
         )
+    }
+
+    /// Starts both daemons, as every node has them where roles move.
+    pub fn start_both(&mut self, lab: &Lab) -> anyhow::Result<()> {
+        self.start_replica(lab)?;
+        self.start_agent(lab)
+    }
+
+    /// SIGTERM to its agent.
+    pub fn stop_agent(&mut self) -> anyhow::Result<()> {
+        let agent = self.agent.take();
+        agent.with_context(|| format!("no agent runs on {}", self.name))?.terminate()?;
+        Ok(())
+    }
+
+    /// Starts `replctl --config` of this node with more words, and does not wait for it.
+    pub fn spawn_replctl(&self, lab: &Lab, words: &[&str]) -> anyhow::Result<Process> {
+        let mut command =
+            vec![self.bin.join(REPLCTL).into(), "--config".into(), self.config().into()];
+        command.extend(words.iter().map(Into::into));
+        let log = self.log(REPLCTL);
+        Process::start(lab, &Launch { name: REPLCTL.into(), command, as_mail_user: true, log })
+    }
+
+    /// kill -9 of one of its daemons, which is started again at once.
+    pub fn crash(&mut self, lab: &Lab, daemon: &str) -> anyhow::Result<()> {
+        let place = if daemon == AGENT { &mut self.agent } else { &mut self.replica };
+        place.take().with_context(|| format!("no {daemon} runs on {}", self.name))?.kill()?;
+        if daemon == AGENT { self.start_agent(lab) } else { self.start_replica(lab) }
     }
 
     /// The running daemon of its role.

@@ -113,14 +113,14 @@ impl Dovecot {
             Version::V23 => dovecot.configuration_23(extra),
             Version::V24 => dovecot.configuration_24(extra),
         };
-        files::write(&dovecot.dir.join("etc/dovecot.conf"), configuration)?;
+        files::write(&dovecot.config(), configuration)?;
         dovecot.resume(lab)?;
         Ok(dovecot)
     }
 
     /// Starts it again after [`Dovecot::stop`].
     pub fn resume(&mut self, lab: &Lab) -> anyhow::Result<()> {
-        let configuration = self.dir.join("etc/dovecot.conf");
+        let configuration = self.config();
         let mut command: Vec<OsString> = match self.version {
             Version::V23 => vec!["dovecot".into()],
             Version::V24 => dovecot24::enter(lab)?,
@@ -164,6 +164,17 @@ impl Dovecot {
     /// How its mailboxes lie on disk.
     pub fn layout(&self) -> Layout {
         self.layout
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("etc/dovecot.conf")
+    }
+
+    /// Whether it takes clients and deliveries in.
+    pub fn is_open(&self) -> bool {
+        let open = |port: u16| TcpStream::connect(("127.0.0.1", port)).is_ok();
+        open(self.imap) && open(self.lmtp)
     }
 
     /// Folder of all homes.

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod dovecot;
 pub mod dovecot24;
 pub mod files;
+pub mod gate;
 pub mod imap;
 pub mod lab;
 pub mod lmtp;

@@ -65,6 +65,8 @@ pub(crate) struct LinkParts {
     pub(crate) retry: Retry,
     pub(crate) paused: watch::Receiver<bool>,
     pub(crate) status: watch::Sender<LinkStatus>,
+    /// For others who have something to ask the replica.
+    pub(crate) visitor: watch::Sender<Option<Visitor>>,
 }
 
 /// What tasks beside the link's report. `life` is the connection they belong to.
@@ -112,7 +114,6 @@ struct Driver {
     /// Ends everything that belongs to the present connection.
     life_stop: CancellationToken,
     connection: Option<Connection>,
-    visitor: Option<Visitor>,
     dialed: Option<Box<dyn Io>>,
     events: mpsc::Sender<Event>,
     beat: watch::Sender<Beat>,
@@ -182,7 +183,6 @@ impl Driver {
             life_stop: stop.child_token(),
             stop,
             connection: None,
-            visitor: None,
             dialed: None,
             events,
             beat: watch::Sender::new(Beat { at: 0, head: LogSeq(0), cursor: LogSeq(0) }),
@@ -287,7 +287,7 @@ impl Driver {
     }
 
     fn visit(&mut self, target: Target) {
-        let Some(visitor) = self.visitor.clone() else { return };
+        let Some(visitor) = self.parts.visitor.borrow().clone() else { return };
         let (life, events, stop) = (self.life, self.events.clone(), self.life_stop.clone());
         let finds = Finds { life, events: events.clone() };
         self.parts.tasks.spawn("visit", async move {
@@ -305,7 +305,7 @@ impl Driver {
         if let Some(connection) = self.connection.take() {
             connection.close();
         }
-        self.visitor = None;
+        self.parts.visitor.send_replace(None);
         self.dialed = None;
     }
 
@@ -330,13 +330,14 @@ impl Driver {
 
     fn on_welcome(&mut self, connection: Connection) {
         tracing::info!(replica = %self.parts.replica, "connected");
-        self.visitor = Some(Visitor {
+        let visitor = Visitor {
             store: Arc::clone(&self.parts.store),
             workers: self.parts.workers.clone(),
             connection: connection.clone(),
             held: Arc::new(Held::default()),
             metrics: self.parts.metrics.clone(),
-        });
+        };
+        self.parts.visitor.send_replace(Some(visitor));
         self.connection = Some(connection);
         self.feed(Input::Welcome);
     }

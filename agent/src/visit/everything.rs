@@ -84,7 +84,7 @@ impl Visitor {
         }
     }
 
-    async fn their_accounts(&self) -> Result<BTreeMap<Account, Digest>, VisitError> {
+    pub(super) async fn their_accounts(&self) -> Result<BTreeMap<Account, Digest>, VisitError> {
         let mut stream = self.connection.ask(&Request::Accounts).await?;
         let mut all = BTreeMap::new();
         loop {

@@ -9,6 +9,7 @@ mod bodies;
 mod everything;
 mod held;
 mod mailbox;
+mod prove;
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use crate::{
 };
 
 pub(crate) use held::Held;
+pub(crate) use prove::Proved;
 
 /// What a visit works with. Cheap to clone.
 #[derive(Clone)]
@@ -133,6 +135,7 @@ fn refused(reply: Reply) -> VisitError {
         | Reply::Done
         | Reply::Need(_)
         | Reply::Applied(_)
+        | Reply::Ready { .. }
         | Reply::Stale(_) => VisitError::Replica(Trouble {
             reason: Reason::Refused.to_string(),
             detail: "replica: answered something else than was asked".into(),

@@ -64,8 +64,9 @@ const DATA: &str = "db";
 /// Damaged directories that are kept for humans; older ones go, so that they cannot fill the disk.
 const ASIDE_KEPT: u32 = 3;
 
-/// A process that was just killed can keep sled's lock for a few milliseconds.
-const LOCK_TRIES: u32 = 20;
+/// A process that was just killed keeps sled's lock for a few milliseconds; a node's other daemon,
+/// when the node's role changes, until its last task has ended.
+const LOCK_TRIES: u32 = 300;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// An open index. Clones share it; when the last one goes, it is closed in order.

@@ -78,6 +78,24 @@ fn holder(file: &mut File) -> String {
     if known { digits.to_string() } else { "unknown".to_string() }
 }
 
+/// A file that is ours for a short while; released when dropped.
+#[derive(Debug)]
+pub struct FileLock {
+    _file: File,
+}
+
+impl FileLock {
+    /// Makes `path` if it is not there, and waits until nobody else holds it.
+    pub fn wait_for(path: &Path) -> Result<Self, DiskError> {
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false).mode(replace::PRIVATE);
+        let file = options.open(path).map_err(DiskError::during("open", path))?;
+        let locked = rustix::fs::flock(&file, FlockOperation::LockExclusive);
+        locked.map_err(|errno| DiskError::during("lock", path)(io::Error::from(errno)))?;
+        Ok(Self { _file: file })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 
 pub use client::{AdminError, Client};
 pub use message::{
-    AgentStatus, AsideStatus, Entry, FailureCode, KeyList, LogStat, LogStatus, Problem,
-    ReplicaDaemonStatus, ReplicaStatus, Request, Response, SCHEMA_VERSION,
+    AgentStatus, AsideStatus, Entry, FailureCode, HistoryEntry, KeyList, LogStat, LogStatus,
+    OperationOutcome, OperationStatus, OperationStep, Problem, ReplicaDaemonStatus, ReplicaStatus,
+    Request, Response, SCHEMA_VERSION,
 };
-pub use server::{Handler, serve};
+pub use server::{Handler, is_served, serve};
 
 /// Longest line in either direction, in octets.
 const LINE_MAX: usize = 4 << 20;

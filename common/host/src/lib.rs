@@ -3,12 +3,15 @@
 
 pub mod admin;
 pub mod config;
+pub mod gate;
+pub mod history;
 pub mod keys;
 pub mod metrics;
 pub mod net;
 pub mod node;
 pub mod pins;
 pub mod program;
+pub mod proof;
 pub mod retry;
 pub mod signals;
 pub mod state;

@@ -1,5 +1,7 @@
 //! `node.json`: who this node is, its role, and the highest epoch it knows. Replaced whole.
 
+mod file;
+
 use std::{
     fmt, io,
     path::{Path, PathBuf},
@@ -10,7 +12,9 @@ use mailtwin_logic::ids::Epoch;
 use serde::{Deserialize, Serialize};
 
 /// Version of the file that this program writes, and the newest it reads.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
+
+pub use file::{ChangeError, NodeFile};
 
 /// What `node.json` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +25,25 @@ pub struct Node {
     pub role: Role,
     /// The highest epoch it knows; never falls.
     pub epoch: Epoch,
+    /// Who is the master in `epoch`, as far as this node was told.
+    pub master: Option<String>,
+    /// A hand-over by this node that is not finished.
+    pub handover: Option<Handover>,
+}
+
+/// A master that has given up its role for another node's sake. It is recorded before the other
+/// one is told, so that there are never two.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Handover {
+    /// The new master.
+    pub to: String,
+    /// Whether the new master has yet to confirm that it was told.
+    pub untold: bool,
+    /// Whether this node's mail has yet to be marked as what the new master holds, too.
+    pub unmarked: bool,
+    /// When the gate was closed, in milliseconds since 1970.
+    pub closed_at: u64,
 }
 
 /// The role a node holds in an epoch.
@@ -106,6 +129,10 @@ struct File {
     name: String,
     role: Role,
     epoch: Epoch,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    master: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    handover: Option<Handover>,
 }
 
 #[derive(Deserialize)]
@@ -114,6 +141,12 @@ struct Version {
 }
 
 impl Node {
+    /// A node as it begins, in the first epoch.
+    pub fn new(name: &str, role: Role) -> Self {
+        let master = (role == Role::Master).then(|| name.to_owned());
+        Self { name: name.to_owned(), role, epoch: Epoch(1), master, handover: None }
+    }
+
     /// Writes the file for the first time; refuses if there is one.
     pub fn create(&self, state_dir: &Path) -> Result<(), NodeError> {
         let path = path_in(state_dir);
@@ -138,8 +171,9 @@ impl Node {
         if format_version > FORMAT_VERSION {
             return Err(NodeError::Version { path, found: format_version });
         }
-        let File { name, role, epoch, .. } = serde_json::from_slice(&octets).map_err(damaged)?;
-        Ok(Self { name, role, epoch })
+        let file: File = serde_json::from_slice(&octets).map_err(damaged)?;
+        let File { name, role, epoch, master, handover, .. } = file;
+        Ok(Self { name, role, epoch, master, handover })
     }
 
     /// As [`Node::load`], and refuses a state directory that was made for another node.
@@ -155,8 +189,9 @@ impl Node {
     /// Replaces the file under `state_dir`; durable on return.
     pub fn save(&self, state_dir: &Path) -> Result<(), NodeError> {
         let path = path_in(state_dir);
-        let Self { name, role, epoch } = self.clone();
-        let file = File { format_version: FORMAT_VERSION, name, role, epoch };
+        let Self { name, role, epoch, master, handover } = self.clone();
+        let format_version = FORMAT_VERSION;
+        let file = File { format_version, name, role, epoch, master, handover };
         let mut octets = serde_json::to_vec_pretty(&file)
             .map_err(|source| NodeError::Damaged { path: path.clone(), source })?;
         octets.push(b'\n');
@@ -173,7 +208,7 @@ mod tests {
     use super::*;
 
     fn node() -> Node {
-        Node { name: "mx1".into(), role: Role::Master, epoch: Epoch(7) }
+        Node { epoch: Epoch(7), ..Node::new("mx1", Role::Master) }
     }
 
     #[test]
@@ -183,7 +218,9 @@ mod tests {
         node().create(state.path()).unwrap();
         assert_eq!(Node::load(state.path()).unwrap(), node());
         assert!(matches!(node().create(state.path()), Err(NodeError::Exists { .. })));
-        let next = Node { epoch: Epoch(8), ..node() };
+        let handover =
+            Some(Handover { to: "mx2".into(), untold: true, unmarked: true, closed_at: 5 });
+        let next = Node { epoch: Epoch(8), handover, ..node() };
         next.save(state.path()).unwrap();
         assert_eq!(Node::load_as(state.path(), "mx1").unwrap(), next);
         let error = Node::load_as(state.path(), "mx2").unwrap_err().to_string();
@@ -196,8 +233,8 @@ mod tests {
         let write = |text: &str| {
             replace::replace(&path_in(state.path()), text.as_bytes(), replace::PRIVATE).unwrap();
         };
-        write(r#"{"format_version": 2, "new": true}"#);
-        assert!(matches!(Node::load(state.path()), Err(NodeError::Version { found: 2, .. })));
+        write(r#"{"format_version": 3, "new": true}"#);
+        assert!(matches!(Node::load(state.path()), Err(NodeError::Version { found: 3, .. })));
         for bad in ["", "{}", "null", r#"{"format_version":1,"name":"a","role":"king","epoch":1}"#]
         {
             write(bad);
@@ -210,6 +247,6 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let text = r#"{"format_version":1,"name":"mx1","role":"master","epoch":7}"#;
         replace::replace(&path_in(state.path()), text.as_bytes(), replace::PRIVATE).unwrap();
-        assert_eq!(Node::load(state.path()).unwrap(), node());
+        assert_eq!(Node::load(state.path()).unwrap(), Node { master: None, ..node() });
     }
 }

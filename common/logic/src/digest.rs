@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha1::{Digest as _, Sha1};
 
 use crate::{
-    ids::Guid,
+    ids::{Account, Guid},
     mailbox::{AccountState, FileKey, Record},
 };
 
@@ -85,6 +85,18 @@ pub fn account(state: &AccountState) -> Digest {
         sum = sum.wrapping_add(file_share(&file.key, file.guid));
     }
     Digest(sum)
+}
+
+/// Digest of a whole store: its accounts and what each one's digest is.
+pub fn store<'a>(accounts: impl IntoIterator<Item = (&'a Account, Digest)>) -> Digest {
+    let share = |(account, digest): (&Account, Digest)| {
+        let mut hash = Sha1::new();
+        hash.update(b"account");
+        hash.update(digest.0.to_le_bytes());
+        hash.update(account.as_str().as_bytes());
+        leading(&hash)
+    };
+    Digest(accounts.into_iter().map(share).fold(0, u128::wrapping_add))
 }
 
 fn file_share(key: &FileKey, guid: Guid) -> u128 {

@@ -30,6 +30,7 @@ pub mod cursor;
 pub mod digest;
 pub mod entry;
 pub mod evidence;
+pub mod failover;
 pub mod ids;
 pub mod limits;
 pub mod link;

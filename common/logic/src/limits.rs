@@ -41,3 +41,6 @@ pub const PENDING_MAX: usize = 10_000;
 
 /// Streams open at once on one connection: every visit has one, and the link itself a few.
 pub const STREAMS_MAX: usize = 2 * IN_FLIGHT;
+
+/// Reasons against a promotion that a node names.
+pub const BLOCKERS_MAX: usize = 50;

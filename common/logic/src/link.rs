@@ -201,7 +201,7 @@ impl Link {
                     }
                 }
             }
-            Input::Visited(target, outcome) => self.on_visited(now, target, outcome, out),
+            Input::Visited(target, outcome) => self.on_visited(now, &target, outcome, out),
             Input::Aside(targets) => {
                 let retry = Retry { tries: 0, due: now, left: None };
                 self.aside.extend(targets.into_iter().map(|target| (target, retry.clone())));
@@ -267,16 +267,16 @@ impl Link {
     fn on_visited(
         &mut self,
         now: Duration,
-        target: Target,
+        target: &Target,
         outcome: Outcome,
         out: &mut Vec<Action>,
     ) {
-        let Some(covers) = self.running.remove(&target) else {
+        let Some(covers) = self.running.remove(target) else {
             return; // of a connection that is gone
         };
         let dirty = match outcome {
             Outcome::Done(dirty) => {
-                if let Some(retry) = self.aside.get_mut(&target) {
+                if let Some(retry) = self.aside.get_mut(target) {
                     retry.left = Some(dirty.iter().cloned().collect());
                 }
                 dirty
@@ -291,7 +291,7 @@ impl Link {
                 dirty
             }
         };
-        self.release(&target, &dirty, out);
+        self.release(target, &dirty, out);
         for target in dirty {
             self.add(target, covers);
         }

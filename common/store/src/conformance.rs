@@ -23,7 +23,9 @@ mod subject;
 
 pub use lists::*;
 pub use messages::*;
-pub use replication::{both_ways_with_memory, random_changes_end_equal, replica_keeps_its_own};
+pub use replication::{
+    a_master_hands_over, both_ways_with_memory, random_changes_end_equal, replica_keeps_its_own,
+};
 pub use subject::InMemory;
 
 /// How long the store of a [`Subject`] keeps what it expunges.
@@ -102,6 +104,7 @@ macro_rules! conformance {
             random_changes_end_equal
             both_ways_with_memory
             replica_keeps_its_own
+            a_master_hands_over
         }
     };
     (@cases $make:expr; $($case:ident)*) => {

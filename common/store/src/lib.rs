@@ -104,6 +104,11 @@ pub trait MailStore: Send + Sync {
     /// expunged goes to the graveyard.
     fn apply(&self, batches: Vec<Batch>) -> Vec<Result<Head, StoreError>>;
 
+    /// Marks messages below `below` as replicated, durably: the master of the next epoch had every
+    /// one of them when this node, which was the master, handed over. Without the mark they would be
+    /// taken for mail that only this node has. Returns how many lacked it.
+    fn adopt(&self, account: &Account, mailbox: MailboxId, below: Uid) -> Result<u64, StoreError>;
+
     /// Forgets half-built mailboxes and staged octets of `mailbox` (its link broke).
     fn abandon(&self, account: &Account, mailbox: MailboxId);
 

@@ -219,6 +219,10 @@ impl Inner {
         self.accounts.get(account)?.mailboxes.iter().find(|(_, mailbox)| mailbox.id == id)
     }
 
+    fn by_id_mut(&mut self, account: &Account, id: MailboxId) -> Option<&mut Mailbox> {
+        self.accounts.get_mut(account)?.mailboxes.values_mut().find(|mailbox| mailbox.id == id)
+    }
+
     /// Whether a mailbox to be built cannot stand at `name`. An INBOX that has nothing in it is
     /// only what a mail server makes at a login.
     fn is_taken(&self, account: &Account, name: &MailboxName) -> bool {
@@ -476,6 +480,12 @@ impl MailStore for MemoryStore {
 
     fn apply(&self, batches: Vec<Batch>) -> Vec<Result<Head, StoreError>> {
         batches.into_iter().map(|batch| self.apply_one(batch)).collect()
+    }
+
+    fn adopt(&self, account: &Account, mailbox: MailboxId, below: Uid) -> Result<u64, StoreError> {
+        let mut inner = self.inner();
+        let found = inner.by_id_mut(account, mailbox);
+        Ok(found.ok_or_else(|| no_mailbox(account, mailbox))?.adopt(below))
     }
 
     fn abandon(&self, account: &Account, mailbox: MailboxId) {

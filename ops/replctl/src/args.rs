@@ -43,6 +43,15 @@ pub(crate) enum Verb {
     Status(Status),
     /// Replay now and wait.
     Sync(Sync),
+    /// Replay until a replica has everything and nothing is pending, and wait for that.
+    Drain(Drain),
+    /// Move the master's role to another node.
+    #[command(subcommand)]
+    Failover(Failover),
+    /// Close the gate for a while: no client gets in, no mail is delivered.
+    Freeze(Freeze),
+    /// Reopen the gate after `freeze`.
+    Thaw,
     /// Look at the sync log, or append to it.
     #[command(subcommand)]
     Log(Log),
@@ -187,4 +196,57 @@ pub(crate) enum Replica {
         /// Its node name.
         name: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Drain {
+    /// Only this one; all that are not paused if absent.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) replica: Option<String>,
+    /// How long to wait.
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    pub(crate) timeout: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Failover {
+    /// Hand this master's role to a replica that has everything: close the gate, drain, prove both
+    /// sides equal, promote. When anything fails before that, this node stays the master.
+    Switch(Switch),
+    /// Follow the operation that runs, or show how the last one ended.
+    Status,
+    /// Past changes of this node's role.
+    History,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Switch {
+    /// The new master's node name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) to: String,
+    /// How long clients may take to finish before their sessions are ended.
+    #[arg(long, value_name = "DURATION", default_value = "2s")]
+    pub(crate) kick_after: String,
+    /// How long the drain and the proof may take.
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub(crate) max_wait: String,
+    /// Reopen the gate and stay the master if it is not done by then.
+    #[arg(long, value_name = "DURATION", default_value = "2m")]
+    pub(crate) expire: String,
+    /// You keep clients and deliveries out of both nodes yourself; no gate is used.
+    #[arg(long)]
+    pub(crate) no_gate: bool,
+    /// Only say what stands against it.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Freeze {
+    /// How long clients may take to finish.
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub(crate) wait: String,
+    /// Reopen the gate by itself after this time.
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
+    pub(crate) expire: String,
 }

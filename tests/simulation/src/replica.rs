@@ -12,7 +12,7 @@ use std::{
 
 use mailtwin_agent::link::{Dial, DialError, Io};
 use mailtwin_host::{
-    node::{Node, Role},
+    node::{Node, NodeFile, Role},
     tasks::Tasks,
     workers::Workers,
 };
@@ -77,7 +77,7 @@ fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Replica {
     /// A new one that runs.
     pub fn new(name: &str, state_dir: &Path, epoch: Epoch) -> Arc<Self> {
-        let node = Node { name: name.to_owned(), role: Role::Replica, epoch };
+        let node = Node { epoch, ..Node::new(name, Role::Replica) };
         node.create(state_dir).expect("write the state of a simulated node");
         let way = Way { latency: Duration::from_millis(1), open: Open::Yes, dooms: Vec::new() };
         let replica = Arc::new(Self {
@@ -97,7 +97,8 @@ impl Replica {
     pub fn start(&self) {
         let metrics =
             Metrics::register(&prometheus::Registry::new()).expect("register fresh metrics");
-        let fence = Fence::open(&self.state_dir).expect("read the state of a simulated node");
+        let file = NodeFile::open(&self.state_dir, &self.name);
+        let file = Arc::new(file.expect("read the state of a simulated node"));
         let (store, fatal) = (self.mail.store.clone(), CancellationToken::new());
         let context = Context {
             node: self.name.clone(),
@@ -106,7 +107,8 @@ impl Replica {
                 workers: Workers::inline(),
                 committer: Committer::inline(store, metrics.clone(), fatal),
             }),
-            fence: Arc::new(fence),
+            fence: Fence::new(file),
+            readiness: Arc::new(Vec::new),
             metrics,
             heard: Heard::default(),
             tasks: Tasks::new(CancellationToken::new()),

@@ -19,6 +19,9 @@ pub enum Request {
         targets: Vec<String>,
         /// Longest wait in milliseconds; five minutes if absent.
         timeout_ms: Option<u64>,
+        /// Only this replica; all that are not paused if absent.
+        #[serde(default)]
+        replica: Option<String>,
     },
     /// The newest entries of the sync log.
     LogTail {
@@ -55,6 +58,35 @@ pub enum Request {
         /// Whether to stop.
         pause: bool,
     },
+    /// Begin to hand this node's role over. Answered by [`Response::Operation`]; what comes of it
+    /// is asked for by [`Request::Operation`].
+    Switch {
+        /// The new master's node name.
+        to: String,
+        /// How long clients may take to finish before their sessions are ended, in milliseconds.
+        kick_after_ms: u64,
+        /// How long the drain and the proof may take, in milliseconds.
+        max_wait_ms: u64,
+        /// When to take everything back if it is not done by then, in milliseconds.
+        expire_ms: u64,
+        /// Whether the admin keeps clients out, so that there need be no gate.
+        no_gate: bool,
+        /// Only say what stands against it.
+        dry_run: bool,
+    },
+    /// Close the gate, to reopen it after a time. Answered by [`Response::Operation`].
+    Freeze {
+        /// How long sessions may take to finish, in milliseconds.
+        wait_ms: u64,
+        /// When to reopen it, in milliseconds.
+        expire_ms: u64,
+    },
+    /// Reopen the gate.
+    Thaw,
+    /// What is going on.
+    Operation,
+    /// Past changes of roles, oldest first.
+    History,
 }
 
 /// What a daemon answers.
@@ -83,6 +115,10 @@ pub enum Response {
     },
     /// Keys.
     Keys(KeyList),
+    /// A failover or a freeze, running or the last one.
+    Operation(OperationStatus),
+    /// Past changes of roles.
+    History(Vec<HistoryEntry>),
     /// It is done.
     Done,
     /// It is not done.
@@ -251,4 +287,54 @@ pub struct KeyList {
     pub fingerprint: String,
     /// Those of its peers, from the configuration and pinned.
     pub pins: Vec<Pin>,
+}
+
+/// Something that takes a while and can be followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationStatus {
+    /// Counts operations of this process; 0 if there was none.
+    pub id: u64,
+    /// What has been done, in order.
+    pub steps: Vec<OperationStep>,
+    /// How it ended; absent while it runs.
+    pub outcome: Option<OperationOutcome>,
+}
+
+/// One step that was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationStep {
+    /// Milliseconds since the operation began.
+    pub at_ms: u64,
+    /// What.
+    pub text: String,
+}
+
+/// How an operation ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationOutcome {
+    /// `done`, `refused` (nothing was touched) or `undone` (everything is as before).
+    pub state: String,
+    /// For humans.
+    pub message: String,
+}
+
+/// One line of `failover.jsonl`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// When, in milliseconds since 1970.
+    pub at: u64,
+    /// `switch`, `force`, `promoted` or `stepped-down`.
+    pub kind: String,
+    /// `done`, `refused` or `undone`.
+    pub outcome: String,
+    /// The epoch that it began, or would have.
+    pub epoch: u64,
+    /// The old master, as far as known.
+    pub from: Option<String>,
+    /// The new one.
+    pub to: Option<String>,
+    /// For how long this node's gate was closed, in milliseconds, if that is known.
+    pub gate_closed_ms: Option<u64>,
+    /// For humans.
+    pub detail: String,
 }

@@ -39,7 +39,7 @@ pub fn serve(
     tasks: &Tasks,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    if StdStream::connect(socket).is_ok() {
+    if is_served(socket) {
         let text = format!("another daemon listens on {} already", socket.display());
         return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
     }
@@ -79,6 +79,11 @@ pub fn serve(
         }
     });
     Ok(())
+}
+
+/// Whether a daemon listens on `socket`.
+pub fn is_served(socket: &Path) -> bool {
+    StdStream::connect(socket).is_ok()
 }
 
 /// Takes the socket away with its daemon.

@@ -128,6 +128,16 @@ pub enum Request {
     /// Changes one mailbox. Answered by [`Reply::Need`]; then the octets asked for follow in
     /// order and without gaps, in frames of octets; then comes [`Reply::Applied`].
     Apply(Apply),
+    /// What would keep this node from becoming the master. Answered by [`Reply::Ready`].
+    Preflight,
+    /// Be the master of `epoch`, the one after the agent's: it has given up its role, durably, and
+    /// every message was on both sides when it did. Answered by [`Reply::Done`].
+    Promote {
+        /// The new epoch.
+        epoch: Epoch,
+        /// When the old master closed its gate, in milliseconds since 1970.
+        closed_at: u64,
+    },
 }
 
 /// Changes to one mailbox: see `MailStore::apply` for the fields.
@@ -197,6 +207,13 @@ pub enum Reply {
     Stale(Option<Head>),
     /// It did not work; nothing acked.
     Failed(Failure),
+    /// Answers [`Request::Preflight`].
+    Ready {
+        /// The replica's clock, in milliseconds since 1970.
+        clock: u64,
+        /// What stands against it, for humans; at most `limits::BLOCKERS_MAX`.
+        blockers: Vec<String>,
+    },
 }
 
 /// Why a request failed.

@@ -321,3 +321,28 @@ pub fn replica_keeps_its_own(make: Make<'_>) {
         assert_eq!(records.iter().map(|r| r.uid.0).collect::<Vec<_>>(), uids, "{at}");
     }
 }
+
+/// The old master follows the new one in everything, but for what it got after it handed over.
+pub fn a_master_hands_over(make: Make<'_>) {
+    let (old, new) = (make(), make());
+    let inbox = MailboxName::inbox();
+    old.create(&ann(), &inbox);
+    for text in ["first", "second", "third"] {
+        old.deliver(&ann(), &inbox, &body(text));
+    }
+    Replicator::default().run(old.store(), new.store()).expect("replicate");
+    let proven = old.store().find(&ann(), &inbox).expect("find").expect("it is there");
+    old.deliver(&ann(), &inbox, &body("too late"));
+
+    let adopt = || old.store().adopt(&ann(), proven.id, proven.head.uid_next).expect("adopt");
+    assert_eq!((adopt(), adopt()), (3, 0));
+    new.expunge(&ann(), &inbox, Uid(2));
+    new.deliver(&ann(), &inbox, &body("fourth"));
+    let mut link = Replicator::default();
+    link.run(new.store(), old.store()).expect("replicate back");
+    assert_eq!(link.kept, BTreeSet::from([inbox]), "the late one is nobody else's");
+    let records = old.store().delta(&ann(), proven.id, ModSeq(0)).expect("delta").records;
+    let late = records.iter().find(|record| record.uid == Uid(4)).expect("it is kept");
+    assert_eq!((late.guid, late.replicated), (crate::guid_of(&body("too late")), false));
+    assert_eq!(records.iter().map(|r| r.uid.0).collect::<Vec<_>>(), [1, 3, 4]);
+}

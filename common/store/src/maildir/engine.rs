@@ -334,6 +334,22 @@ impl Engine {
         Err(StoreError::NotFound { what: format!("mailbox {id} of {account}") })
     }
 
+    pub(crate) fn adopt(
+        &self,
+        account: &Account,
+        id: MailboxId,
+        below: Uid,
+    ) -> Result<u64, StoreError> {
+        let adopted = self.visit_id(account, id, |name, snapshot, _| {
+            self.cx.shelf.load(snapshot, self.cx.clock.unix_ms())?;
+            let adopted = snapshot.adopt(below);
+            self.keep(account, name, snapshot)?;
+            Ok(adopted)
+        })?;
+        self.cx.shelf.commit(Batch::default())?;
+        Ok(adopted)
+    }
+
     pub(crate) fn open(
         &self,
         account: &Account,

@@ -296,6 +296,10 @@ impl MailStore for Maildir {
         self.engine.apply(batches)
     }
 
+    fn adopt(&self, account: &Account, mailbox: MailboxId, below: Uid) -> Result<u64, StoreError> {
+        self.engine.adopt(account, mailbox, below)
+    }
+
     fn abandon(&self, account: &Account, mailbox: MailboxId) {
         self.engine.abandon(account, mailbox);
     }

@@ -245,6 +245,21 @@ impl Snapshot {
         contents.entries.insert(entry.uid, entry);
     }
 
+    /// Marks the records below `below` as replicated; tells how many were not.
+    pub(crate) fn adopt(&mut self, below: Uid) -> u64 {
+        let Some(contents) = &mut self.contents else { return 0 };
+        let mut adopted = 0;
+        for (uid, entry) in contents.entries.range_mut(..below) {
+            if !entry.replicated {
+                entry.replicated = true;
+                self.header.replicated += 1;
+                self.touched.chunks.insert(uid.0 / CHUNK_UIDS);
+                adopted += 1;
+            }
+        }
+        adopted
+    }
+
     /// Takes out a record and remembers that it went.
     pub(crate) fn expunge(&mut self, uid: Uid) {
         if self.forget(uid).is_none() {

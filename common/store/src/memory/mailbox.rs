@@ -68,6 +68,12 @@ impl Mailbox {
         }
     }
 
+    pub(super) fn adopt(&mut self, below: Uid) -> u64 {
+        let records = self.messages.range_mut(..below).map(|(_, message)| &mut message.record);
+        let own = records.filter(|record| !record.replicated);
+        own.map(|record| record.replicated = true).count() as u64
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }

@@ -6,7 +6,6 @@ use mailtwin_host::{
     keys::{NodeKey, PublicKey},
     node::{Node, NodeError, Role},
 };
-use mailtwin_logic::ids::Epoch;
 
 use crate::{args, output::Output};
 
@@ -27,7 +26,7 @@ pub(crate) fn run(args: &args::Init, config: &Config, output: &Output) -> anyhow
 pub(crate) fn make(config: &Config, role: Role) -> anyhow::Result<PublicKey> {
     let state = &config.node.state_dir;
     mailtwin_disk::dir::create(state, 0o700)?;
-    let node = Node { name: config.node.name.clone(), role, epoch: Epoch(1) };
+    let node = Node::new(&config.node.name, role);
     if !matches!(Node::load(state), Err(NodeError::Missing { .. })) {
         node.create(state)?; // says what is there
     }

@@ -18,10 +18,29 @@ pub(super) async fn sync(
     daemons: &Daemons,
     output: &Output,
 ) -> anyhow::Result<u8> {
-    let timeout =
-        parse_duration(&args.timeout).with_context(|| format!("--timeout {}", args.timeout))?;
+    replay(args.targets.clone(), None, &args.timeout, daemons, output).await
+}
+
+/// `replctl drain`.
+pub(super) async fn drain(
+    args: &args::Drain,
+    daemons: &Daemons,
+    output: &Output,
+) -> anyhow::Result<u8> {
+    replay(Vec::new(), args.replica.clone(), &args.timeout, daemons, output).await
+}
+
+async fn replay(
+    targets: Vec<String>,
+    replica: Option<String>,
+    timeout: &str,
+    daemons: &Daemons,
+    output: &Output,
+) -> anyhow::Result<u8> {
+    let who = replica.clone().unwrap_or_else(|| "every replica".into());
+    let timeout = parse_duration(timeout).with_context(|| format!("--timeout {timeout}"))?;
     let timeout_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-    let request = Request::Sync { targets: args.targets.clone(), timeout_ms };
+    let request = Request::Sync { targets, timeout_ms, replica };
     // The daemon waits; we wait a little longer, so that it is the daemon who says what is behind.
     let answer = tokio::time::timeout(timeout + Duration::from_secs(10), daemons.ask(&request));
     match answer.await.context("the agent does not answer")?? {
@@ -29,7 +48,7 @@ pub(super) async fn sync(
             if output.is_json() {
                 Output::json(&json!({ "upto": upto, "set_aside": set_aside }))?;
             } else if set_aside == 0 {
-                output.say(&format!("every replica has everything up to entry {upto}"))?;
+                output.say(&format!("{who} has everything up to entry {upto}"))?;
             } else {
                 output.say(&format!(
                     "replayed up to entry {upto}, but {set_aside} mailboxes are set aside: see \

@@ -1,6 +1,7 @@
 //! Verbs that concern a node: `init` makes its state, all others ask its daemons.
 
 mod ask;
+mod failover;
 pub(crate) mod init;
 mod keys;
 mod log;
@@ -22,6 +23,10 @@ pub(crate) fn run(verb: &Verb, config: &Config, output: &Output) -> anyhow::Resu
         match verb {
             Verb::Status(args) => status::run(args, &daemons, output, &stop).await,
             Verb::Sync(args) => log::sync(args, &daemons, output).await,
+            Verb::Drain(args) => log::drain(args, &daemons, output).await,
+            Verb::Failover(args) => failover::run(args, &daemons, output).await,
+            Verb::Freeze(args) => failover::freeze(args, &daemons, output).await,
+            Verb::Thaw => failover::thaw(&daemons, output).await,
             Verb::Log(args) => log::run(args, &daemons, output).await,
             Verb::Keys(args) => keys::run(args, &daemons, output).await,
             Verb::Replica(args) => replica::run(args, &daemons, output).await,

@@ -142,7 +142,7 @@ impl Stage {
         let admin = self.master.admin();
         let start = tokio::time::Instant::now();
         // Everything is looked at once more, so that "nothing to do" means what it says.
-        let request = Request::Sync { targets: Vec::new(), timeout_ms: None };
+        let request = Request::Sync { targets: Vec::new(), timeout_ms: None, replica: None };
         let sync = retry(|| admin.call(&request));
         tokio::pin!(sync);
         let answer = loop {

@@ -17,7 +17,7 @@ use mailtwin_agent::{
 use mailtwin_disk::{index::Index, lock::DirLock};
 use mailtwin_host::{
     clock::{Clock, SystemClock},
-    node::{Node, NodeError, Role},
+    node::{Node, NodeError, NodeFile, Role},
     retry::Retry,
     tasks::Tasks,
     workers::Workers,
@@ -111,9 +111,10 @@ impl Pair {
 
 /// The copy's `node.json`, made at the first run.
 fn fence(state: &Path) -> anyhow::Result<Fence> {
-    let node = Node { name: COPY.into(), role: Role::Replica, epoch: Epoch(1) };
-    match node.create(state) {
-        Ok(()) | Err(NodeError::Exists { .. }) => Ok(Fence::open(state)?),
+    match Node::new(COPY, Role::Replica).create(state) {
+        Ok(()) | Err(NodeError::Exists { .. }) => {
+            Ok(Fence::new(Arc::new(NodeFile::open(state, COPY)?)))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -143,7 +144,9 @@ impl Pipe {
         let context = Context {
             node: COPY.into(),
             work: Some(Work { store, workers: Workers::start("copy", WORKERS)?, committer }),
-            fence: Arc::new(fence(&places.state)?),
+            fence: fence(&places.state)?,
+            // A copy on the same machine is never promoted.
+            readiness: Arc::new(Vec::new),
             metrics,
             heard: Heard::default(),
             tasks: tasks.clone(),

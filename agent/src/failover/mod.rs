@@ -1,0 +1,64 @@
+//! Moving the master's role: gate, drain, proof, hand-over. What is here outlasts a change of role.
+#![expect(clippy::wildcard_enum_match_arm, reason = "whatever reply was not asked for is an error")]
+
+mod freeze;
+mod gate;
+mod operation;
+mod switch;
+mod tell;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use mailtwin_host::{
+    admin::HistoryEntry,
+    clock::Clock,
+    gate::{Gate, Occasion},
+    history,
+    node::{Node, NodeFile},
+};
+use mailtwin_logic::{chain::Chain, ids::Epoch};
+
+pub(crate) use gate::follow_role;
+pub(crate) use operation::{Ended, Operations};
+pub(crate) use switch::{Order, switch};
+pub(crate) use tell::tell;
+
+/// What every change of role works with.
+#[derive(Clone)]
+pub(crate) struct Failover {
+    pub(crate) state_dir: PathBuf,
+    pub(crate) file: Arc<NodeFile>,
+    pub(crate) gate: Gate,
+    pub(crate) operations: Operations,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+impl Failover {
+    /// What a gate command is told, for the role that `node` holds.
+    fn occasion(node: &Node, wait: Duration) -> Occasion {
+        Occasion { role: node.role, epoch: node.epoch, wait }
+    }
+
+    /// Writes a line into the node's history; what cannot be written is logged.
+    fn note(&self, kind: &str, ended: Ended, epoch: Epoch, to: &str, note: &Note<'_>) {
+        let entry = HistoryEntry {
+            at: self.clock.unix_ms(),
+            kind: kind.to_owned(),
+            outcome: ended.as_str().to_owned(),
+            epoch: epoch.0,
+            from: Some(self.file.now().name),
+            to: Some(to.to_owned()),
+            gate_closed_ms: note.gate_closed_ms,
+            detail: note.detail.to_owned(),
+        };
+        if let Err(error) = history::append(&self.state_dir, &entry) {
+            tracing::error!(error = %Chain(&error), ?entry, "cannot write the history of failovers");
+        }
+    }
+}
+
+/// The rest of a line.
+struct Note<'a> {
+    gate_closed_ms: Option<u64>,
+    detail: &'a str,
+}

@@ -1,0 +1,240 @@
+//! Soft failover on the old master: close the gate, drain, prove both sides equal, record the
+//! hand-over. Until that record everything is taken back when anything goes wrong; from then on this
+//! node is no master, whatever happens.
+
+use std::{sync::Arc, time::Duration};
+
+use mailtwin_host::{
+    node::{ChangeError, Handover, Role},
+    proof::{Proof, Proven},
+};
+use mailtwin_logic::{
+    chain::Chain,
+    entry::Target,
+    failover::{Facts, blockers, is_drained},
+    ids::Epoch,
+    link::Phase,
+    wire::message::{Reply, Request},
+};
+use mailtwin_store::MailStore;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::{Ended, Failover, Note};
+use crate::{
+    Agent,
+    link::LinkStatus,
+    log::Health,
+    visit::{Proved, Trouble, VisitError, Visitor},
+};
+
+/// How long the replica may take to say what stands against it.
+const PREFLIGHT_WITHIN: Duration = Duration::from_secs(10);
+/// Before two sides that are not equal yet are looked at again.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// Accounts named in a message.
+const NAMED: usize = 3;
+
+/// What an admin asks for.
+#[derive(Clone, Debug)]
+pub(crate) struct Order {
+    /// The new master.
+    pub(crate) to: String,
+    /// How long clients may take to finish before their sessions are ended.
+    pub(crate) kick_after: Duration,
+    /// How long the drain and the proof may take.
+    pub(crate) max_wait: Duration,
+    /// When the gate reopens if the hand-over has not been recorded.
+    pub(crate) expire: Duration,
+    /// Whether the admin keeps clients out.
+    pub(crate) no_gate: bool,
+    /// Whether nothing is to be changed.
+    pub(crate) dry_run: bool,
+}
+
+/// Runs one switch to its end, or to the record of the hand-over.
+pub(crate) async fn switch(
+    failover: &Failover,
+    agent: &Agent,
+    store: Arc<dyn MailStore>,
+    order: Order,
+) {
+    let (operations, to) = (&failover.operations, order.to.clone());
+    let found = preflight(failover, agent, store, &order).await;
+    if !found.is_empty() {
+        return operations.end(Ended::Refused, format!("nothing was done: {}", found.join("; ")));
+    }
+    operations.step(format!("preflight: nothing stands against {to}"));
+    if order.dry_run {
+        return operations.end(Ended::Done, "nothing was changed, for this was a dry run".into());
+    }
+    let epoch = Epoch(failover.file.now().epoch.0 + 1);
+    let closed_at = failover.clock.unix_ms();
+    let expires = Instant::now() + order.expire;
+    let result = match timeout_at(expires, prepare(failover, agent, &order, epoch)).await {
+        Ok(Ok(proof)) if Instant::now() < expires => record(failover, &proof, closed_at).await,
+        Ok(Ok(_)) | Err(_) => Err(format!("not done within {} s", order.expire.as_secs())),
+        Ok(Err(why)) => Err(why),
+    };
+    let Err(why) = result else { return };
+    let occasion = Failover::occasion(&failover.file.now(), Duration::ZERO);
+    let opened = match failover.gate.open(occasion).await {
+        Ok(()) => "the gate is open again".to_owned(),
+        Err(error) => format!("{}: open it by hand, or restart mailtwin-agent", Chain(&error)),
+    };
+    let closed = failover.clock.unix_ms().saturating_sub(closed_at);
+    let note = Note { gate_closed_ms: Some(closed), detail: &why };
+    failover.note("switch", Ended::Undone, epoch, &to, &note);
+    operations.end(Ended::Undone, format!("{why}; this node is still the master, and {opened}"));
+}
+
+/// Everything that stands against it.
+async fn preflight(
+    failover: &Failover,
+    agent: &Agent,
+    store: Arc<dyn MailStore>,
+    order: &Order,
+) -> Vec<String> {
+    let Some(link) = agent.link(&order.to) else {
+        let names: Vec<String> = agent.links().into_iter().map(|link| link.name).collect();
+        return vec![format!(
+            "no replica is called {:?}; there are: {}",
+            order.to,
+            names.join(", ")
+        )];
+    };
+    let verified = agent.workers().run(move || store.verify()).await;
+    let store_error = match verified {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(Chain(&error).to_string()),
+        Err(error) => Some(Chain(&error).to_string()),
+    };
+    let log_error = match &*agent.log().health().borrow() {
+        Health::Good => None,
+        Health::Failing(why) | Health::Stopped(why) => Some(why.clone()),
+    };
+    let mut facts = Facts {
+        phase: link.phase,
+        last_error: link.last_error.clone(),
+        lag: link.lag_entries,
+        aside: link.aside.len(),
+        log_error,
+        store_error,
+        has_gate: order.no_gate || failover.gate.is_there(),
+        clock: failover.clock.unix_ms(),
+        answer: None,
+    };
+    let visitor = agent.visitor(&order.to);
+    if let Some(visitor) = visitor {
+        match timeout(PREFLIGHT_WITHIN, ask(&visitor)).await {
+            Ok(Ok(answer)) => facts.answer = Some(answer),
+            Ok(Err(why)) => facts.answer = Some((facts.clock, vec![why])),
+            Err(_) => facts.answer = Some((facts.clock, vec!["did not answer in time".into()])),
+        }
+        facts.clock = failover.clock.unix_ms();
+    }
+    blockers(&order.to, &facts)
+}
+
+async fn ask(visitor: &Visitor) -> Result<(u64, Vec<String>), String> {
+    let gone = |_| "the connection broke".to_owned();
+    let mut stream = visitor.connection.ask(&Request::Preflight).await.map_err(gone)?;
+    match stream.reply().await.map_err(gone)? {
+        Reply::Ready { clock, blockers } => Ok((clock, blockers)),
+        Reply::Failed(failure) => Err(failure.detail),
+        other => Err(format!("answered something else than was asked: {other:?}")),
+    }
+}
+
+/// Closes the gate and waits until both sides are equal. Nothing is lost by giving up in between.
+async fn prepare(
+    failover: &Failover,
+    agent: &Agent,
+    order: &Order,
+    epoch: Epoch,
+) -> Result<Proof, String> {
+    let operations = &failover.operations;
+    if !order.no_gate {
+        let occasion = Failover::occasion(&failover.file.now(), order.kick_after);
+        failover.gate.close(occasion).await.map_err(|error| Chain(&error).to_string())?;
+        operations.step("the gate is closed".into());
+    }
+    let deadline = Instant::now() + order.max_wait;
+    let late = |what: &str| format!("{what} not within {} s", order.max_wait.as_secs());
+    // The last deliveries may not have been noticed yet: look at everything.
+    let upto = agent.append(vec![Target::Store]).await;
+    let upto = upto.map_err(|error| Chain(&error).to_string())?;
+    let drained = agent.wait_for(&order.to, |link: &LinkStatus| {
+        is_drained(link.phase, link.cursor, upto) || link.phase == Phase::Degraded
+    });
+    match timeout_at(deadline, drained).await {
+        Ok(Some(link)) if link.phase == Phase::Degraded => {
+            return Err(format!("{} mailboxes were set aside while draining", link.aside.len()));
+        }
+        Ok(Some(link)) => operations.step(format!("drained: {} is at {}", order.to, link.cursor)),
+        Ok(None) => return Err(format!("the link to {} ended", order.to)),
+        Err(_) => return Err(late(&format!("{} was drained", order.to))),
+    }
+    let proven = timeout_at(deadline, prove(agent, &order.to)).await;
+    let proven = proven.map_err(|_| late("both sides were equal"))??;
+    let (node, at) = (failover.file.now().name, failover.clock.unix_ms());
+    let proof = Proof::new(&node, &order.to, epoch, at, proven);
+    let (mailboxes, messages) = proof.totals();
+    operations.step(format!(
+        "equal: {} accounts, {mailboxes} mailboxes, {messages} messages, digest {}",
+        proof.accounts.len(),
+        proof.digest
+    ));
+    Ok(proof)
+}
+
+/// Looks until both sides are equal.
+async fn prove(agent: &Agent, to: &str) -> Result<Vec<Proven>, String> {
+    loop {
+        let visitor = agent.visitor(to).ok_or_else(|| format!("{to} is not connected any more"))?;
+        match visitor.prove().await {
+            Ok(Proved::Equal(proven)) => return Ok(proven),
+            Ok(Proved::Differs(accounts)) => {
+                let some: Vec<String> =
+                    accounts.iter().take(NAMED).map(ToString::to_string).collect();
+                tracing::info!(accounts = accounts.len(), first = some.join(", "), "not equal yet");
+                // Somebody still writes: that is replicated like everything else.
+                sleep(AGAIN_AFTER).await;
+            }
+            Err(VisitError::Gone) => return Err(format!("the connection to {to} broke")),
+            Err(
+                VisitError::Replica(Trouble { detail, .. })
+                | VisitError::Target(Trouble { detail, .. }),
+            ) => {
+                return Err(detail);
+            }
+        }
+    }
+}
+
+/// From here on this node is no master. The new one is told by [`super::tell()`], again and again.
+async fn record(failover: &Failover, proof: &Proof, closed_at: u64) -> Result<(), String> {
+    let (failover, proof) = (failover.clone(), proof.clone());
+    let written = tokio::task::spawn_blocking(move || {
+        proof.save(&failover.state_dir).map_err(|error| Chain(&error).to_string())?;
+        let to = proof.to.clone();
+        let changed = failover.file.change::<ChangeError>(|node| {
+            node.role = Role::Replica;
+            node.epoch = proof.epoch;
+            node.master = Some(to.clone());
+            node.handover = Some(Handover { to, untold: true, unmarked: true, closed_at });
+            Ok(())
+        });
+        if let Err(error) = changed {
+            // It may be on the disk all the same, and then it counts.
+            let stands = failover.file.look().is_ok_and(|node| node.role == Role::Replica);
+            if !stands {
+                return Err(Chain(&error).to_string());
+            }
+        }
+        failover
+            .operations
+            .step(format!("recorded: epoch {} belongs to {}", proof.epoch, proof.to));
+        Ok(())
+    });
+    written.await.unwrap_or_else(|error| Err(error.to_string()))
+}

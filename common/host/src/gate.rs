@@ -1,0 +1,134 @@
+//! The gate: the admin's commands that stop and reopen mail access and delivery on this node.
+
+use std::{process::Stdio, time::Duration};
+
+use mailtwin_logic::ids::Epoch;
+use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
+
+use crate::{config::Config, node::Role};
+
+/// How long a command may take beyond the time it was given for sessions to finish.
+const WITHIN: Duration = Duration::from_mins(1);
+/// How long its complaint is waited for when it has ended.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+/// Octets of what a command complains about that are kept.
+const TOLD_MAX: u64 = 2_000;
+
+/// Runs the commands. Both must be fit to be run again when the gate is already as it shall be.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    node: String,
+    commands: crate::config::Gate,
+}
+
+/// Why the gate did not move.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} the gate with `{command}`: {why}")]
+pub struct GateError {
+    what: &'static str,
+    command: String,
+    why: String,
+}
+
+/// What a command is told, in `MAILTWIN_ROLE`, `MAILTWIN_EPOCH` and `MAILTWIN_WAIT`.
+#[derive(Clone, Copy, Debug)]
+pub struct Occasion {
+    /// The node's role from now on.
+    pub role: Role,
+    /// In which epoch.
+    pub epoch: Epoch,
+    /// How long clients' sessions may take to finish before they are ended.
+    pub wait: Duration,
+}
+
+impl Gate {
+    /// The one that `config` describes.
+    pub fn new(config: &Config) -> Self {
+        Self { node: config.node.name.clone(), commands: config.gate.clone() }
+    }
+
+    /// Whether it can be closed and opened.
+    pub fn is_there(&self) -> bool {
+        self.commands.close.is_some() && self.commands.open.is_some()
+    }
+
+    /// Closes it. Without a command that is somebody else's task.
+    pub async fn close(&self, occasion: Occasion) -> Result<(), GateError> {
+        self.run("close", self.commands.close.as_deref(), occasion).await
+    }
+
+    /// Opens it. Without a command that is somebody else's task.
+    pub async fn open(&self, occasion: Occasion) -> Result<(), GateError> {
+        self.run("open", self.commands.open.as_deref(), occasion).await
+    }
+
+    async fn run(
+        &self,
+        what: &'static str,
+        command: Option<&str>,
+        Occasion { role, epoch, wait }: Occasion,
+    ) -> Result<(), GateError> {
+        let Some(command) = command else { return Ok(()) };
+        let failed = |why: String| GateError { what, command: command.to_owned(), why };
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", command])
+            .env("MAILTWIN_GATE", what)
+            .env("MAILTWIN_NODE", &self.node)
+            .env("MAILTWIN_ROLE", role.to_string())
+            .env("MAILTWIN_EPOCH", epoch.to_string())
+            .env("MAILTWIN_WAIT", wait.as_secs().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| failed(error.to_string()))?;
+        let stderr = child.stderr.take();
+        let ended = timeout(WITHIN + wait, async {
+            let (status, mut told) = (child.wait().await, Vec::new());
+            if let Some(stderr) = stderr {
+                // What it left running may hold the pipe open; and what it said is not worth
+                // failing for.
+                let _ = timeout(TOLD_WITHIN, stderr.take(TOLD_MAX).read_to_end(&mut told)).await;
+            }
+            (status, told)
+        });
+        match ended.await {
+            Err(_) => Err(failed(format!("not done after {} s", (WITHIN + wait).as_secs()))),
+            Ok((Err(error), _)) => Err(failed(error.to_string())),
+            Ok((Ok(status), _)) if status.success() => {
+                tracing::info!(what, %role, %epoch, "gate moved");
+                Ok(())
+            }
+            Ok((Ok(status), told)) => {
+                let told = String::from_utf8_lossy(&told);
+                Err(failed(format!("{status}: {}", told.trim())))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(close: &str) -> Gate {
+        let commands = crate::config::Gate { close: Some(close.into()), open: None };
+        Gate { node: "mx1".into(), commands }
+    }
+
+    fn occasion() -> Occasion {
+        Occasion { role: Role::Replica, epoch: Epoch(7), wait: Duration::from_secs(3) }
+    }
+
+    #[tokio::test]
+    async fn a_command_knows_the_occasion_and_its_complaint_is_told() {
+        let told = r#"[ "$MAILTWIN_GATE $MAILTWIN_NODE $MAILTWIN_ROLE $MAILTWIN_EPOCH $MAILTWIN_WAIT" = "close mx1 replica 7 3" ]"#;
+        gate(told).close(occasion()).await.unwrap();
+        gate("false").open(occasion()).await.unwrap();
+        let error = gate("echo no doveadm here >&2; exit 3").close(occasion()).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("no doveadm here") && text.contains("exit status: 3"), "{text}");
+        assert!(!gate("true").is_there(), "it could not be opened again");
+    }
+}

@@ -1,0 +1,123 @@
+//! The gate of a node in a lab: the hook that the project ships, on the node's own Dovecot.
+//!
+//! The daemons run as the mail user and Dovecot obeys only root. On a real node that is `sudo`'s
+//! business; here a thread of the test runs the hook for them.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+
+use crate::{daemon::Node, dovecot::Dovecot, files, lab::Lab};
+
+/// How often the thread looks for something to do.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What a daemon calls: leaves a question, and waits for the answer.
+const ASK: &str = r#"#!/bin/sh
+question=$(mktemp "$1/question.XXXXXX") || exit 1
+mkfifo "$question.answer" || exit 1
+echo "$2 ${MAILTWIN_WAIT:-0}" > "$question"
+mv "$question" "$question.asked"
+read -r code text < "$question.answer"
+[ "$code" = 0 ] || echo "$text" >&2
+exit "$code"
+"#;
+
+/// Runs the hook until it is dropped.
+#[derive(Debug)]
+pub struct Gatekeeper {
+    dovecot: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Gatekeeper {
+    /// Gives `node` a gate that closes and opens `server`. Before its agent is started.
+    pub fn install(lab: &Lab, node: &Node, server: &Dovecot) -> anyhow::Result<Self> {
+        let dir = lab.mail_dir(&format!("{}-gate", node.name()))?;
+        let ask = dir.join("ask");
+        files::write(&ask, ASK)?;
+        files::chmod(&ask, 0o755)?;
+        let command = |what| format!("{} {} {what}", ask.display(), dir.display());
+        let mut text = node.config_text()?;
+        let (close, open) = (command("close"), command("open"));
+        write!(text, "\n[gate]\nclose = {close:?}\nopen = {open:?}\n")?;
+        node.write_config(&text)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ended, clock) = (Arc::clone(&stop), lab.shared_clock());
+        let dovecot = server.config();
+        let config = dovecot.clone();
+        let thread = std::thread::Builder::new().name("gatekeeper".into()).spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                // A question that cannot be answered leaves the daemon waiting, and the test fails.
+                let _ = answer(&dir, &config);
+                clock.pause(LOOK_EVERY);
+            }
+        })?;
+        Ok(Self { dovecot, stop, thread: Some(thread) })
+    }
+
+    /// Opens the gate as an admin would by hand.
+    pub fn open_by_hand(&self) -> anyhow::Result<()> {
+        let (code, text) = hook(&self.dovecot, "open", "0")?;
+        anyhow::ensure!(code == 0, "open the gate: {text}");
+        Ok(())
+    }
+}
+
+impl Drop for Gatekeeper {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // It has nothing to say that the test would not have noticed.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn answer(dir: &Path, dovecot: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "asked") {
+            continue;
+        }
+        let question = fs::read_to_string(&path)?;
+        let (what, wait) = question.trim().split_once(' ').context("a word and a number")?;
+        let (code, text) = hook(dovecot, what, wait)?;
+        fs::remove_file(&path)?;
+        // Not waiting for a daemon that was killed meanwhile.
+        let fifo = rustix::fs::open(
+            path.with_extension("answer"),
+            rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK,
+            rustix::fs::Mode::empty(),
+        );
+        if let Ok(fifo) = fifo {
+            rustix::io::write(fifo, format!("{code} {text}\n").as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs the hook that the project ships.
+fn hook(dovecot: &Path, what: &str, wait: &str) -> anyhow::Result<(i32, String)> {
+    let hook = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/hooks/dovecot-gate");
+    let output = Command::new(hook)
+        .arg(what)
+        .env("DOVEADM", format!("doveadm -c {}", dovecot.display()))
+        .env("MAILTWIN_WAIT", wait)
+        .output()
+        .context("run dovecot-gate")?;
+    let text = String::from_utf8_lossy(&output.stderr).replace('\n', " ");
+    Ok((output.status.code().unwrap_or(1), text))
+}

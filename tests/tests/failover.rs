@@ -1,0 +1,301 @@
+//! The master's role moves: with everybody alive, with daemons killed on the way, and refused when
+//! that would lose something.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Context as _, ensure};
+use mailtwin_tests::{
+    corpus,
+    daemon::{AGENT, Node, REPLICA},
+    dovecot::{Dovecot, Version},
+    gate::Gatekeeper,
+    lab::Lab,
+    oracle::{self, Account},
+    random::Random,
+};
+
+const ACCOUNTS: [&str; 2] = ["u1", "u2"];
+
+/// Nodes whose roles move, each with a Dovecot and a gate.
+struct Cluster {
+    servers: Vec<Dovecot>,
+    nodes: Vec<Node>,
+    gates: Vec<Gatekeeper>,
+    accounts: Vec<String>,
+}
+
+impl Cluster {
+    /// The first is the master.
+    fn start(lab: &Lab, names: &[&str]) -> anyhow::Result<Self> {
+        let start = |name: &&str| Dovecot::start(lab, name, Version::V23);
+        let servers = names.iter().map(start).collect::<anyhow::Result<Vec<_>>>()?;
+        let nodes = Node::cluster(lab, &servers.iter().collect::<Vec<_>>())?;
+        let mut gates = Vec::new();
+        for (node, server) in nodes.iter().zip(&servers) {
+            gates.push(Gatekeeper::install(lab, node, server)?);
+        }
+        let accounts = ACCOUNTS.map(str::to_owned).to_vec();
+        let mut cluster = Self { servers, nodes, gates, accounts };
+        for node in cluster.nodes.iter_mut().rev() {
+            node.start_both(lab)?;
+        }
+        cluster.wait_master(lab, 0)?;
+        Ok(cluster)
+    }
+
+    /// Waits until only this node's gate is open.
+    fn wait_master(&self, lab: &Lab, place: usize) -> anyhow::Result<()> {
+        lab.wait(&format!("only {} is open", self.servers[place].name()), || {
+            let open: Vec<bool> = self.servers.iter().map(Dovecot::is_open).collect();
+            let right = open.iter().enumerate().all(|(at, &open)| open == (at == place));
+            Ok(if right { Ok(()) } else { Err(format!("open: {open:?}")) })
+        })
+    }
+
+    /// Opens every gate and waits until all servers show the same mail.
+    fn wait_all_equal(&self, lab: &Lab, master: usize) -> anyhow::Result<()> {
+        self.nodes[master].replctl(lab, &["drain"])?.expect(0)?;
+        for gate in &self.gates {
+            gate.open_by_hand()?;
+        }
+        for place in (0..self.servers.len()).filter(|&place| place != master) {
+            let (ours, theirs) = (&self.servers[master], &self.servers[place]);
+            oracle::wait_equal(lab, ours, theirs, &self.accounts)?;
+        }
+        Ok(())
+    }
+
+    fn deliver(&self, place: usize, from: usize, to: usize) -> anyhow::Result<()> {
+        for serial in from..to {
+            let account = &self.accounts[serial % self.accounts.len()];
+            self.servers[place].deliver(account, &corpus::short(&format!("m{serial}")))?;
+        }
+        Ok(())
+    }
+
+    /// Every serial number that is on a server, and that none is there twice.
+    fn serials(&self, place: usize) -> anyhow::Result<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
+        for account in &self.accounts {
+            for (serial, times) in Account::read(&self.servers[place], account)?.serials() {
+                ensure!(times == 1, "{serial} is there {times} times");
+                all.insert(serial);
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn name(cluster: &Cluster, place: usize) -> String {
+    cluster.nodes[place].name().to_owned()
+}
+
+#[test]
+fn the_role_moves_there_and_back_and_everybody_follows() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let cluster = Cluster::start(lab, &["one", "two", "three"])?;
+        cluster.deliver(0, 0, 20)?;
+        let to = name(&cluster, 1);
+        let output = cluster.nodes[0].replctl(lab, &["failover", "switch", "--to", &to])?;
+        let output = output.expect(0)?;
+        for said in ["preflight", "the gate is closed", "drained", "equal: 2 accounts", "recorded"]
+        {
+            ensure!(output.stdout.contains(said), "{said:?} is not said: {}", output.stdout);
+        }
+        cluster.wait_master(lab, 1)?;
+
+        // What came before the switch is the new master's to change, and the old one follows.
+        let mut imap = cluster.servers[1].imap("u1")?;
+        imap.select("INBOX")?;
+        imap.command("UID STORE 1 +FLAGS (\\Flagged $Later)")?;
+        imap.command("UID STORE 2 +FLAGS (\\Deleted)")?;
+        imap.command("EXPUNGE")?;
+        imap.create("New")?;
+        imap.command("UID MOVE 3 New")?;
+        imap.logout()?;
+        cluster.deliver(1, 20, 30)?;
+        cluster.nodes[1].replctl(lab, &["drain"])?.expect(0)?;
+
+        let to = name(&cluster, 0);
+        cluster.nodes[1].replctl(lab, &["failover", "switch", "--to", &to])?.expect(0)?;
+        cluster.wait_master(lab, 0)?;
+        cluster.deliver(0, 30, 40)?;
+        let status = cluster.nodes[0].ask(lab, &["status"])?;
+        ensure!(status["epoch"] == 3 && status["role"] == "master", "{status}");
+        let history = cluster.nodes[0].ask(lab, &["failover", "history"])?;
+        let switched = &history["history"][0];
+        ensure!(switched["kind"] == "switch" && switched["outcome"] == "done", "{history}");
+        cluster.wait_all_equal(lab, 0)?;
+        let there = cluster.serials(0)?;
+        ensure!(there.len() == 39, "39 of 40 messages, for one was expunged: {there:?}");
+        let copy = Account::read(&cluster.servers[2], "u1")?;
+        ensure!(copy.list.contains("New"), "the third node followed: {:?}", copy.list);
+        Ok(())
+    })
+}
+
+#[test]
+fn what_stands_against_a_switch_is_named_and_nothing_is_touched() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut cluster = Cluster::start(lab, &["one", "two"])?;
+        cluster.deliver(0, 0, 4)?;
+        let to = name(&cluster, 1);
+        let switch = |node: &Node, more: &[&str]| {
+            let words = [&["failover", "switch", "--to", &to], more].concat();
+            node.replctl(lab, &words)
+        };
+        cluster.nodes[0].replctl(lab, &["drain"])?.expect(0)?;
+        let output = switch(&cluster.nodes[0], &["--dry-run"])?.expect(0)?;
+        ensure!(output.stdout.contains("dry run"), "{}", output.stdout);
+        let unknown = ["failover", "switch", "--to", "mx9"];
+        let output = cluster.nodes[0].replctl(lab, &unknown)?.expect(4)?;
+        ensure!(output.stdout.contains("no replica is called"), "{}", output.stdout);
+        let output = switch(&cluster.nodes[1], &[])?.expect(4)?;
+        ensure!(output.stderr.contains("is a replica: ask"), "{}", output.stderr);
+
+        cluster.nodes[0].replctl(lab, &["replica", "pause", &to])?.expect(0)?;
+        let output = switch(&cluster.nodes[0], &[])?.expect(4)?;
+        ensure!(output.stdout.contains("replica resume"), "{}", output.stdout);
+        cluster.nodes[0].replctl(lab, &["replica", "resume", &to])?.expect(0)?;
+        cluster.nodes[0].replctl(lab, &["drain"])?.expect(0)?;
+
+        // Nobody there who could be the master.
+        cluster.nodes[1].stop_agent()?;
+        let output = switch(&cluster.nodes[0], &[])?.expect(4)?;
+        ensure!(output.stdout.contains("mailtwin-agent does not run"), "{}", output.stdout);
+        ensure!(cluster.servers[0].is_open(), "nothing was closed");
+        cluster.nodes[1].start_agent(lab)?;
+        lab.wait("nothing stands against it any more", || {
+            let output = switch(&cluster.nodes[0], &["--dry-run"])?;
+            Ok(if output.code == Some(0) { Ok(()) } else { Err(output.stdout) })
+        })?;
+
+        // Too short a time: everything is taken back.
+        let output = switch(&cluster.nodes[0], &["--expire", "1ms"])?.expect(1)?;
+        ensure!(output.stdout.contains("still the master"), "{}", output.stdout);
+        cluster.wait_master(lab, 0)?;
+        cluster.deliver(0, 4, 6)?;
+        let history = cluster.nodes[0].ask(lab, &["failover", "history"])?;
+        ensure!(history["history"][0]["outcome"] == "undone", "{history}");
+        cluster.wait_all_equal(lab, 0)
+    })
+}
+
+#[test]
+fn a_frozen_master_thaws_by_itself() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let cluster = Cluster::start(lab, &["one", "two"])?;
+        cluster.deliver(0, 0, 2)?;
+        let freeze = |expire: &str| {
+            let words = ["freeze", "--wait", "0s", "--expire", expire];
+            cluster.nodes[0].replctl(lab, &words)
+        };
+        freeze("1h")?.expect(0)?;
+        ensure!(!cluster.servers[0].is_open(), "nobody gets in");
+        let second = freeze("1h")?.expect(4)?;
+        ensure!(second.stderr.contains("under way"), "{}", second.stderr);
+        cluster.nodes[0].replctl(lab, &["thaw"])?.expect(0)?;
+        cluster.wait_master(lab, 0)?;
+        freeze("3s")?.expect(0)?;
+        cluster.wait_master(lab, 0)?;
+        cluster.deliver(0, 2, 4)
+    })
+}
+
+/// Delivers until told to end, to whichever server takes it; returns what was accepted.
+fn deliver_all_the_while(
+    lab: &Lab,
+    cluster: &Mutex<Cluster>,
+    go_on: &AtomicBool,
+) -> BTreeSet<String> {
+    let addresses: Vec<_> = {
+        let cluster = cluster.lock().expect("nobody panics while holding it");
+        cluster.servers.iter().map(Dovecot::lmtp_address).collect()
+    };
+    let mut accepted = BTreeSet::new();
+    let mut number = 0;
+    while go_on.load(Ordering::Relaxed) {
+        for address in &addresses {
+            // A number is used once: one that was refused may have been taken all the same.
+            let serial = format!("t{number}");
+            number += 1;
+            let account = ACCOUNTS[number % ACCOUNTS.len()];
+            if mailtwin_tests::lmtp::deliver(*address, account, &corpus::short(&serial)).is_ok() {
+                accepted.insert(serial);
+            }
+        }
+        lab.clock().pause(std::time::Duration::from_millis(20));
+    }
+    accepted
+}
+
+#[test]
+fn a_switch_survives_the_death_of_any_daemon_at_any_moment() -> anyhow::Result<()> {
+    const ROUNDS: usize = 12;
+    Lab::run(|lab| {
+        let cluster = Mutex::new(Cluster::start(lab, &["one", "two"])?);
+        let go_on = AtomicBool::new(true);
+        let mut random = Random::new(0x5eed);
+        let accepted = thread::scope(|scope| {
+            let deliveries = scope.spawn(|| deliver_all_the_while(lab, &cluster, &go_on));
+            let rounds = (0..ROUNDS).try_for_each(|round| {
+                let mut cluster = cluster.lock().expect("nobody panics while holding it");
+                switch_and_kill(lab, &mut cluster, &mut random)
+                    .with_context(|| format!("round {round}"))
+            });
+            go_on.store(false, Ordering::Relaxed);
+            let accepted = deliveries.join().expect("deliveries do not panic");
+            rounds.map(|()| accepted)
+        })?;
+        let cluster = cluster.into_inner().expect("nobody panicked");
+        let master = wait_for_a_master(lab, &cluster)?;
+        cluster.wait_all_equal(lab, master)?;
+        let there = cluster.serials(master)?;
+        let lost: Vec<_> = accepted.difference(&there).collect();
+        ensure!(lost.is_empty(), "accepted and lost: {lost:?}");
+        ensure!(accepted.len() > ROUNDS, "mail did flow: {}", accepted.len());
+        Ok(())
+    })
+}
+
+/// Begins a switch and kills one daemon somewhere in it.
+fn switch_and_kill(lab: &Lab, cluster: &mut Cluster, random: &mut Random) -> anyhow::Result<()> {
+    let master = wait_for_a_master(lab, cluster)?;
+    let other = 1 - master;
+    cluster.nodes[master].replctl(lab, &["drain"])?;
+    let to = name(cluster, other);
+    let words = ["failover", "switch", "--to", &to, "--kick-after", "0s"];
+    let mut switching = cluster.nodes[master].spawn_replctl(lab, &words)?;
+    lab.clock().pause(std::time::Duration::from_millis(random.draw() % 1_500));
+    let (victim, daemon) = match random.below(4) {
+        0 => (master, AGENT),
+        1 => (master, REPLICA),
+        2 => (other, AGENT),
+        _ => (other, REPLICA),
+    };
+    cluster.nodes[victim].crash(lab, daemon)?;
+    switching.ended()?;
+    let open: Vec<bool> = cluster.servers.iter().map(Dovecot::is_open).collect();
+    ensure!(open != [true, true], "two masters");
+    Ok(())
+}
+
+/// Waits until exactly one node is the master, all daemons answer, and only its gate is open.
+fn wait_for_a_master(lab: &Lab, cluster: &Cluster) -> anyhow::Result<usize> {
+    lab.wait("there is one master", || {
+        let role = |node: &Node| Some(node.ask(lab, &["status"]).ok()?["role"] == "master");
+        let roles: Vec<Option<bool>> = cluster.nodes.iter().map(role).collect();
+        let open: Vec<bool> = cluster.servers.iter().map(Dovecot::is_open).collect();
+        ensure!(roles != [Some(true), Some(true)], "two masters: {roles:?}");
+        let found = (0..roles.len()).find(|&at| roles[at] == Some(true) && open[at]);
+        let others = found.is_some_and(|at| roles[1 - at] == Some(false) && !open[1 - at]);
+        Ok(found.filter(|_| others).ok_or_else(|| format!("masters {roles:?}, open {open:?}")))
+    })
+}
