@@ -68,6 +68,14 @@ impl Answers {
                 Ok(entries) => Response::History(entries),
                 Err(error) => answer::failed(FailureCode::Failed, Chain(&error).to_string()),
             },
+            Request::Ledger => match history::ledger(&self.failover.state_dir) {
+                Ok(entries) => Response::Ledger(entries),
+                Err(error) => answer::failed(FailureCode::Failed, Chain(&error).to_string()),
+            },
+            Request::Force { .. } => answer::failed(
+                FailureCode::Usage,
+                "that is the replica daemon's to do: is this replctl of the same version?".into(),
+            ),
             Request::Thaw => {
                 self.thaw.lock().expect("no panic while it is held").cancel();
                 Response::Operation(self.failover.operations.status())
@@ -224,7 +232,9 @@ impl Working {
             | Request::Freeze { .. }
             | Request::Thaw
             | Request::Operation
-            | Request::History => Response::Done,
+            | Request::History
+            | Request::Force { .. }
+            | Request::Ledger => Response::Done,
         }
     }
 
@@ -345,6 +355,7 @@ fn state(phase: Phase) -> &'static str {
     match phase {
         Phase::Waiting => "waiting",
         Phase::Connecting => "connecting",
+        Phase::Merging => "merging",
         Phase::Replaying => "replaying",
         Phase::InSync => "in-sync",
         Phase::Degraded => "degraded",
@@ -358,7 +369,7 @@ fn badness(phase: Phase) -> u8 {
     match phase {
         Phase::InSync => 0,
         Phase::Replaying => 1,
-        Phase::Connecting => 2,
+        Phase::Connecting | Phase::Merging => 2,
         Phase::Paused => 3,
         Phase::Degraded => 4,
         Phase::Waiting => 5,

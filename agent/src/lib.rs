@@ -48,6 +48,8 @@ pub struct AgentParts {
     pub node: String,
     /// The epoch it is master in.
     pub epoch: Epoch,
+    /// The last epoch that began without the master before it.
+    pub forced: Option<Epoch>,
     /// Where cursors and quarantine lie.
     pub state_dir: PathBuf,
     /// The master's mail.
@@ -146,6 +148,8 @@ impl Agent {
                 replica: name,
                 node: parts.node.clone(),
                 epoch: parts.epoch,
+                forced: parts.forced,
+                state_dir: parts.state_dir.clone(),
                 dialer,
                 store: Arc::clone(&parts.store),
                 workers: parts.workers.clone(),

@@ -1,6 +1,6 @@
 //! Answers `replctl` for the replica daemon.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use mailtwin_host::{
     admin::{FailureCode, Problem, ReplicaDaemonStatus, Request, Response, SCHEMA_VERSION, answer},
@@ -9,9 +9,13 @@ use mailtwin_host::{
     node::Role,
     pins::Pins,
 };
-use mailtwin_store::MailStore;
 
-use crate::{fence::Fence, heard::Heard};
+use crate::{
+    fence::Fence,
+    force::{Force, Order},
+    heard::Heard,
+    session::Work,
+};
 
 /// Problems listed in a status.
 const LISTED_MAX: usize = 50;
@@ -26,13 +30,24 @@ pub(crate) struct Answers {
     pub(crate) listen: SocketAddr,
     pub(crate) clock: Arc<dyn Clock>,
     /// Absent while this node is the master.
-    pub(crate) store: Option<Arc<dyn MailStore>>,
+    pub(crate) work: Option<Work>,
+    pub(crate) state_dir: PathBuf,
 }
 
 impl Answers {
     /// Answers one request.
-    pub(crate) fn answer(&self, request: &Request) -> Response {
+    pub(crate) async fn answer(&self, request: &Request) -> Response {
         match request {
+            Request::Force { accept_loss, dry_run } => {
+                let order = Order { accept_loss: *accept_loss, dry_run: *dry_run };
+                match self.work.clone() {
+                    Some(work) => Response::Operation(self.force(work).run(order).await),
+                    None => answer::failed(
+                        FailureCode::Refused,
+                        format!("{} is the master already", self.node),
+                    ),
+                }
+            }
             Request::Status => Response::ReplicaDaemon(self.status()),
             Request::KeysShow => answer::keys(&self.node, self.key, &self.pins),
             Request::KeysPin { peer, key } => answer::done(self.pins.pin(peer, *key)),
@@ -46,10 +61,21 @@ impl Answers {
             | Request::Freeze { .. }
             | Request::Thaw
             | Request::Operation
-            | Request::History => {
+            | Request::History
+            | Request::Ledger => {
                 let message = format!("{}: that is the master's agent to ask", self.node);
                 answer::failed(FailureCode::Refused, message)
             }
+        }
+    }
+
+    fn force(&self, work: Work) -> Force {
+        Force {
+            fence: self.fence.clone(),
+            work,
+            heard: self.heard.clone(),
+            state_dir: self.state_dir.clone(),
+            clock: Arc::clone(&self.clock),
         }
     }
 
@@ -57,7 +83,7 @@ impl Answers {
     pub(crate) fn status(&self) -> ReplicaDaemonStatus {
         let agents = self.heard.agents();
         let last = agents.values().filter_map(|agent| agent.beat).max_by_key(|beat| beat.at);
-        let problems = self.store.as_ref().map(|store| store.problems()).unwrap_or_default();
+        let problems = self.work.as_ref().map(|work| work.store.problems()).unwrap_or_default();
         #[expect(clippy::cast_precision_loss, reason = "for humans")]
         let age = |at: u64| self.clock.unix_ms().saturating_sub(at) as f64 / 1000.0;
         ReplicaDaemonStatus {

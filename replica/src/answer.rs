@@ -1,19 +1,20 @@
 //! Answers an agent's requests, one per stream.
 
-use std::sync::Arc;
+use std::{io::Read as _, sync::Arc};
 
 use mailtwin_host::clock::SystemClock;
 use mailtwin_logic::{
     chain::Chain,
     digest,
-    ids::{Account, Epoch, MailboxId, ModSeq},
-    limits::{BLOCKERS_MAX, LISTING_PER_FRAME, RECORDS_WEIGHT_MAX},
+    ids::{Account, MailboxId, ModSeq, Uid},
+    limits::{BLOCKERS_MAX, LISTING_PER_FRAME, OCTETS_PER_REPLY, RECORDS_WEIGHT_MAX},
     wire::message::{Failure, Remedy, Reply, Request},
 };
 use mailtwin_store::{Listing, MailStore, Reason, StoreError};
 
 use crate::{
     apply,
+    fence::{Fence, FenceError},
     stream::{Broken, Stream},
 };
 
@@ -44,7 +45,62 @@ pub(crate) async fn run(mut stream: Stream, request: Request) -> Result<(), Brok
         }
         Request::Apply(apply) => apply::run(&mut stream, apply).await,
         Request::Preflight => preflight(&stream).await,
-        Request::Promote { epoch, closed_at } => promote(&stream, epoch, closed_at).await,
+        Request::Promote { epoch, closed_at, forced } => {
+            tracing::info!(%epoch, closed_at, from = %stream.shared().agent, "asked to be the master");
+            let agent = stream.shared().agent.clone();
+            fenced(&stream, move |fence| fence.promote(epoch, &agent, forced)).await
+        }
+        Request::Fetch { account, mailbox, uid } => fetch(&stream, account, mailbox, uid).await,
+        Request::Adopt { account, marks } => {
+            let adopt = move || {
+                marks.iter().try_for_each(|&(mailbox, below)| {
+                    store.adopt(&account, mailbox, below).map(|_| ())
+                })
+            };
+            done(&stream, adopt).await
+        }
+        Request::Merged { epoch } => {
+            let agent = stream.shared().agent.clone();
+            fenced(&stream, move |fence| fence.merged(epoch, &agent)).await
+        }
+    }
+}
+
+/// Sends a message's octets.
+async fn fetch(
+    stream: &Stream,
+    account: Account,
+    mailbox: MailboxId,
+    uid: Uid,
+) -> Result<(), Broken> {
+    let store = Arc::clone(&stream.shared().store);
+    let mut source = match work(stream, move || store.open(&account, mailbox, uid)).await? {
+        Ok(source) => source,
+        Err(error) => return stream.fail(&error).await,
+    };
+    loop {
+        let gulp = move || {
+            let mut octets = Vec::new();
+            let read = (&mut source).take(OCTETS_PER_REPLY as u64).read_to_end(&mut octets);
+            read.map_err(|source| StoreError::Io {
+                op: "read",
+                path: format!("message {uid}").into(),
+                source,
+            })?;
+            Ok((source, octets))
+        };
+        let octets = match work(stream, gulp).await? {
+            Ok((back, octets)) => {
+                source = back;
+                octets
+            }
+            Err(error) => return stream.fail(&error).await,
+        };
+        let more = !octets.is_empty();
+        stream.send(&Reply::Octets { octets, more }).await?;
+        if !more {
+            return Ok(());
+        }
     }
 }
 
@@ -67,15 +123,14 @@ async fn preflight(stream: &Stream) -> Result<(), Broken> {
     }
 }
 
-/// From here on this node is the master, although its daemons have yet to notice.
-async fn promote(stream: &Stream, epoch: Epoch, closed_at: u64) -> Result<(), Broken> {
-    let (fence, agent) = (stream.shared().fence.clone(), stream.shared().agent.clone());
-    let promoted = work(stream, move || Ok(fence.promote(epoch, &agent))).await?;
-    match promoted {
-        Ok(Ok(())) => {
-            tracing::info!(%epoch, closed_at, from = %stream.shared().agent, "this node is the master now");
-            stream.send(&Reply::Done).await
-        }
+/// Changes what this node is; on disk before it is answered.
+async fn fenced(
+    stream: &Stream,
+    change: impl FnOnce(&Fence) -> Result<(), FenceError> + Send + 'static,
+) -> Result<(), Broken> {
+    let fence = stream.shared().fence.clone();
+    match work(stream, move || Ok(change(&fence))).await? {
+        Ok(Ok(())) => stream.send(&Reply::Done).await,
         Ok(Err(error)) => {
             let (reason, detail) = (Reason::Refused.to_string(), Chain(&error).to_string());
             let failure = Failure { remedy: Remedy::Reconnect, reason, detail };

@@ -160,7 +160,7 @@ impl Daemon {
         tasks: &Tasks,
     ) -> anyhow::Result<Arc<Answers>> {
         let (config, stop) = (&self.config, tasks.stop());
-        let store = work.as_ref().map(|work| Arc::clone(&work.store));
+        let (ours, state_dir) = (work.clone(), config.node.state_dir.clone());
         let context = Context {
             node: config.node.name.clone(),
             work,
@@ -184,7 +184,17 @@ impl Daemon {
         }
         let (node, clock) = (config.node.name.clone(), SystemClock::shared());
         let (key, pins) = (self.key.public(), Arc::clone(&self.pins));
-        let answers = Arc::new(Answers { node, key, pins, fence, heard, listen, clock, store });
+        let answers = Arc::new(Answers {
+            node,
+            key,
+            pins,
+            fence,
+            heard,
+            listen,
+            clock,
+            work: ours,
+            state_dir,
+        });
         serve_admin(&config.node.run_dir, Arc::clone(&answers), tasks, stop.child_token())?;
         Ok(answers)
     }
@@ -278,7 +288,7 @@ fn serve_admin(
     let socket = admin::replica_socket(run_dir);
     let handler: admin::Handler = Arc::new(move |request: Request| {
         let answers = Arc::clone(&answers);
-        Box::pin(async move { answers.answer(&request) })
+        Box::pin(async move { answers.answer(&request).await })
     });
     admin::serve(&socket, handler, tasks, stop)
         .with_context(|| format!("serve the admin socket {}", socket.display()))

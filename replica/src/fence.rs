@@ -104,7 +104,12 @@ impl Fence {
 
     /// Makes this node the master of `epoch`, the one after the present one, if `from` is the
     /// master of that.
-    pub fn promote(&self, epoch: Epoch, from: &str) -> Result<(), FenceError> {
+    pub fn promote(
+        &self,
+        epoch: Epoch,
+        from: &str,
+        forced: Option<Epoch>,
+    ) -> Result<(), FenceError> {
         self.file.change(|node| {
             if node.role == Role::Master && node.epoch == epoch {
                 return Ok(()); // told twice
@@ -117,11 +122,49 @@ impl Fence {
                 return Err(FenceError::Rival { epoch, master });
             }
             node.role = Role::Master;
-            node.epoch = epoch;
+            (node.epoch, node.merged) = (epoch, epoch);
+            node.forced = forced.max(node.forced);
             node.master = Some(node.name.clone());
             Ok(())
         })?;
         self.note("promoted", epoch, from, &self.file.now().name);
+        Ok(())
+    }
+
+    /// Begins an epoch without the old master: from here on no agent of an older one is let in.
+    pub fn claim(&self) -> Result<Epoch, FenceError> {
+        let node = self.file.change::<FenceError>(|node| {
+            node.epoch = Epoch(node.epoch.0 + 1);
+            node.master = Some(node.name.clone());
+            Ok(())
+        })?;
+        Ok(node.epoch)
+    }
+
+    /// Makes this node the master of the epoch it has claimed.
+    pub fn rise(&self, epoch: Epoch, from: Option<&str>) -> Result<(), FenceError> {
+        self.file.change::<FenceError>(|node| {
+            if node.epoch != epoch {
+                return Err(FenceError::Fenced { known: node.epoch });
+            }
+            node.role = Role::Master;
+            node.merged = epoch;
+            node.forced = Some(epoch);
+            Ok(())
+        })?;
+        self.note("force", epoch, from.unwrap_or("?"), &self.file.now().name);
+        Ok(())
+    }
+
+    /// Notes that the master of `epoch`, `agent`, has all that this node had.
+    pub fn merged(&self, epoch: Epoch, agent: &str) -> Result<(), FenceError> {
+        self.file.change::<FenceError>(|node| {
+            if node.epoch != epoch || node.master.as_deref() != Some(agent) {
+                return Err(FenceError::Fenced { known: node.epoch });
+            }
+            node.merged = epoch;
+            Ok(())
+        })?;
         Ok(())
     }
 
@@ -176,10 +219,10 @@ mod tests {
         Node::new("mx2", Role::Replica).create(state.path()).unwrap();
         let fence = fence(state.path());
         fence.admit(Epoch(1), "mx1").unwrap();
-        assert!(matches!(fence.promote(Epoch(2), "mx9"), Err(FenceError::Rival { .. })));
-        assert!(matches!(fence.promote(Epoch(3), "mx1"), Err(FenceError::Fenced { .. })));
-        fence.promote(Epoch(2), "mx1").unwrap();
-        fence.promote(Epoch(2), "mx1").unwrap();
+        assert!(matches!(fence.promote(Epoch(2), "mx9", None), Err(FenceError::Rival { .. })));
+        assert!(matches!(fence.promote(Epoch(3), "mx1", None), Err(FenceError::Fenced { .. })));
+        fence.promote(Epoch(2), "mx1", None).unwrap();
+        fence.promote(Epoch(2), "mx1", None).unwrap();
         assert!(fence.is_master() && fence.epoch() == Epoch(2));
         assert!(matches!(fence.admit(Epoch(1), "mx1"), Err(FenceError::Fenced { .. })));
         assert!(matches!(fence.admit(Epoch(2), "mx1"), Err(FenceError::Rival { .. })));

@@ -37,6 +37,7 @@ pub(crate) async fn mark(work: &Work, file: &NodeFile, state_dir: &Path) -> anyh
             .take()
             .map(|old| mailtwin_host::node::Handover { unmarked: false, ..old });
         node.handover = open.filter(|open| open.untold);
+        node.merged = node.epoch;
         Ok(())
     })?;
     Ok(())

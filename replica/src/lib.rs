@@ -11,6 +11,7 @@ mod apply;
 pub mod commit;
 pub mod daemon;
 pub mod fence;
+mod force;
 mod handover;
 pub mod heard;
 mod intake;

@@ -240,7 +240,8 @@ fn greet(
             let work = context.work.clone().filter(|_| !context.fence.is_master());
             let work = work.ok_or_else(|| (Refusal::Role, "not ready yet".to_owned()))?;
             let (node, epoch) = (context.node.clone(), hello.epoch);
-            Ok((Greeting::Welcome { version, node, epoch, features: 0 }, work))
+            let merged = context.fence.node().merged;
+            Ok((Greeting::Welcome { version, node, epoch, features: 0, merged }, work))
         }
         Err(FenceError::Fenced { known }) => {
             let detail = format!(

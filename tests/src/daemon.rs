@@ -149,6 +149,11 @@ impl Node {
         self.start_agent(lab)
     }
 
+    /// kill -9 of both of its daemons.
+    pub fn kill_both(&mut self) -> anyhow::Result<()> {
+        [self.agent.take(), self.replica.take()].into_iter().flatten().try_for_each(Process::kill)
+    }
+
     /// SIGTERM to its agent.
     pub fn stop_agent(&mut self) -> anyhow::Result<()> {
         let agent = self.agent.take();

@@ -209,6 +209,91 @@ fn a_frozen_master_thaws_by_itself() -> anyhow::Result<()> {
     })
 }
 
+#[test]
+fn a_replica_takes_over_from_a_dead_master_and_nothing_of_that_is_lost() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut cluster = Cluster::start(lab, &["one", "two", "three"])?;
+        cluster.deliver(0, 0, 20)?;
+        cluster.nodes[0].replctl(lab, &["drain"])?.expect(0)?;
+        let alive = cluster.nodes[1].replctl(lab, &["failover", "force"])?.expect(4)?;
+        ensure!(alive.stdout.contains("is alive"), "{}", alive.stdout);
+
+        // From here on nothing of what happens on the master is replicated.
+        cluster.nodes[0].kill_both()?;
+        let mut imap = cluster.servers[0].imap("u1")?;
+        imap.select("INBOX")?;
+        imap.command("UID STORE 1 +FLAGS (\\Flagged $There)")?;
+        imap.command("UID STORE 2 +FLAGS (\\Deleted)")?;
+        imap.command("EXPUNGE")?;
+        imap.create("There")?;
+        imap.append("There", &corpus::short("t0")).finish()?;
+        imap.logout()?;
+        cluster.deliver(0, 20, 26)?;
+        // Somebody delivers past the gate: its UID means another message on each side.
+        cluster.gates[1].open_by_hand()?;
+        cluster.servers[1].deliver("u1", &corpus::short("c0"))?;
+        lab.wait("the message has a UID", || {
+            let imap = Account::read(&cluster.servers[1], "u1")?;
+            Ok(if imap.serials().contains_key("c0") { Ok(()) } else { Err("not yet".into()) })
+        })?;
+        cluster.servers[0].stop()?;
+
+        let forced = lab.wait("the dead master's sessions are gone", || {
+            // What was heard last may be some seconds old, and older than the drain.
+            let force = ["failover", "force", "--accept-loss", "all"];
+            let output = cluster.nodes[1].replctl(lab, &force)?;
+            Ok(if output.code == Some(0) { Ok(output) } else { Err(output.stdout) })
+        })?;
+        ensure!(forced.stdout.contains("is the master of epoch 2"), "{}", forced.stdout);
+        lab.wait("two is open", || {
+            Ok(if cluster.servers[1].is_open() { Ok(()) } else { Err("closed".into()) })
+        })?;
+        let mut imap = cluster.servers[1].imap("u1")?;
+        imap.select("INBOX")?;
+        imap.command("UID STORE 1 +FLAGS (\\Answered)")?;
+        imap.command("UID STORE 3 +FLAGS (\\Deleted)")?;
+        imap.command("EXPUNGE")?;
+        imap.logout()?;
+        cluster.deliver(1, 26, 32)?;
+
+        // The dead one comes back by itself, thinks that it is the master, and learns better.
+        cluster.servers[0].resume(lab)?;
+        cluster.nodes[0].start_both(lab)?;
+        cluster.wait_master(lab, 1)?;
+        let merged = |ledger: &serde_json::Value, kind: &str| {
+            let lines = ledger["ledger"].as_array().map_or(&[][..], |lines| &lines[..]);
+            let of_one = lines.iter().filter(|line| line["node"] == "one-node");
+            of_one.filter(|line| line["kind"] == kind).count()
+        };
+        let ledger = lab.wait("what the old master had is copied back", || {
+            let ledger = cluster.nodes[1].ask(lab, &["ledger"])?;
+            let done = merged(&ledger, "tail") + merged(&ledger, "clash") >= 7;
+            Ok(if done { Ok(ledger) } else { Err(ledger.to_string()) })
+        })?;
+        cluster.wait_all_equal(lab, 1)?;
+        let counts = ["tail", "clash", "moved", "copied", "expunged", "flags"]
+            .map(|kind| merged(&ledger, kind));
+        ensure!(counts == [6, 1, 1, 1, 1, 1], "exactly what was done: {counts:?}: {ledger}");
+
+        let there = cluster.serials(1)?;
+        let expected: BTreeSet<String> = (0..32)
+            // Expunged: the second message of u1 on the old master, the third on the new one.
+            .filter(|serial| ![2, 4].contains(serial))
+            .map(|serial| format!("m{serial}"))
+            .chain(["c0".to_owned(), "t0".to_owned()])
+            .collect();
+        ensure!(there == expected, "there: {there:?}");
+        let copy = Account::read(&cluster.servers[0], "u1")?;
+        let inbox = copy.mailboxes.get("INBOX").context("an INBOX")?;
+        let first = format!("{:?}", inbox.messages.get(&1).context("the first message")?);
+        for flag in ["Flagged", "Answered", "$There"] {
+            ensure!(first.to_lowercase().contains(&flag.to_lowercase()), "{flag}: {first}");
+        }
+        ensure!(copy.list.contains("There"), "the mailbox made on the old master is there");
+        Ok(())
+    })
+}
+
 /// Delivers until told to end, to whichever server takes it; returns what was accepted.
 fn deliver_all_the_while(
     lab: &Lab,

@@ -54,6 +54,7 @@ pub(super) fn start(
     let agent_parts = AgentParts {
         node: node.name.clone(),
         epoch: node.epoch,
+        forced: node.forced,
         state_dir: state_dir.clone(),
         store: Arc::clone(&store) as Arc<dyn MailStore>,
         workers: Workers::start("store", WORKERS)?,

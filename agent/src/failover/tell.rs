@@ -97,7 +97,8 @@ async fn attempt(
         Err(error) => return Err(Chain(&error).to_string()),
     };
     let gone = |_| "the connection broke".to_owned();
-    let request = Request::Promote { epoch: node.epoch, closed_at: handover.closed_at };
+    let request =
+        Request::Promote { epoch: node.epoch, closed_at: handover.closed_at, forced: node.forced };
     match connection.ask(&request).await.map_err(gone)?.reply().await.map_err(gone)? {
         Reply::Done => Ok(()),
         Reply::Failed(failure) => Err(failure.detail),

@@ -15,8 +15,9 @@ use mailtwin_host::{
     tasks::Tasks,
     tls::is_key_refusal,
 };
-use mailtwin_logic::wire::message::{
-    Abort, Beat, Control, Greeting, Hello, Reply, Request, decode, encode,
+use mailtwin_logic::{
+    ids::Epoch,
+    wire::message::{Abort, Beat, Control, Greeting, Hello, Reply, Request, decode, encode},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -81,6 +82,7 @@ pub(crate) struct Connection {
     streams: Streams,
     next: Arc<AtomicU32>,
     lost: CancellationToken,
+    merged: Epoch,
 }
 
 impl Connection {
@@ -103,24 +105,30 @@ impl Connection {
         let answer = answer.map_err(|_| GreetError::NoAnswer("no answer in time"))?;
         let frame = answer.map_err(broken)?;
         let frame = frame.ok_or(GreetError::NoAnswer("it closed the connection"))?;
-        match decode::<Greeting>(&frame.payload) {
-            Some(Greeting::Welcome { .. }) => {}
+        let merged = match decode::<Greeting>(&frame.payload) {
+            Some(Greeting::Welcome { merged, .. }) => merged,
             Some(Greeting::Refused { why, detail }) => {
                 return Err(GreetError::Refused { why, detail });
             }
             None => return Err(GreetError::NoAnswer("its answer is no greeting")),
-        }
+        };
         let (out, queue) = mpsc::channel(OUT_QUEUE);
         let connection = Self {
             out,
             streams: Streams::default(),
             next: Arc::new(AtomicU32::new(1)),
             lost: stop.child_token(),
+            merged,
         };
         let (streams, lost) = (Arc::clone(&connection.streams), connection.lost.clone());
         tasks.spawn("link reader", read(reader, streams, lost.clone()));
         tasks.spawn("link writer", write(writer, queue, beat, lost));
         Ok(connection)
+    }
+
+    /// The epoch whose master's mail and the replica's were last made one.
+    pub(crate) fn merged(&self) -> Epoch {
+        self.merged
     }
 
     /// Opens a stream with `request`.

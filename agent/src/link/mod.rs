@@ -5,7 +5,7 @@ mod dial;
 mod status;
 mod tls;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
 use mailtwin_logic::{
@@ -29,7 +29,7 @@ use crate::{
     metrics::LinkMetrics,
     passed::Passed,
     quarantine::{Aside, Quarantine},
-    visit::{Held, Trouble, VisitError, Visited, Visitor},
+    visit::{Held, Merging, Trouble, VisitError, Visited, Visitor},
 };
 use connection::{Connection, GreetError};
 
@@ -51,6 +51,8 @@ pub(crate) struct LinkParts {
     pub(crate) replica: String,
     pub(crate) node: String,
     pub(crate) epoch: Epoch,
+    pub(crate) forced: Option<Epoch>,
+    pub(crate) state_dir: PathBuf,
     pub(crate) dialer: Arc<dyn Dial>,
     pub(crate) store: Arc<dyn MailStore>,
     pub(crate) workers: Workers,
@@ -78,6 +80,11 @@ enum Event {
     Greeted {
         life: u64,
         result: Result<Connection, GreetError>,
+    },
+    /// What the replica had and the master lacked is copied back.
+    Merged {
+        life: u64,
+        result: Result<(), VisitError>,
     },
     /// A visit of everything, still under way, found these to differ.
     Found {
@@ -313,6 +320,7 @@ impl Driver {
         match event {
             Event::Dialed { life, .. }
             | Event::Greeted { life, .. }
+            | Event::Merged { life, .. }
             | Event::Found { life, .. }
             | Event::Visited { life, .. }
                 if life != self.life => {}
@@ -323,6 +331,14 @@ impl Driver {
             Event::Dialed { io: Err(error), .. } => self.lose(&Chain(&error).to_string()),
             Event::Greeted { result: Ok(connection), .. } => self.on_welcome(connection),
             Event::Greeted { result: Err(error), .. } => self.on_refused(&error),
+            Event::Merged { result: Ok(()), .. } => self.feed(Input::Welcome),
+            Event::Merged { result: Err(VisitError::Gone), .. } => {
+                self.lose("the connection broke")
+            }
+            Event::Merged {
+                result: Err(VisitError::Replica(trouble) | VisitError::Target(trouble)),
+                ..
+            } => self.lose(&trouble.detail),
             Event::Found { dirty, .. } => self.feed(Input::Found(dirty)),
             Event::Visited { target, result, .. } => self.on_visited(target, result),
         }
@@ -337,9 +353,42 @@ impl Driver {
             held: Arc::new(Held::default()),
             metrics: self.parts.metrics.clone(),
         };
-        self.parts.visitor.send_replace(Some(visitor));
+        let merged = connection.merged();
+        self.parts.visitor.send_replace(Some(visitor.clone()));
         self.connection = Some(connection);
-        self.feed(Input::Welcome);
+        if merged >= self.parts.epoch {
+            return self.feed(Input::Welcome);
+        }
+        self.feed(Input::Merging);
+        self.merge(visitor, merged);
+    }
+
+    /// The replica was not there when this epoch began. If that was forced, it may have mail that
+    /// nobody else has.
+    fn merge(&mut self, visitor: Visitor, merged: Epoch) {
+        let (life, events, stop) = (self.life, self.events.clone(), self.life_stop.clone());
+        let epoch = self.parts.epoch;
+        let merging = self.parts.forced.filter(|&forced| merged < forced).map(|forced| Merging {
+            state_dir: self.parts.state_dir.clone(),
+            epoch,
+            forced,
+            node: self.parts.replica.clone(),
+            clock: Arc::clone(&self.parts.clock),
+        });
+        self.parts.tasks.spawn("merge", async move {
+            let merge = async {
+                match merging {
+                    Some(merging) => visitor.merge(&merging).await,
+                    None => visitor.tell_merged(epoch).await,
+                }
+            };
+            let result = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                result = merge => result,
+            };
+            let _ = events.send(Event::Merged { life, result }).await;
+        });
     }
 
     fn on_refused(&mut self, error: &GreetError) {

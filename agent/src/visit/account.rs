@@ -51,7 +51,7 @@ impl Visitor {
         }))
     }
 
-    async fn their_account(
+    pub(super) async fn their_account(
         &self,
         account: &Account,
     ) -> Result<(AccountState, BTreeMap<MailboxName, String>), VisitError> {

@@ -116,7 +116,7 @@ impl Visitor {
         } else {
             self.work(move |store| store.delta(&whose, id, ModSeq(0))).await?.records
         };
-        let (state, theirs) = self.their_records(account, delta).await?;
+        let (state, theirs) = self.their_records(account, delta.state.id).await?;
         if state.as_ref().is_some_and(|state| state.name != delta.state.name) {
             return Ok(Compared::Elsewhere);
         }
@@ -125,12 +125,12 @@ impl Visitor {
         Ok(Compared::Plan(plan, held))
     }
 
-    async fn their_records(
+    pub(super) async fn their_records(
         &self,
         account: &Account,
-        delta: &Delta,
+        mailbox: MailboxId,
     ) -> Result<(Option<MailboxState>, Vec<Record>), VisitError> {
-        let request = Request::Records { account: account.clone(), mailbox: delta.state.id };
+        let request = Request::Records { account: account.clone(), mailbox };
         let mut stream = self.connection.ask(&request).await?;
         let mut all = Vec::new();
         loop {

@@ -9,6 +9,7 @@ mod bodies;
 mod everything;
 mod held;
 mod mailbox;
+mod merge;
 mod prove;
 
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::{
 };
 
 pub(crate) use held::Held;
+pub(crate) use merge::Merging;
 pub(crate) use prove::Proved;
 
 /// What a visit works with. Cheap to clone.
@@ -136,6 +138,7 @@ fn refused(reply: Reply) -> VisitError {
         | Reply::Need(_)
         | Reply::Applied(_)
         | Reply::Ready { .. }
+        | Reply::Octets { .. }
         | Reply::Stale(_) => VisitError::Replica(Trouble {
             reason: Reason::Refused.to_string(),
             detail: "replica: answered something else than was asked".into(),

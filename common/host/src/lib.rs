@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod base;
 pub mod config;
 pub mod gate;
 pub mod history;

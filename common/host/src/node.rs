@@ -29,6 +29,11 @@ pub struct Node {
     pub master: Option<String>,
     /// A hand-over by this node that is not finished.
     pub handover: Option<Handover>,
+    /// The epoch whose master's mail and this node's were last made one. While the last forced epoch
+    /// is newer, this node may have mail that nobody else has.
+    pub merged: Epoch,
+    /// The last epoch that began without the consent of the master before it.
+    pub forced: Option<Epoch>,
 }
 
 /// A master that has given up its role for another node's sake. It is recorded before the other
@@ -133,6 +138,10 @@ struct File {
     master: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     handover: Option<Handover>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    merged: Option<Epoch>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    forced: Option<Epoch>,
 }
 
 #[derive(Deserialize)]
@@ -144,7 +153,8 @@ impl Node {
     /// A node as it begins, in the first epoch.
     pub fn new(name: &str, role: Role) -> Self {
         let master = (role == Role::Master).then(|| name.to_owned());
-        Self { name: name.to_owned(), role, epoch: Epoch(1), master, handover: None }
+        let (epoch, merged) = (Epoch(1), Epoch(1));
+        Self { name: name.to_owned(), role, epoch, master, handover: None, merged, forced: None }
     }
 
     /// Writes the file for the first time; refuses if there is one.
@@ -172,8 +182,9 @@ impl Node {
             return Err(NodeError::Version { path, found: format_version });
         }
         let file: File = serde_json::from_slice(&octets).map_err(damaged)?;
-        let File { name, role, epoch, master, handover, .. } = file;
-        Ok(Self { name, role, epoch, master, handover })
+        let File { name, role, epoch, master, handover, merged, forced, .. } = file;
+        let merged = merged.unwrap_or(epoch);
+        Ok(Self { name, role, epoch, master, handover, merged, forced })
     }
 
     /// As [`Node::load`], and refuses a state directory that was made for another node.
@@ -189,9 +200,9 @@ impl Node {
     /// Replaces the file under `state_dir`; durable on return.
     pub fn save(&self, state_dir: &Path) -> Result<(), NodeError> {
         let path = path_in(state_dir);
-        let Self { name, role, epoch, master, handover } = self.clone();
-        let format_version = FORMAT_VERSION;
-        let file = File { format_version, name, role, epoch, master, handover };
+        let Self { name, role, epoch, master, handover, merged, forced } = self.clone();
+        let (format_version, merged) = (FORMAT_VERSION, Some(merged));
+        let file = File { format_version, name, role, epoch, master, handover, merged, forced };
         let mut octets = serde_json::to_vec_pretty(&file)
             .map_err(|source| NodeError::Damaged { path: path.clone(), source })?;
         octets.push(b'\n');
@@ -208,7 +219,7 @@ mod tests {
     use super::*;
 
     fn node() -> Node {
-        Node { epoch: Epoch(7), ..Node::new("mx1", Role::Master) }
+        Node { epoch: Epoch(7), merged: Epoch(7), ..Node::new("mx1", Role::Master) }
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub fn blockers(name: &str, facts: &Facts) -> Vec<String> {
     }
     match (facts.phase, &facts.last_error) {
         (Phase::InSync | Phase::Degraded | Phase::Replaying, _) => {}
+        (Phase::Merging, _) => {
+            all.push(format!("what only {name} has is still being copied back: wait for that"));
+        }
         (Phase::Paused, _) => {
             all.push(format!("{name} is paused: `replctl replica resume {name}`"));
         }

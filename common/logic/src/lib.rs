@@ -36,4 +36,5 @@ pub mod limits;
 pub mod link;
 pub mod mailbox;
 pub mod plan;
+pub mod reconcile;
 pub mod wire;

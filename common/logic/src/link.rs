@@ -41,7 +41,9 @@ pub enum Input {
     Entries(Vec<Entry>, LogSeq),
     /// The connection stands.
     Connected,
-    /// The replica greeted.
+    /// The replica greeted, and has mail that the master may lack: that comes first.
+    Merging,
+    /// The replica greeted, and has nothing that the master lacks.
     Welcome,
     /// The replica knows a higher epoch.
     Fenced(Epoch),
@@ -90,12 +92,22 @@ pub enum Action {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Idle { retry_at: Duration },
-    Dialing { deadline: Duration },
-    Greeting { deadline: Duration },
+    Idle {
+        retry_at: Duration,
+    },
+    Dialing {
+        deadline: Duration,
+    },
+    Greeting {
+        deadline: Duration,
+    },
+    /// What the replica has and the master lacks is copied back. As long as that takes.
+    Merging,
     Live,
     Paused,
-    Fenced { by: Epoch },
+    Fenced {
+        by: Epoch,
+    },
 }
 
 /// For status and metrics.
@@ -105,6 +117,8 @@ pub enum Phase {
     Waiting,
     /// Dialing or greeting.
     Connecting,
+    /// Copying back what the replica has and the master lacks, after a failover.
+    Merging,
     /// Connected and catching up.
     Replaying,
     /// Connected, nothing left to do.
@@ -172,7 +186,7 @@ impl Link {
             State::Idle { retry_at } => Some(retry_at),
             State::Dialing { deadline } | State::Greeting { deadline } => Some(deadline),
             State::Live => self.aside.values().map(|retry| retry.due).min(),
-            State::Paused | State::Fenced { .. } => None,
+            State::Merging | State::Paused | State::Fenced { .. } => None,
         }
     }
 
@@ -185,6 +199,11 @@ impl Link {
                 if matches!(self.state, State::Dialing { .. }) {
                     self.state = State::Greeting { deadline: now + ANSWER_WITHIN };
                     out.push(Action::Greet);
+                }
+            }
+            Input::Merging => {
+                if matches!(self.state, State::Greeting { .. }) {
+                    self.state = State::Merging;
                 }
             }
             Input::Welcome => self.on_welcome(),
@@ -218,6 +237,7 @@ impl Link {
         match self.state {
             State::Idle { .. } => Phase::Waiting,
             State::Dialing { .. } | State::Greeting { .. } => Phase::Connecting,
+            State::Merging => Phase::Merging,
             State::Live if !idle || self.taken < self.tail => Phase::Replaying,
             State::Live if !self.aside.is_empty() => Phase::Degraded,
             State::Live => Phase::InSync,
@@ -256,7 +276,7 @@ impl Link {
     }
 
     fn on_welcome(&mut self) {
-        if matches!(self.state, State::Greeting { .. }) {
+        if matches!(self.state, State::Greeting { .. } | State::Merging) {
             self.state = State::Live;
             // What the replica holds may be less than our cursor says, for instance after a
             // restore: look at everything once. Equal accounts cost one digest each.
@@ -330,6 +350,7 @@ impl Link {
             State::Idle { .. }
             | State::Dialing { .. }
             | State::Greeting { .. }
+            | State::Merging
             | State::Paused
             | State::Fenced { .. } => {}
         }

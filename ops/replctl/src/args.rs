@@ -48,6 +48,8 @@ pub(crate) enum Verb {
     /// Move the master's role to another node.
     #[command(subcommand)]
     Failover(Failover),
+    /// What became of the mail that only a returning node had.
+    Ledger,
     /// Close the gate for a while: no client gets in, no mail is delivered.
     Freeze(Freeze),
     /// Reopen the gate after `freeze`.
@@ -213,6 +215,8 @@ pub(crate) enum Failover {
     /// Hand this master's role to a replica that has everything: close the gate, drain, prove both
     /// sides equal, promote. When anything fails before that, this node stays the master.
     Switch(Switch),
+    /// Make this replica the master, because the old one is dead: on the node to be promoted.
+    Force(Force),
     /// Follow the operation that runs, or show how the last one ended.
     Status,
     /// Past changes of this node's role.
@@ -249,4 +253,14 @@ pub(crate) struct Freeze {
     /// Reopen the gate by itself after this time.
     #[arg(long, value_name = "DURATION", default_value = "10m")]
     pub(crate) expire: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Force {
+    /// Entries of the old master's log that may be missing here, or `all`.
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(crate) accept_loss: String,
+    /// Only say what is at risk.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }

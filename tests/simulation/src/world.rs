@@ -170,6 +170,7 @@ impl World {
         let kept = *log.tail().borrow();
         assert!(promised.is_none_or(|seq| seq <= kept), "I8: the log lost entries it had promised");
         let parts = AgentParts {
+            forced: None,
             node: "mx1".into(),
             epoch: self.epoch,
             state_dir,

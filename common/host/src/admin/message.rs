@@ -74,6 +74,16 @@ pub enum Request {
         /// Only say what stands against it.
         dry_run: bool,
     },
+    /// Make this replica the master, without the old one. Answered by [`Response::Operation`] at
+    /// its end.
+    Force {
+        /// Entries of the old master's log that may be missing here; absent: any number.
+        accept_loss: Option<u64>,
+        /// Only say what is at risk.
+        dry_run: bool,
+    },
+    /// What became of the mail that a returning node had and the master lacked.
+    Ledger,
     /// Close the gate, to reopen it after a time. Answered by [`Response::Operation`].
     Freeze {
         /// How long sessions may take to finish, in milliseconds.
@@ -119,6 +129,8 @@ pub enum Response {
     Operation(OperationStatus),
     /// Past changes of roles.
     History(Vec<HistoryEntry>),
+    /// What was merged, oldest first.
+    Ledger(Vec<LedgerEntry>),
     /// It is done.
     Done,
     /// It is not done.
@@ -179,7 +191,7 @@ pub struct LogStatus {
 pub struct ReplicaStatus {
     /// Node name.
     pub name: String,
-    /// `in-sync`, `degraded`, `replaying`, `connecting`, `waiting`, `paused` or `fenced`.
+    /// `in-sync`, `degraded`, `replaying`, `merging`, `connecting`, `waiting`, `paused` or `fenced`.
     pub state: String,
     /// Everything up to here is there.
     pub cursor: u64,
@@ -335,6 +347,32 @@ pub struct HistoryEntry {
     pub to: Option<String>,
     /// For how long this node's gate was closed, in milliseconds, if that is known.
     pub gate_closed_ms: Option<u64>,
+    /// For humans.
+    pub detail: String,
+}
+
+/// One line of `ledger.jsonl`: a decision about one message or mailbox of a node that came back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerEntry {
+    /// When, in milliseconds since 1970.
+    pub at: u64,
+    /// In which epoch.
+    pub epoch: u64,
+    /// The node that came back.
+    pub node: String,
+    /// Whose.
+    pub account: String,
+    /// Where it stood on that node.
+    pub mailbox: String,
+    /// `tail` (accepted by the old master and never replicated), `clash`, `changed`, `moved`,
+    /// `expunged`, `flags`, `renamed`, `deleted`, `copied`, or `failed`.
+    pub kind: String,
+    /// Its UID on that node; absent for a mailbox.
+    pub uid: Option<u32>,
+    /// Its UID on the master now, if it has one.
+    pub new_uid: Option<u32>,
+    /// SHA-1 of its octets.
+    pub guid: Option<String>,
     /// For humans.
     pub detail: String,
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     digest::Digest,
-    ids::{Account, Epoch, LogId, LogSeq, MailboxId},
+    ids::{Account, Epoch, LogId, LogSeq, MailboxId, Uid},
     mailbox::{FileKey, FileState, Head, Keyword, MailboxName, MailboxState, Record},
     plan::{Change, Mode, Step},
 };
@@ -54,6 +54,8 @@ pub enum Greeting {
         epoch: Epoch,
         /// Optional abilities both may use.
         features: u64,
+        /// The epoch whose master's mail and the replica's were last made one.
+        merged: Epoch,
     },
     /// No; the connection ends.
     Refused {
@@ -137,6 +139,30 @@ pub enum Request {
         epoch: Epoch,
         /// When the old master closed its gate, in milliseconds since 1970.
         closed_at: u64,
+        /// The last epoch that was forced, as far as the old master knows.
+        forced: Option<Epoch>,
+    },
+    /// A message's octets. Answered by [`Reply::Octets`], in parts.
+    Fetch {
+        /// Whose.
+        account: Account,
+        /// Where.
+        mailbox: MailboxId,
+        /// Which.
+        uid: Uid,
+    },
+    /// The master has all that these mailboxes held below these UIDs: from now on it may be
+    /// replaced by what the master has. Answered by [`Reply::Done`].
+    Adopt {
+        /// Whose.
+        account: Account,
+        /// Mailboxes and the UIDNEXT that was seen of each.
+        marks: Vec<(MailboxId, Uid)>,
+    },
+    /// The master has all this node had when `epoch` began. Answered by [`Reply::Done`].
+    Merged {
+        /// The agent's own epoch.
+        epoch: Epoch,
     },
 }
 
@@ -213,6 +239,13 @@ pub enum Reply {
         clock: u64,
         /// What stands against it, for humans; at most `limits::BLOCKERS_MAX`.
         blockers: Vec<String>,
+    },
+    /// Answers [`Request::Fetch`].
+    Octets {
+        /// The next ones, at most `limits::OCTETS_PER_REPLY`.
+        octets: Vec<u8>,
+        /// Whether another part follows.
+        more: bool,
     },
 }
 

@@ -36,6 +36,11 @@ impl Daemons {
         checked(self.agent.call(request).await?)
     }
 
+    /// Asks the replica daemon; every failure is an error.
+    pub(super) async fn ask_replica(&self, request: &Request) -> anyhow::Result<Response> {
+        checked(self.replica.call(request).await?)
+    }
+
     /// Asks whichever daemon runs, the agent first: for what both can answer.
     pub(super) async fn ask_any(&self, request: &Request) -> anyhow::Result<Response> {
         match self.agent.call(request).await {

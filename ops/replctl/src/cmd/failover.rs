@@ -36,6 +36,7 @@ pub(super) async fn run(
             no_gate: args.no_gate,
             dry_run: args.dry_run,
         },
+        args::Failover::Force(args) => return force(args, daemons, output).await,
         args::Failover::Status => Request::Operation,
         args::Failover::History => return history(daemons, output).await,
     };
@@ -45,6 +46,51 @@ pub(super) async fn run(
         return Ok(0);
     }
     follow(begun.id, daemons, output).await
+}
+
+/// `replctl failover force`.
+async fn force(args: &args::Force, daemons: &Daemons, output: &Output) -> anyhow::Result<u8> {
+    let accept_loss = match args.accept_loss.as_str() {
+        "all" => None,
+        number => {
+            let usage = || format!("--accept-loss {number}: say a number, or all");
+            Some(number.parse().with_context(usage)?)
+        }
+    };
+    let request = Request::Force { accept_loss, dry_run: args.dry_run };
+    match daemons.ask_replica(&request).await? {
+        Response::Operation(ended) => show(&ended, output),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `replctl ledger`.
+pub(super) async fn ledger(daemons: &Daemons, output: &Output) -> anyhow::Result<u8> {
+    let entries = match daemons.ask(&Request::Ledger).await? {
+        Response::Ledger(entries) => entries,
+        other => return Err(unexpected(&other)),
+    };
+    if output.is_json() {
+        Output::json(&json!({ "ledger": entries }))?;
+        return Ok(0);
+    }
+    let number = |uid: Option<u32>| uid.map_or_else(String::new, |uid| uid.to_string());
+    let rows: Vec<_> = entries
+        .iter()
+        .map(|entry| {
+            [
+                when(entry.at),
+                entry.node.clone(),
+                format!("{}/{}", entry.account, entry.mailbox),
+                entry.kind.clone(),
+                number(entry.uid),
+                number(entry.new_uid),
+                entry.detail.clone(),
+            ]
+        })
+        .collect();
+    Output::table(["when", "node", "mailbox", "kind", "uid", "new uid", "detail"], &rows)?;
+    Ok(0)
 }
 
 /// `replctl freeze`: ends when the gate is closed.

@@ -117,7 +117,11 @@ async fn once(
             Phase::Waiting if link.last_error.is_some() => {
                 bail!("{}", link.last_error.unwrap_or_default());
             }
-            Phase::Waiting | Phase::Connecting | Phase::Replaying | Phase::Paused => {}
+            Phase::Waiting
+            | Phase::Connecting
+            | Phase::Merging
+            | Phase::Replaying
+            | Phase::Paused => {}
         }
         tokio::select! {
             () = stop.cancelled() => bail!("interrupted; run the same command again to go on"),

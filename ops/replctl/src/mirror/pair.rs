@@ -93,6 +93,7 @@ impl Pair {
         let metrics = Metrics::register(&prometheus::Registry::new())?;
         let parts = AgentParts {
             node: "source".into(),
+            forced: None,
             epoch: Epoch(1),
             state_dir: places.state.clone(),
             store: Arc::clone(&source) as Arc<dyn MailStore>,

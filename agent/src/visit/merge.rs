@@ -1,0 +1,200 @@
+//! Copies back what a node that was away has and the master lacks, account by account, after a failover
+//! that nobody prepared. The decisions are `reconcile`'s; only when all of them are durable may the
+//! other node's mail be replaced by the master's.
+
+mod carry;
+mod journal;
+
+use std::{path::PathBuf, sync::Arc};
+
+use mailtwin_host::{base::Base, clock::Clock};
+use mailtwin_logic::{
+    chain::Chain,
+    ids::{Account, Epoch, MailboxId, ModSeq},
+    mailbox::{AccountState, MailboxState, Record},
+    plan::Step,
+    reconcile::{self, BaseMailbox, Fate},
+    wire::message::{Reply, Request},
+};
+use mailtwin_store::{Reason, StoreError};
+
+use super::{Trouble, VisitError, Visitor, refused};
+use journal::Journal;
+
+/// How often a mailbox that changes meanwhile is decided anew.
+const TRIES: usize = 6;
+
+/// What merging works with.
+#[derive(Clone)]
+pub(crate) struct Merging {
+    /// The master's state directory.
+    pub(crate) state_dir: PathBuf,
+    /// The epoch this node is the master of.
+    pub(crate) epoch: Epoch,
+    /// The last epoch that was forced.
+    pub(crate) forced: Epoch,
+    /// The node that comes back.
+    pub(crate) node: String,
+    /// Time.
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// One mailbox on both sides.
+pub(super) struct Sides {
+    pub(super) ours: MailboxState,
+    pub(super) our_records: Vec<Record>,
+    pub(super) their_records: Vec<Record>,
+}
+
+impl Visitor {
+    /// Merges every account of the replica, then tells it that this is done.
+    pub(crate) async fn merge(&self, merging: &Merging) -> Result<(), VisitError> {
+        let base = Base::of(&merging.state_dir, merging.forced);
+        let whole = base.is_whole().then_some(&base);
+        if whole.is_none() {
+            tracing::warn!(node = %merging.node, "there is no base: everything that is only there is copied, and nothing deleted");
+        }
+        let accounts = self.their_accounts().await?;
+        tracing::info!(node = %merging.node, accounts = accounts.len(), "copying back what only it has");
+        let (mut failed, mut totals) = (None, journal::Totals::default());
+        for account in accounts.into_keys() {
+            let mut journal = Journal::new(merging, &account);
+            match self.merge_account(&account, whole, &mut journal).await {
+                Ok(()) => totals.add(&journal),
+                Err(VisitError::Target(trouble)) => {
+                    tracing::error!(%account, reason = trouble.reason, detail = trouble.detail, "cannot be merged yet");
+                    failed.get_or_insert(format!("{account}: {}", trouble.detail));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(detail) = failed {
+            let detail = format!("what only it has could not be copied back: {detail}");
+            return Err(VisitError::Replica(Trouble { reason: Reason::Io.to_string(), detail }));
+        }
+        self.tell_merged(merging.epoch).await?;
+        tracing::info!(node = %merging.node, %totals, "all that only it had is here now");
+        Ok(())
+    }
+
+    /// Tells the replica that the master has all it had.
+    pub(crate) async fn tell_merged(&self, epoch: Epoch) -> Result<(), VisitError> {
+        self.done(&Request::Merged { epoch }).await
+    }
+
+    async fn done(&self, request: &Request) -> Result<(), VisitError> {
+        match self.connection.ask(request).await?.reply().await? {
+            Reply::Done => Ok(()),
+            other => Err(refused(other)),
+        }
+    }
+
+    async fn merge_account(
+        &self,
+        account: &Account,
+        base: Option<&Base>,
+        journal: &mut Journal,
+    ) -> Result<(), VisitError> {
+        let based = match base.map(|base| base.load(account)).transpose() {
+            Ok(based) => based,
+            Err(error) => return Err(local(&Chain(&error))),
+        };
+        let (theirs, unread) = self.their_account(account).await?;
+        if let Some((name, why)) = unread.first_key_value() {
+            return Err(local(&format!("{name} cannot be read there: {why}")));
+        }
+        let ours = self.our_account(account).await?;
+        for fate in reconcile::account(based.as_deref(), &ours, &theirs) {
+            let base = based.as_deref().unwrap_or_default();
+            self.carry_fate(account, base, &theirs, fate, journal).await?;
+        }
+        let marks = theirs.mailboxes.iter().map(|mailbox| (mailbox.id, mailbox.head.uid_next));
+        self.done(&Request::Adopt { account: account.clone(), marks: marks.collect() }).await
+    }
+
+    async fn our_account(&self, account: &Account) -> Result<AccountState, VisitError> {
+        let name = account.clone();
+        let listing = self.work(move |store| store.account(&name)).await?.unwrap_or_default();
+        match listing.unread.first() {
+            Some((name, _, why)) => Err(local(&format!("{name} cannot be read here: {why}"))),
+            None => Ok(listing.state),
+        }
+    }
+
+    async fn carry_fate(
+        &self,
+        account: &Account,
+        base: &[BaseMailbox],
+        theirs: &AccountState,
+        fate: Fate,
+        journal: &mut Journal,
+    ) -> Result<(), VisitError> {
+        let based = |id: MailboxId| {
+            let found = base.iter().find(|mailbox| mailbox.state.id == id);
+            found.map_or(&[][..], |mailbox| &mailbox.records[..])
+        };
+        let their = |id: MailboxId| theirs.mailboxes.iter().find(|mailbox| mailbox.id == id);
+        match fate {
+            Fate::Rename { id, from, to } => {
+                journal.mailbox("renamed", &from, &format!("to {to}, as on {}", journal.node()));
+                self.restructure_here(account, Step::Rename { id, from, to }).await?;
+            }
+            Fate::Delete { id, name } => {
+                journal.mailbox("deleted", &name, "as there; it is in the graveyard");
+                self.restructure_here(account, Step::Delete { id, name }).await?;
+            }
+            Fate::Merge { id } => {
+                if let Some(their) = their(id) {
+                    self.merge_mailbox(account, based(id), their, journal).await?;
+                }
+            }
+            Fate::Copy { id } => {
+                if let Some(their) = their(id) {
+                    self.copy_mailbox(account, their, journal).await?;
+                }
+            }
+            Fate::Pour { id, name } => {
+                if let Some(their) = their(id) {
+                    self.pour_mailbox(account, based(id), their, &name, journal).await?;
+                }
+            }
+        }
+        journal.write().map_err(|error| local(&Chain(&error)))
+    }
+
+    async fn restructure_here(&self, account: &Account, step: Step) -> Result<(), VisitError> {
+        let name = account.clone();
+        self.work(move |store| store.restructure(&name, &[step])).await
+    }
+
+    /// Both sides of a mailbox, ours by `ours`.
+    async fn sides(
+        &self,
+        account: &Account,
+        ours: MailboxId,
+        their: &MailboxState,
+    ) -> Result<Sides, VisitError> {
+        let name = account.clone();
+        let delta = self.work(move |store| store.delta(&name, ours, ModSeq(0))).await?;
+        let their_records = self.records_of(account, their.id).await?;
+        Ok(Sides { ours: delta.state, our_records: delta.records, their_records })
+    }
+
+    async fn records_of(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+    ) -> Result<Vec<Record>, VisitError> {
+        Ok(self.their_records(account, mailbox).await?.1)
+    }
+}
+
+/// Trouble with one account.
+fn local(detail: &dyn std::fmt::Display) -> VisitError {
+    VisitError::Target(Trouble { reason: Reason::Conflict.to_string(), detail: detail.to_string() })
+}
+
+/// Whether it is worth deciding anew.
+pub(super) fn is_stale(error: &StoreError) -> bool {
+    matches!(error, StoreError::Stale(_) | StoreError::UidTaken(_) | StoreError::NotFound { .. })
+}

@@ -1,0 +1,158 @@
+//! The tables of docs/failover.md.
+
+use alloc::{vec, vec::Vec};
+
+use crate::{
+    ids::{ModSeq, UidValidity},
+    mailbox::Head,
+};
+
+use super::*;
+
+fn record(uid: u32, guid: u8, flags: u8, words: &[&str]) -> Record {
+    Record {
+        uid: Uid(uid),
+        guid: Guid([guid; 20]),
+        octets: 3,
+        internal_date: 9,
+        flags: Flags(flags),
+        keywords: words.iter().collect(),
+        modseq: ModSeq(1),
+        replicated: false,
+        hint: [].into(),
+    }
+}
+
+fn based(uid: u32, guid: u8, flags: u8, words: &[&str]) -> BaseRecord {
+    let Record { uid, guid, flags, keywords, .. } = record(uid, guid, flags, words);
+    BaseRecord { uid, guid, flags, keywords }
+}
+
+fn take(uid: u32, why: Why) -> Decision {
+    Decision::Take { uid: Uid(uid), why }
+}
+
+#[test]
+fn every_combination_of_one_uid() {
+    let (a, b) = (record(7, 1, 0, &[]), record(7, 2, 0, &[]));
+    let flagged = record(7, 1, 2, &[]);
+    let base = based(7, 1, 0, &[]);
+    let update = Decision::Update { uid: Uid(7), flags: Flags(2), keywords: Keywords::default() };
+    let table: Vec<(&str, Option<&BaseRecord>, Option<&Record>, Option<&Record>, Vec<Decision>)> = vec![
+        ("only there, new", None, None, Some(&a), vec![take(7, Why::Tail)]),
+        ("only here, new", None, Some(&a), None, vec![]),
+        ("equal", Some(&base), Some(&a), Some(&a), vec![]),
+        ("the same on both, new", None, Some(&a), Some(&a), vec![]),
+        ("expunged there", Some(&base), Some(&a), None, vec![Decision::Expunge { uid: Uid(7) }]),
+        ("expunged there, flagged here", Some(&base), Some(&flagged), None, vec![]),
+        ("expunged here", Some(&base), None, Some(&a), vec![]),
+        (
+            "expunged here, flagged there",
+            Some(&base),
+            None,
+            Some(&flagged),
+            vec![take(7, Why::Changed)],
+        ),
+        ("expunged on both", Some(&base), None, None, vec![]),
+        ("flagged there", Some(&base), Some(&a), Some(&flagged), vec![update]),
+        ("flagged here", Some(&base), Some(&flagged), Some(&a), vec![]),
+        (
+            "another message on each side",
+            None,
+            Some(&a),
+            Some(&b),
+            vec![take(7, Why::Clash), Decision::Move { uid: Uid(7), copy: true }],
+        ),
+    ];
+    for (what, base, ours, theirs, expected) in table {
+        let base: Vec<BaseRecord> = base.into_iter().cloned().collect();
+        let ours: Vec<Record> = ours.into_iter().cloned().collect();
+        let theirs: Vec<Record> = theirs.into_iter().cloned().collect();
+        assert_eq!(mailbox(&base, &ours, &theirs), expected, "{what}");
+    }
+}
+
+#[test]
+fn flags_and_keywords_merge_one_by_one() {
+    // Seen (8) taken away here, flagged (2) set there, draft (16) on all; words likewise.
+    let base = based(1, 1, 8 | 16, &["gone", "stays"]);
+    let ours = record(1, 1, 16, &["stays", "here"]);
+    let theirs = record(1, 1, 2 | 8 | 16, &["gone", "stays", "there"]);
+    let (flags, keywords) = merge(Some(&base), &ours, &theirs);
+    assert_eq!(flags, Flags(2 | 16));
+    assert_eq!(keywords, ["here", "stays", "there"].iter().collect());
+    assert_eq!(merge(None, &ours, &theirs).0, Flags(2 | 8 | 16));
+}
+
+#[test]
+fn what_was_done_before_a_crash_is_not_done_again() {
+    let theirs = [record(7, 2, 0, &[]), record(8, 3, 0, &[]), record(9, 3, 0, &[])];
+    // Of the clash at 7 both have been added above, and one of two equal messages.
+    let ours =
+        [record(7, 1, 0, &[]), record(50, 2, 0, &[]), record(51, 1, 0, &[]), record(52, 3, 0, &[])];
+    let decided = mailbox(&[], &ours, &theirs);
+    assert_eq!(decided, [Decision::Move { uid: Uid(7), copy: false }, take(9, Why::Tail)]);
+}
+
+fn state(id: u8, name: &str, messages: u32) -> MailboxState {
+    let head = Head { uid_validity: UidValidity(1), messages, ..Head::default() };
+    MailboxState {
+        id: MailboxId([id; 16]),
+        name: MailboxName::new(name.as_bytes()).unwrap(),
+        head,
+        highest_modseq: ModSeq(1),
+        foreign: 0,
+    }
+}
+
+#[test]
+fn mailboxes_made_renamed_and_deleted_on_either_side() {
+    let id = |id: u8| MailboxId([id; 16]);
+    let name = |text: &str| MailboxName::new(text.as_bytes()).unwrap();
+    let base: Vec<BaseMailbox> = [(1, "Same"), (2, "Old"), (3, "Gone"), (4, "Busy"), (5, "Shut")]
+        .map(|(id, name)| BaseMailbox { state: state(id, name, 3), records: vec![] })
+        .into();
+    let ours = AccountState {
+        mailboxes: vec![
+            state(1, "Same", 4),
+            state(2, "Old", 3),
+            state(3, "Gone", 3),
+            state(4, "Busy", 9),
+            state(6, "Both", 1),
+        ],
+        files: vec![],
+    };
+    let theirs = AccountState {
+        mailboxes: vec![
+            state(1, "Same", 3),
+            state(2, "New", 3),
+            state(5, "Shut", 5),
+            state(7, "Both", 1),
+            state(8, "Mine", 1),
+        ],
+        files: vec![],
+    };
+    let expected = [
+        Fate::Rename { id: id(2), from: name("Old"), to: name("New") },
+        Fate::Merge { id: id(1) },
+        Fate::Merge { id: id(2) },
+        Fate::Pour { id: id(5), name: name("Shut") },
+        Fate::Pour { id: id(7), name: name("Both") },
+        Fate::Copy { id: id(8) },
+        Fate::Delete { id: id(3), name: name("Gone") },
+    ];
+    assert_eq!(account(Some(&base), &ours, &theirs), expected);
+    let without = account(None, &ours, &theirs);
+    let harms = |fate: &Fate| matches!(fate, Fate::Rename { .. } | Fate::Delete { .. });
+    assert!(!without.iter().any(harms), "{without:?}");
+}
+
+#[test]
+fn a_mailbox_without_a_place_keeps_what_nobody_else_has() {
+    let base = [based(1, 1, 0, &[]), based(2, 2, 0, &[])];
+    let theirs =
+        [record(1, 1, 0, &[]), record(2, 2, 2, &[]), record(3, 3, 0, &[]), record(4, 4, 0, &[])];
+    let held = [record(90, 3, 0, &[])];
+    let poured = [(Uid(2), Why::Changed), (Uid(4), Why::Tail)];
+    assert_eq!(pour(&base, &held, &theirs), poured);
+}
