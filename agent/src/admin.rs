@@ -1,5 +1,8 @@
 //! Answers `replctl` for the agent.
 
+mod brake;
+mod quarantine;
+
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -80,10 +83,16 @@ impl Answers {
                 self.thaw.lock().expect("no panic while it is held").cancel();
                 Response::Operation(self.failover.operations.status())
             }
+            Request::Graveyard { .. } => answer::failed(
+                FailureCode::Refused,
+                format!("{}: that is the replica daemon to ask", self.node.name),
+            ),
             Request::Sync { .. }
             | Request::LogTail { .. }
             | Request::LogStat
             | Request::LogAppend { .. }
+            | Request::Quarantine { .. }
+            | Request::Brake { .. }
             | Request::ReplicaPause { .. }
             | Request::Switch { .. }
             | Request::Freeze { .. } => match &self.working {
@@ -224,7 +233,22 @@ impl Working {
                     answer::failed(FailureCode::Usage, format!("no replica is called {name:?}"))
                 }
             },
+            Request::Quarantine { what, replica, targets, dry_run } => {
+                let wanted = quarantine::Wanted::parse(replica, &targets);
+                match wanted.and_then(|wanted| wanted.check(&self.agent)) {
+                    Ok(wanted) => quarantine::answer(&self.agent, what, &wanted, dry_run).await,
+                    Err(message) => answer::failed(FailureCode::Usage, message),
+                }
+            }
+            Request::Brake { release, replica, accounts, dry_run } => {
+                let wanted = quarantine::Wanted::parse(replica, &accounts);
+                match wanted.and_then(|wanted| wanted.check(&self.agent)) {
+                    Ok(wanted) => brake::answer(&self.agent, &wanted, release, dry_run).await,
+                    Err(message) => answer::failed(FailureCode::Usage, message),
+                }
+            }
             Request::Status
+            | Request::Graveyard { .. }
             | Request::KeysShow
             | Request::KeysPin { .. }
             | Request::KeysUnpin { .. }
@@ -341,12 +365,13 @@ fn replica(link: &LinkStatus, messages: u64, claim: Claim, now: u64) -> ReplicaS
             .take(LISTED_MAX)
             .map(|aside| AsideStatus {
                 object: aside.object.clone(),
-                reason: aside.reason.clone(),
+                reason: aside.reason.to_string(),
                 detail: aside.last.clone(),
                 tries: aside.tries,
                 since: aside.since,
             })
             .collect(),
+        brake: brake::held(link),
     }
 }
 

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod brake;
 pub mod cursor;
 pub mod daemon;
 mod failover;
@@ -23,17 +24,19 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
 use mailtwin_logic::{
+    brake::{Limits, Scope},
     entry::Target,
     ids::{Epoch, LogSeq},
     link::Phase,
 };
 use mailtwin_store::MailStore;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    brake::BrakeFile,
     cursor::CursorFile,
-    link::{Dial, LinkParts, LinkStatus},
+    link::{Dial, LinkParts, LinkStatus, Order, What},
     log::Log,
     metrics::{LinkMetrics, Metrics},
     passed::Passed,
@@ -66,6 +69,8 @@ pub struct AgentParts {
     pub metrics: Metrics,
     /// How long links wait between attempts.
     pub retry: Retry,
+    /// What may vanish without an admin's leave.
+    pub brake: Limits,
 }
 
 /// One replica to replay to.
@@ -103,7 +108,11 @@ struct Running {
     status: watch::Receiver<LinkStatus>,
     visitor: watch::Receiver<Option<Visitor>>,
     metrics: LinkMetrics,
+    orders: mpsc::Sender<Order>,
 }
+
+/// Orders that wait for a link; whoever gives more waits.
+const ORDERS: usize = 4;
 
 impl Agent {
     /// Starts a link to each replica; they run until `stop`.
@@ -134,13 +143,18 @@ impl Agent {
             }
             let quarantine = Quarantine::open(&parts.state_dir, &name)
                 .map_err(|error| state(&name)(error.into()))?;
+            let clock = Arc::clone(&parts.clock);
+            let brake = BrakeFile::open(&parts.state_dir, &name, parts.brake, clock)
+                .map_err(|error| state(&name)(error.into()))?;
             let status = watch::Sender::new(LinkStatus::new(&name));
             let metrics = parts.metrics.link(&name);
             let visitor = watch::Sender::new(None);
+            let (orders, queue) = mpsc::channel(ORDERS);
             links.push(Running {
                 status: status.subscribe(),
                 visitor: visitor.subscribe(),
                 metrics: metrics.clone(),
+                orders,
             });
             passed.up_to(&name, cursor.seq());
             let link = LinkParts {
@@ -158,6 +172,7 @@ impl Agent {
                 passed: Arc::clone(&passed),
                 cursor,
                 quarantine,
+                brake: Arc::new(brake),
                 tasks: parts.tasks.clone(),
                 clock: Arc::clone(&parts.clock),
                 metrics,
@@ -165,7 +180,7 @@ impl Agent {
                 status,
                 visitor,
             };
-            parts.tasks.spawn("link", link::run(link, stop.child_token()));
+            parts.tasks.spawn("link", link::run(link, queue, stop.child_token()));
         }
         let AgentParts { log, clock, workers, .. } = parts;
         Ok(Self { log, links, pauses: Arc::new(pauses), clock, workers })
@@ -203,6 +218,38 @@ impl Agent {
     ) -> Option<Result<(), mailtwin_disk::DiskError>> {
         self.running(replica)?;
         Some(self.pauses.set(replica, pause))
+    }
+
+    /// Has targets that are set aside for `replica` tried now; returns once that is noted.
+    pub async fn retry(&self, replica: &str, targets: Vec<Target>) {
+        self.order(replica, What::Retry(targets)).await;
+    }
+
+    /// Sets targets aside for `replica` no longer: they are compared as if nothing had happened.
+    pub async fn forgive(&self, replica: &str, targets: Vec<Target>) {
+        self.order(replica, What::Forgive(targets)).await;
+    }
+
+    /// Lets deletions go that the brake holds; returns once that is durable.
+    pub async fn release(
+        &self,
+        replica: &str,
+        scopes: Vec<Scope>,
+    ) -> Result<(), mailtwin_disk::DiskError> {
+        self.order(replica, What::Release(scopes)).await.unwrap_or(Ok(()))
+    }
+
+    async fn order(
+        &self,
+        replica: &str,
+        what: What,
+    ) -> Option<Result<(), mailtwin_disk::DiskError>> {
+        let named = |link: &&Running| link.status.borrow().name == replica;
+        let link = self.links.iter().find(named)?;
+        let (done, answer) = oneshot::channel();
+        // A link that has ended has nothing to do any more.
+        link.orders.send(Order { what, done }).await.ok()?;
+        answer.await.ok()
     }
 
     /// Logs `targets` and returns the position of the last.

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use mailtwin_logic::quarantine::Reason;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, exponential_buckets,
@@ -38,6 +39,7 @@ pub struct Metrics {
     octets_saved: IntCounterVec,
     delivery: HistogramVec,
     quarantined: IntGaugeVec,
+    brake: IntGaugeVec,
 }
 
 impl Metrics {
@@ -108,6 +110,7 @@ impl Metrics {
                 "Mailboxes and accounts set aside",
                 &["replica", "reason"],
             )?,
+            brake: r.per_replica("mailtwin_brake_engaged", "1 while deletions are held")?,
         })
     }
 
@@ -124,6 +127,7 @@ impl Metrics {
             octets_saved: self.octets_saved.with_label_values(&one),
             delivery: self.delivery.with_label_values(&one),
             quarantined: self.quarantined.clone(),
+            brake: self.brake.with_label_values(&one),
             reasons: Arc::default(),
             replica: replica.to_owned(),
         }
@@ -143,8 +147,9 @@ pub struct LinkMetrics {
     /// Time from log entry to ack.
     pub delivery: Histogram,
     quarantined: IntGaugeVec,
+    brake: IntGauge,
     /// Reasons that were shown once: they fall to 0, they do not go stale.
-    reasons: Arc<Mutex<BTreeSet<String>>>,
+    reasons: Arc<Mutex<BTreeSet<Reason>>>,
     replica: String,
 }
 
@@ -166,12 +171,13 @@ impl LinkMetrics {
     }
 
     /// How many targets are set aside, by reason.
-    pub(crate) fn set_quarantined(&self, reasons: &BTreeMap<&str, usize>) {
+    pub(crate) fn set_quarantined(&self, reasons: &BTreeMap<Reason, usize>) {
         let mut shown = self.reasons.lock().expect("no panic while it is held");
-        shown.extend(reasons.keys().map(|&reason| reason.to_owned()));
+        shown.extend(reasons.keys());
         for reason in shown.iter() {
-            let count = reasons.get(reason.as_str()).copied().unwrap_or_default();
-            let gauge = self.quarantined.with_label_values(&[&self.replica, reason]);
+            let count = reasons.get(reason).copied().unwrap_or_default();
+            let labels = [self.replica.as_str(), reason.as_str()];
+            let gauge = self.quarantined.with_label_values(&labels);
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
@@ -179,6 +185,7 @@ impl LinkMetrics {
     pub(crate) fn publish(&self, status: &LinkStatus, now: u64) {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.connected.set(status.connected.into());
+        self.brake.set((!status.brake.is_empty()).into());
         self.cursor.set(number(status.cursor.0));
         self.lag_entries.set(number(status.lag_entries));
         self.lag_seconds.set(number(status.lag_ms(now) / 1000));
@@ -202,6 +209,10 @@ impl Registrar<'_> {
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Made<IntGaugeVec> {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn per_replica(&self, name: &str, help: &str) -> Made<IntGaugeVec> {
+        self.gauges(name, help, &["replica"])
     }
 
     fn counter(&self, name: &str, help: &str) -> Made<IntCounter> {

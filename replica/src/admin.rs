@@ -1,5 +1,7 @@
 //! Answers `replctl` for the replica daemon.
 
+mod graveyard;
+
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use mailtwin_host::{
@@ -36,26 +38,29 @@ pub(crate) struct Answers {
 
 impl Answers {
     /// Answers one request.
-    pub(crate) async fn answer(&self, request: &Request) -> Response {
+    pub(crate) async fn answer(&self, request: Request) -> Response {
         match request {
-            Request::Force { accept_loss, dry_run } => {
-                let order = Order { accept_loss: *accept_loss, dry_run: *dry_run };
-                match self.work.clone() {
-                    Some(work) => Response::Operation(self.force(work).run(order).await),
-                    None => answer::failed(
-                        FailureCode::Refused,
-                        format!("{} is the master already", self.node),
-                    ),
+            Request::Force { accept_loss, dry_run } => match self.work.clone() {
+                Some(work) => {
+                    let order = Order { accept_loss, dry_run };
+                    Response::Operation(self.force(work).run(order).await)
                 }
-            }
+                None => answer::failed(
+                    FailureCode::Refused,
+                    format!("{} is the master already", self.node),
+                ),
+            },
+            Request::Graveyard { .. } => self.graveyard(request).await,
             Request::Status => Response::ReplicaDaemon(self.status()),
             Request::KeysShow => answer::keys(&self.node, self.key, &self.pins),
-            Request::KeysPin { peer, key } => answer::done(self.pins.pin(peer, *key)),
-            Request::KeysUnpin { peer, key } => answer::done(self.pins.unpin(peer, *key)),
+            Request::KeysPin { peer, key } => answer::done(self.pins.pin(&peer, key)),
+            Request::KeysUnpin { peer, key } => answer::done(self.pins.unpin(&peer, key)),
             Request::Sync { .. }
             | Request::LogTail { .. }
             | Request::LogStat
             | Request::LogAppend { .. }
+            | Request::Quarantine { .. }
+            | Request::Brake { .. }
             | Request::ReplicaPause { .. }
             | Request::Switch { .. }
             | Request::Freeze { .. }

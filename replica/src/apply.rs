@@ -121,7 +121,7 @@ async fn prepare(
         }
         let (mut held, mut needed) = (Vec::new(), Vec::new());
         for (place, record) in adds.into_iter().enumerate() {
-            match store.stage_held(&to, &record)? {
+            match store.stage_held(&to, &record).map_err(|error| error.of_message(record.uid))? {
                 Some(staged) => held.push((place, staged)),
                 None => needed.push((place, record)),
             }

@@ -288,7 +288,7 @@ fn serve_admin(
     let socket = admin::replica_socket(run_dir);
     let handler: admin::Handler = Arc::new(move |request: Request| {
         let answers = Arc::clone(&answers);
-        Box::pin(async move { answers.answer(&request).await })
+        Box::pin(async move { answers.answer(request).await })
     });
     admin::serve(&socket, handler, tasks, stop)
         .with_context(|| format!("serve the admin socket {}", socket.display()))

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
-use mailtwin_logic::mailbox::Record;
+use mailtwin_logic::{ids::Uid, mailbox::Record};
 use mailtwin_store::{Destination, MailStore, Staged, Staging, StoreError};
 
 /// Blocking; lives on store workers.
@@ -17,6 +17,7 @@ pub(crate) struct Intake {
 
 struct Current {
     place: usize,
+    uid: Uid,
     left: u64,
     staging: Box<dyn Staging>,
 }
@@ -47,7 +48,7 @@ impl Intake {
                 };
                 let left = usize::try_from(current.left).unwrap_or(usize::MAX);
                 let (now, later) = rest.split_at(rest.len().min(left));
-                current.staging.write(now)?;
+                current.staging.write(now).map_err(|error| error.of_message(current.uid))?;
                 current.left -= now.len() as u64;
                 rest = later;
                 self.advance()?;
@@ -69,14 +70,19 @@ impl Intake {
                     self.current = Some(current);
                     return Ok(());
                 }
-                Some(current) => self.staged.push((current.place, current.staging.finish()?)),
+                Some(Current { place, uid, staging, .. }) => {
+                    let staged = staging.finish().map_err(|error| error.of_message(uid))?;
+                    self.staged.push((place, staged));
+                }
                 None => {}
             }
             let Some((place, record)) = self.wanted.pop_front() else {
                 return Ok(());
             };
-            let staging = self.store.stage(&self.to, &record)?;
-            self.current = Some(Current { place, left: record.octets, staging });
+            let uid = record.uid;
+            let staging = self.store.stage(&self.to, &record);
+            let staging = staging.map_err(|error| error.of_message(uid))?;
+            self.current = Some(Current { place, uid, left: record.octets, staging });
         }
     }
 }

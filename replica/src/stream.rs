@@ -50,6 +50,8 @@ impl Stream {
     pub(crate) async fn fail(&self, error: &StoreError) -> Result<(), Broken> {
         let reply = if let StoreError::Stale(head) = error {
             Reply::Stale(*head)
+        } else if let StoreError::Message { uid, .. } = error {
+            Reply::FailedMessage(*uid, failure(error))
         } else {
             Reply::Failed(failure(error))
         };
@@ -90,8 +92,36 @@ fn failure(error: &StoreError) -> Failure {
         | Reason::Locked
         | Reason::Corrupt
         | Reason::Denied
+        | Reason::OverQuota
         | Reason::Io
-        | Reason::Refused => Remedy::SetAside,
+        | Reason::Refused
+        | Reason::Unreadable
+        | Reason::Brake => Remedy::SetAside,
     };
     Failure { remedy, reason: reason.to_string(), detail: Chain(error).to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use mailtwin_logic::ids::Uid;
+
+    use super::*;
+
+    #[test]
+    fn a_quota_is_one_mailboxes_trouble() {
+        let error = |kind: io::ErrorKind| StoreError::Io {
+            op: "write",
+            path: "tmp".into(),
+            source: kind.into(),
+        };
+        let quota = failure(&error(io::ErrorKind::QuotaExceeded).of_message(Uid(7)));
+        assert_eq!((quota.remedy, quota.reason.as_str()), (Remedy::SetAside, "over-quota"));
+        let full = failure(&error(io::ErrorKind::StorageFull).of_message(Uid(7)));
+        assert_eq!((full.remedy, full.reason.as_str()), (Remedy::Reconnect, "full"));
+        let denied = error(io::ErrorKind::PermissionDenied).of_message(Uid(7));
+        assert!(matches!(denied, StoreError::Message { uid: Uid(7), .. }));
+        assert_eq!(failure(&denied).reason, "denied");
+    }
 }

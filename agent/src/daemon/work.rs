@@ -3,8 +3,15 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use mailtwin_host::{
-    clock::Clock, config::Config, node::Node, retry::Retry, state, tasks::Tasks, workers::Workers,
+    clock::Clock,
+    config::{self, Config},
+    node::Node,
+    retry::Retry,
+    state,
+    tasks::Tasks,
+    workers::Workers,
 };
+use mailtwin_logic::brake::Limits;
 use mailtwin_store::MailStore;
 use prometheus::IntCounter;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +70,7 @@ pub(super) fn start(
         clock: Arc::clone(&clock),
         metrics: metrics.clone(),
         retry: Retry::new(),
+        brake: limits(&config.brake),
     };
     let replicas = dialers.iter().map(|(name, dialer)| {
         let dialer = Arc::clone(dialer) as Arc<dyn Dial>;
@@ -74,6 +82,16 @@ pub(super) fn start(
     let counters = Counters { log, source: source.counts(), metrics };
     tasks.spawn("counters", counters.publish(fatal.clone(), stop.child_token()));
     Ok(Working { agent: Arc::new(agent), store, _source: source })
+}
+
+fn limits(brake: &config::Brake) -> Limits {
+    Limits {
+        messages: brake.messages,
+        mailboxes: brake.mailboxes,
+        accounts: brake.accounts,
+        share: brake.share,
+        within_ms: u64::try_from(brake.within.as_millis()).unwrap_or(u64::MAX),
+    }
 }
 
 /// What counts by itself, and where that is published.

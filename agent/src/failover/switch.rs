@@ -203,7 +203,8 @@ async fn prove(agent: &Agent, to: &str) -> Result<Vec<Proven>, String> {
             Err(VisitError::Gone) => return Err(format!("the connection to {to} broke")),
             Err(
                 VisitError::Replica(Trouble { detail, .. })
-                | VisitError::Target(Trouble { detail, .. }),
+                | VisitError::Target(Trouble { detail, .. })
+                | VisitError::Message(_, Trouble { detail, .. }),
             ) => {
                 return Err(detail);
             }

@@ -7,28 +7,32 @@ mod tls;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
+use mailtwin_disk::DiskError;
 use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
 use mailtwin_logic::{
+    brake::Scope,
     chain::Chain,
     entry::{Entry, Target},
     evidence::Acked,
     ids::{Epoch, LogSeq},
     link::{Action, Input, Link, Outcome},
+    quarantine::{Reason, Step},
     wire::message::{Beat, Hello, MODEL, Refusal, VERSION_MAX, VERSION_MIN},
 };
 use mailtwin_store::MailStore;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    brake::BrakeFile,
     cursor::CursorFile,
     log::{Log, LogError, Reader},
     metrics::LinkMetrics,
     passed::Passed,
-    quarantine::{Aside, Quarantine},
+    quarantine::{Aside, News, Quarantine},
     visit::{Held, Merging, Trouble, VisitError, Visited, Visitor},
 };
 use connection::{Connection, GreetError};
@@ -43,6 +47,8 @@ const ENTRIES_MAX: usize = 1000;
 const EVENTS: usize = 64;
 /// How often a moved cursor is written, at most: what is lost with it is looked at again.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// Targets set aside of which status tells at once; of more, it tells once in a while.
+const ASIDE_FEW: usize = 500;
 /// How often the age of the lag is published.
 const PUBLISH_EVERY: Duration = Duration::from_secs(5);
 
@@ -61,6 +67,7 @@ pub(crate) struct LinkParts {
     pub(crate) passed: Arc<Passed>,
     pub(crate) cursor: CursorFile,
     pub(crate) quarantine: Quarantine,
+    pub(crate) brake: Arc<BrakeFile>,
     pub(crate) tasks: Tasks,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: LinkMetrics,
@@ -69,6 +76,24 @@ pub(crate) struct LinkParts {
     pub(crate) status: watch::Sender<LinkStatus>,
     /// For others who have something to ask the replica.
     pub(crate) visitor: watch::Sender<Option<Visitor>>,
+}
+
+/// What an admin wants done; answered once it is.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) what: What,
+    pub(crate) done: oneshot::Sender<Result<(), DiskError>>,
+}
+
+/// Kinds of [`Order`].
+#[derive(Debug)]
+pub(crate) enum What {
+    /// Try these, which are set aside, now.
+    Retry(Vec<Target>),
+    /// Set these aside no longer: compare them as if nothing had happened.
+    Forgive(Vec<Target>),
+    /// Let deletions go that the brake holds.
+    Release(Vec<Scope>),
 }
 
 /// What tasks beside the link's report. `life` is the connection they belong to.
@@ -129,10 +154,16 @@ struct Driver {
     unsaved: Option<Acked>,
     last_error: Option<String>,
     aside: Arc<Vec<Aside>>,
+    aside_is_old: bool,
+    shown_at: Instant,
 }
 
 /// Runs until `stop`.
-pub(crate) async fn run(parts: LinkParts, stop: CancellationToken) {
+pub(crate) async fn run(
+    parts: LinkParts,
+    mut orders: mpsc::Receiver<Order>,
+    stop: CancellationToken,
+) {
     let (events, mut reports) = mpsc::channel(EVENTS);
     let mut driver = Driver::new(parts, stop.clone(), events);
     let mut tail = driver.parts.log.tail();
@@ -156,6 +187,7 @@ pub(crate) async fn run(parts: LinkParts, stop: CancellationToken) {
             biased;
             () = stop.cancelled() => break,
             Some(event) = reports.recv() => Next::Event(event),
+            Some(order) = orders.recv() => Next::Order(order),
             Ok(()) = paused.changed() => Next::Input(Input::Paused(*paused.borrow_and_update())),
             Ok(()) = tail.changed() => Next::Input(Input::Appended(*tail.borrow_and_update())),
             () = lost => Next::Lost,
@@ -165,6 +197,7 @@ pub(crate) async fn run(parts: LinkParts, stop: CancellationToken) {
             Next::Input(input) => driver.feed(input),
             Next::Event(event) => driver.on_event(event),
             Next::Lost => driver.lose("the connection broke"),
+            Next::Order(order) => driver.obey(order),
         }
         driver.save(false);
         driver.publish();
@@ -177,6 +210,7 @@ pub(crate) async fn run(parts: LinkParts, stop: CancellationToken) {
 enum Next {
     Input(Input),
     Event(Event),
+    Order(Order),
     Lost,
 }
 
@@ -198,6 +232,8 @@ impl Driver {
             unsaved: None,
             last_error: None,
             aside: Arc::default(),
+            aside_is_old: true,
+            shown_at: now,
         }
     }
 
@@ -297,11 +333,13 @@ impl Driver {
         let Some(visitor) = self.parts.visitor.borrow().clone() else { return };
         let (life, events, stop) = (self.life, self.events.clone(), self.life_stop.clone());
         let finds = Finds { life, events: events.clone() };
+        let now = self.parts.clock.unix_ms();
+        let step = self.parts.quarantine.get(&target).map_or(Step::Retry, |aside| aside.step(now));
         self.parts.tasks.spawn("visit", async move {
             let result = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                result = visitor.visit(&target, &finds) => result,
+                result = visitor.visit(&target, step, &finds) => result,
             };
             let _ = events.send(Event::Visited { life, target, result }).await;
         });
@@ -336,7 +374,12 @@ impl Driver {
                 self.lose("the connection broke")
             }
             Event::Merged {
-                result: Err(VisitError::Replica(trouble) | VisitError::Target(trouble)),
+                result:
+                    Err(
+                        VisitError::Replica(trouble)
+                        | VisitError::Target(trouble)
+                        | VisitError::Message(_, trouble),
+                    ),
                 ..
             } => self.lose(&trouble.detail),
             Event::Found { dirty, .. } => self.feed(Input::Found(dirty)),
@@ -351,6 +394,7 @@ impl Driver {
             workers: self.parts.workers.clone(),
             connection: connection.clone(),
             held: Arc::new(Held::default()),
+            brake: Arc::clone(&self.parts.brake),
             metrics: self.parts.metrics.clone(),
         };
         let merged = connection.merged();
@@ -418,7 +462,7 @@ impl Driver {
                 }
                 Outcome::SetAside(dirty)
             }
-            Err(VisitError::Target(trouble)) => {
+            Err(VisitError::Target(trouble) | VisitError::Message(_, trouble)) => {
                 if !self.set_aside(&target, &trouble) {
                     return;
                 }
@@ -438,9 +482,15 @@ impl Driver {
         }
         match self.parts.quarantine.put(target, trouble, self.parts.clock.unix_ms()) {
             Ok(new) => {
-                if new {
-                    let Trouble { reason, detail } = trouble;
-                    tracing::warn!(replica = %self.parts.replica, %target, %reason, %detail, "set aside; the rest goes on");
+                let (replica, Trouble { reason, detail, .. }) = (&self.parts.replica, trouble);
+                match new {
+                    News::Nothing => {}
+                    News::Cause => {
+                        tracing::warn!(%replica, %target, %reason, %detail, "set aside; the rest goes on");
+                    }
+                    News::Human => {
+                        tracing::error!(%replica, %target, %reason, %detail, "nothing has helped: see `replctl quarantine show`");
+                    }
                 }
                 self.count_aside();
                 true
@@ -465,13 +515,56 @@ impl Driver {
         }
     }
 
+    /// Notes that what is set aside is no longer what status and metrics say.
     fn count_aside(&mut self) {
-        self.aside = Arc::new(self.parts.quarantine.all().cloned().collect());
-        let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+        self.aside_is_old = true;
+    }
+
+    /// Brings status and metrics up to date, not too often when it is long.
+    fn show_aside(&mut self) {
+        let often = self.aside.len() < ASIDE_FEW || self.shown_at.elapsed() >= SAVE_EVERY;
+        if !self.aside_is_old || !often {
+            return;
+        }
+        (self.aside_is_old, self.shown_at) = (false, Instant::now());
+        let (now, at) = (self.parts.clock.unix_ms(), self.start.elapsed());
+        let show = |aside: &Aside| {
+            let due = self.link.retry_due(&aside.target());
+            let wait = due.map(|due| due.saturating_sub(at).as_millis());
+            let next_at = wait.map(|ms| now.saturating_add(u64::try_from(ms).unwrap_or(u64::MAX)));
+            Aside { next_at, ..aside.clone() }
+        };
+        self.aside = Arc::new(self.parts.quarantine.all().map(show).collect());
+        let mut reasons: BTreeMap<Reason, usize> = BTreeMap::new();
         for aside in self.aside.iter() {
-            *reasons.entry(&aside.reason).or_default() += 1;
+            *reasons.entry(aside.reason).or_default() += 1;
+        }
+        if !reasons.contains_key(&Reason::Brake) {
+            self.parts.brake.settle();
         }
         self.parts.metrics.set_quarantined(&reasons);
+    }
+
+    fn obey(&mut self, Order { what, done }: Order) {
+        let mut result = Ok(());
+        match what {
+            What::Retry(targets) => self.feed(Input::Retry(targets)),
+            What::Forgive(targets) => self.feed(Input::Forgive(targets)),
+            What::Release(scopes) => {
+                result = self.parts.brake.release(&scopes);
+                let is_let_go = |aside: &&Aside| {
+                    let own = Scope::Account(aside.account.clone());
+                    let meant = scopes.contains(&Scope::Store) || scopes.contains(&own);
+                    aside.reason == Reason::Brake && meant
+                };
+                let held = self.parts.quarantine.all().filter(is_let_go).map(Aside::target);
+                let held = held.collect();
+                self.feed(Input::Retry(held));
+            }
+        }
+        self.count_aside();
+        // Whoever asked may have gone.
+        let _ = done.send(result);
     }
 
     fn lose(&mut self, why: &str) {
@@ -506,6 +599,7 @@ impl Driver {
     }
 
     fn publish(&mut self) {
+        self.show_aside();
         let (head, cursor) = (*self.parts.log.tail().borrow(), self.link.cursor());
         let phase = self.link.phase();
         let status = LinkStatus {
@@ -517,6 +611,7 @@ impl Driver {
             oldest_at: self.link.oldest_at(),
             last_error: self.last_error.clone(),
             aside: Arc::clone(&self.aside),
+            brake: self.parts.brake.engaged(),
         };
         let now = self.parts.clock.unix_ms();
         self.parts.metrics.publish(&status, now);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mailtwin_logic::{ids::LogSeq, link::Phase};
 
-use crate::quarantine::Aside;
+use crate::{brake::Holds, quarantine::Aside};
 
 /// A link as it was a moment ago.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct LinkStatus {
     pub last_error: Option<String>,
     /// What is set aside.
     pub aside: Arc<Vec<Aside>>,
+    /// What the brake holds.
+    pub brake: Holds,
 }
 
 impl LinkStatus {
@@ -39,6 +41,7 @@ impl LinkStatus {
             oldest_at: None,
             last_error: None,
             aside: Arc::default(),
+            brake: Arc::default(),
         }
     }
 

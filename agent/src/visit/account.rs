@@ -33,6 +33,7 @@ impl Visitor {
             let (theirs, unread) = theirs?;
             let mut plan = plan::account(&ours.state, &theirs);
             keep_unread(&mut plan, &ours);
+            let held = self.hold_deletes(account, &ours.state, &theirs, &mut plan);
             self.note_equal(moment, account, &ours, &plan);
             for (mailbox, theirs) in &plan.visits {
                 self.held.expect(account, mailbox.id, *theirs);
@@ -40,15 +41,14 @@ impl Visitor {
             if plan.steps.is_empty() {
                 let trouble = self.files(account, &plan, &theirs).await?;
                 let visited = visited(account, &ours, &plan, &unread);
-                return Ok(Visited { trouble: visited.trouble.or(trouble), ..visited });
+                let troubles = [held, visited.trouble, trouble].into_iter().flatten();
+                return Ok(Visited { trouble: troubles.reduce(Trouble::with), ..visited });
             }
             self.restructure(account, std::mem::take(&mut plan.steps)).await?;
             // The list is looked at again: what was moved has another head to be compared with.
         }
-        Err(VisitError::Target(Trouble {
-            reason: Reason::Busy.to_string(),
-            detail: format!("the list of mailboxes changed {TRIES} times while it was compared"),
-        }))
+        let detail = format!("the list of mailboxes changed {TRIES} times while it was compared");
+        Err(VisitError::Target(Trouble::new(Reason::Busy, detail)))
     }
 
     pub(super) async fn their_account(
@@ -83,7 +83,11 @@ impl Visitor {
         }
     }
 
-    async fn restructure(&self, account: &Account, steps: Vec<Step>) -> Result<(), VisitError> {
+    pub(super) async fn restructure(
+        &self,
+        account: &Account,
+        steps: Vec<Step>,
+    ) -> Result<(), VisitError> {
         for steps in frames(steps) {
             let request = Request::Restructure { account: account.clone(), steps };
             match self.connection.ask(&request).await?.reply().await? {
@@ -153,7 +157,7 @@ impl Visitor {
 
 /// A mailbox that cannot be read on the master has not been deleted. It may have been renamed, too,
 /// and only its identity would tell: so nothing is deleted before all can be read (I2).
-fn keep_unread(plan: &mut AccountPlan, ours: &Listing) {
+pub(super) fn keep_unread(plan: &mut AccountPlan, ours: &Listing) {
     if ours.unread.is_empty() {
         return;
     }
@@ -199,7 +203,8 @@ fn visited(
         reasons.push((*reason, format!("master: {name}: {detail}")));
     }
     for (name, detail) in unread.iter().take(TOLD) {
-        reasons.push((Reason::Io, format!("replica: {name}: {detail}")));
+        let code = detail.split_once(": ").and_then(|(code, _)| code.parse().ok());
+        reasons.push((code.unwrap_or(Reason::Io), format!("replica: {name}: {detail}")));
     }
     if !plan.extra.is_empty() {
         let names = name_some(&plan.extra);
@@ -208,7 +213,9 @@ fn visited(
     }
     let readable = |name: &MailboxName| !unread.contains_key(name);
     let visits = plan.visits.iter().map(|(mailbox, _)| &mailbox.name);
-    let dirty = visits.filter(|name| readable(name));
+    let ailing = ours.ailing.iter().filter(|name| !plan.blocked.contains(name));
+    let visits: BTreeSet<&MailboxName> = visits.chain(ailing).collect();
+    let dirty = visits.into_iter().filter(|name| readable(name));
     let dirty = dirty.map(|name| Target::Mailbox(account.clone(), name.clone())).collect();
     Visited { dirty, trouble: trouble(reasons) }
 }

@@ -54,7 +54,8 @@ impl Bodies {
                 let Some((uid, octets)) = self.left.pop_front() else {
                     return Ok(filled);
                 };
-                let opened = self.store.open(&self.account, self.mailbox, uid)?;
+                let opened = self.store.open(&self.account, self.mailbox, uid);
+                let opened = opened.map_err(|error| error.of_message(uid))?;
                 self.current = Some((opened, uid, octets));
                 continue;
             };
@@ -65,8 +66,9 @@ impl Bodies {
             }
             match octets.read(&mut chunk[filled..filled + room]) {
                 Ok(0) => {
-                    let what = format!("the rest of message {uid} of {}", self.account);
-                    return Err(StoreError::NotFound { what });
+                    let path = format!("message {uid} of {}", self.account).into();
+                    let why = "it is shorter than it was".into();
+                    return Err(StoreError::Corrupt { path, why }.of_message(*uid));
                 }
                 Ok(read) => {
                     filled += read;
@@ -75,7 +77,7 @@ impl Bodies {
                 Err(source) if source.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(source) => {
                     let path = format!("message {uid} of {}", self.account).into();
-                    return Err(StoreError::Io { op: "read", path, source });
+                    return Err(StoreError::Io { op: "read", path, source }.of_message(*uid));
                 }
             }
         }

@@ -26,6 +26,7 @@ impl Visitor {
     pub(super) async fn everything(&self, finds: &Finds) -> Result<Visited, VisitError> {
         let moment = self.held.moment();
         let names = self.work(|store| store.accounts()).await?;
+        self.brake.set_accounts(names.len());
         let theirs = OnceLock::new();
         let ask = async {
             // Set once, here.
@@ -71,7 +72,8 @@ impl Visitor {
         let mut differing = Vec::new();
         for (account, listing) in seen.drain(..) {
             let digest = digest::account(&listing.state);
-            if listing.unread.is_empty() && theirs.get(&account) == Some(&digest) {
+            let whole = listing.unread.is_empty() && listing.ailing.is_empty();
+            if whole && theirs.get(&account) == Some(&digest) {
                 for mailbox in &listing.state.mailboxes {
                     self.held.equal_since(*moment, &account, mailbox);
                 }

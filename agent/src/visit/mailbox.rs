@@ -1,6 +1,6 @@
 //! Visits one mailbox: what changed since the replica's last ack, or a comparison of all records.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use mailtwin_logic::{
     entry::Target,
@@ -8,11 +8,18 @@ use mailtwin_logic::{
     limits::{RECORDS_WEIGHT_MAX, SLICE_CHANGES, SLICE_OCTETS},
     mailbox::{FileKey, Head, MailboxName, MailboxState, Record},
     plan::{self, Change, Mode, Plan},
+    quarantine::Step,
     wire::message::{Apply, Reply, Request},
 };
 use mailtwin_store::{Delta, Description, MailStore, Reason};
 
-use super::{Trouble, VisitError, Visited, Visitor, bodies::Bodies, held::Known, refused, trouble};
+use super::{
+    Trouble, VisitError, Visited, Visitor,
+    bodies::Bodies,
+    held::Known,
+    messages::{BAD_MAX, unreadable},
+    refused, trouble,
+};
 use crate::link::connection::Stream;
 
 /// How often a mailbox that keeps changing is compared in one visit.
@@ -32,6 +39,26 @@ enum Compared {
     Plan(Plan, Option<Head>),
     /// The replica has the mailbox under another name.
     Elsewhere,
+    /// It must be built anew, and nothing is lost by that.
+    Reseed,
+}
+
+/// What one visit found out in all its comparisons.
+#[derive(Debug)]
+pub(super) struct Found {
+    step: Step,
+    /// Messages that are left out, and why.
+    pub(super) bad: BTreeMap<Uid, Trouble>,
+    /// Whether every message that is to be sent was opened once.
+    pub(super) checked: bool,
+    messages: Option<u32>,
+    octets: Option<u64>,
+}
+
+impl Found {
+    fn size(&self, trouble: Trouble) -> Trouble {
+        Trouble { messages: self.messages, octets: self.octets, ..trouble }
+    }
 }
 
 impl Visitor {
@@ -39,24 +66,46 @@ impl Visitor {
         &self,
         account: &Account,
         name: &MailboxName,
+        step: Step,
     ) -> Result<Visited, VisitError> {
-        let mut vanished = None;
-        for _ in 0..TRIES {
-            match self.make_equal(account, name).await {
+        let (bad, checked) = (BTreeMap::new(), false);
+        let mut found = Found { step, bad, checked, messages: None, octets: None };
+        match self.become_equal(account, name, &mut found).await {
+            Ok(Visited { dirty, trouble: Some(trouble) }) => {
+                Ok(Visited { dirty, trouble: Some(found.size(trouble)) })
+            }
+            Err(VisitError::Target(trouble)) => Err(VisitError::Target(found.size(trouble))),
+            other => other,
+        }
+    }
+
+    async fn become_equal(
+        &self,
+        account: &Account,
+        name: &MailboxName,
+        found: &mut Found,
+    ) -> Result<Visited, VisitError> {
+        let (mut vanished, mut tries) = (None, 0);
+        while tries < TRIES {
+            tries += 1;
+            match self.make_equal(account, name, found).await {
                 Ok(Some(visited)) => return Ok(visited),
                 Ok(None) => vanished = None,
                 // A message or the mailbox went away after it was looked at.
-                Err(VisitError::Target(trouble))
-                    if trouble.reason == Reason::Missing.to_string() =>
-                {
+                Err(VisitError::Target(trouble)) if trouble.reason == Reason::Missing => {
                     vanished = Some(trouble);
                 }
+                // Its neighbours need not wait for it.
+                Err(VisitError::Message(uid, trouble)) if found.bad.len() < BAD_MAX => {
+                    tries -= usize::from(found.bad.insert(uid, trouble).is_none());
+                }
+                Err(VisitError::Message(_, trouble)) => return Err(VisitError::Target(trouble)),
                 Err(error) => return Err(error),
             }
         }
-        Err(VisitError::Target(vanished.unwrap_or_else(|| Trouble {
-            reason: Reason::Busy.to_string(),
-            detail: format!("did not become equal in {TRIES} comparisons"),
+        Err(VisitError::Target(vanished.unwrap_or_else(|| {
+            let detail = format!("did not become equal in {TRIES} comparisons");
+            Trouble::new(Reason::Busy, detail)
         })))
     }
 
@@ -65,17 +114,27 @@ impl Visitor {
         &self,
         account: &Account,
         name: &MailboxName,
+        found: &mut Found,
     ) -> Result<Option<Visited>, VisitError> {
         let (whose, which) = (account.clone(), name.clone());
         let account_first =
             Visited { dirty: vec![Target::Account(account.clone())], trouble: None };
-        let Some(state) = self.work(move |store| store.find(&whose, &which)).await? else {
+        let look = move |store: &dyn MailStore| {
+            let state = store.find(&whose, &which)?;
+            let unread = state.as_ref().map(|state| store.unreadable(&whose, state.id));
+            Ok(state.zip(unread))
+        };
+        let Some((state, unread)) = self.work(look).await? else {
             // Renamed or deleted since: its account's list says which.
             return Ok(Some(account_first));
         };
+        found.messages = Some(state.head.messages);
+        if found.step > Step::Retry {
+            self.held.forget(account, state.id);
+        }
         let known = self.held.get(account, state.id);
         if known.is_some_and(|known| known.head == state.head) {
-            return Ok(Some(Visited::default()));
+            return Ok(Some(Visited { dirty: Vec::new(), trouble: unreadable(&unread) }));
         }
         let since = known.map_or(ModSeq(0), |known| known.modseq);
         let (whose, id) = (account.clone(), state.id);
@@ -83,17 +142,27 @@ impl Visitor {
         if delta.state.name != *name {
             return Ok(Some(account_first)); // renamed since it was found
         }
+        if delta.complete {
+            found.octets = Some(delta.records.iter().map(|record| record.octets).sum());
+        }
         let target = delta.state.head;
-        let (plan, held) = match known.filter(|_| !delta.complete) {
+        let (mut plan, held) = match known.filter(|_| !delta.complete) {
             Some(Known { head, .. }) => {
                 (plan::since(&delta.records, &delta.expunged, target, head), Some(head))
             }
-            None => match self.compare(account, &delta).await? {
+            None => match self.compare(account, &delta, found.step).await? {
                 Compared::Plan(plan, held) => (plan, held),
                 Compared::Elsewhere => return Ok(Some(account_first)),
+                Compared::Reseed => {
+                    found.step = Step::Compare; // once a visit
+                    self.take_away(account, &delta).await?;
+                    return Ok(None);
+                }
             },
         };
         self.held.forget(account, state.id);
+        let held_back = self.hold_expunges(account, name, &mut plan).await?;
+        self.leave_out(account, &delta, &mut plan, held, found).await?;
         let Some(head) = self.carry_out(account, &delta, &plan, held).await? else {
             return Ok(None); // stale: compare all records
         };
@@ -102,14 +171,22 @@ impl Visitor {
         }
         if head == target {
             self.held.equal(account, &delta.state);
-            return Ok(Some(Visited::default()));
+            return Ok(Some(Visited { dirty: Vec::new(), trouble: unreadable(&unread) }));
         }
-        let trouble = self.conflict(account, &delta, &plan, head).await?;
+        let bad = self.bad_messages(account, id, &found.bad).await?;
+        let conflict = self.conflict(account, &delta, &plan, head).await?;
+        let troubles = [held_back, bad, unreadable(&unread), conflict].into_iter().flatten();
+        let trouble = troubles.reduce(Trouble::with);
         Ok(trouble.map(|trouble| Visited { dirty: Vec::new(), trouble: Some(trouble) }))
     }
 
     /// Compares with all of the replica's records.
-    async fn compare(&self, account: &Account, delta: &Delta) -> Result<Compared, VisitError> {
+    async fn compare(
+        &self,
+        account: &Account,
+        delta: &Delta,
+        step: Step,
+    ) -> Result<Compared, VisitError> {
         let (whose, id) = (account.clone(), delta.state.id);
         let ours: Vec<Record> = if delta.complete {
             delta.records.clone()
@@ -121,8 +198,30 @@ impl Visitor {
             return Ok(Compared::Elsewhere);
         }
         let held = state.map(|state| state.head);
-        let plan = plan::mailbox(&ours, delta.state.head, &theirs, held);
+        let target = delta.state.head;
+        let plan = plan::mailbox(&ours, target, &theirs, held);
+        // What can be made equal as ever needs nothing else.
+        let is_stuck = !plan.clashes.is_empty() || plan.changes.is_empty();
+        if let Some(held) = held
+            && step == Step::Reseed
+            && !self.brake.holds(account)
+            && held != target
+            && is_stuck
+            && plan::may_reseed(&ours, target, &theirs, held)
+        {
+            return Ok(Compared::Reseed);
+        }
         Ok(Compared::Plan(plan, held))
+    }
+
+    /// Takes a replica's mailbox away, to its graveyard, so that it is built anew.
+    async fn take_away(&self, account: &Account, delta: &Delta) -> Result<(), VisitError> {
+        let MailboxState { id, name, .. } = delta.state.clone();
+        tracing::warn!(%account, mailbox = %name, "nothing else has helped: building the replica's mailbox anew");
+        let inbox = name.is_inbox();
+        let step =
+            if inbox { plan::Step::Reset { id, name } } else { plan::Step::Delete { id, name } };
+        self.restructure(account, vec![step]).await
     }
 
     pub(super) async fn their_records(
@@ -294,10 +393,8 @@ fn pick(adds: &[(Uid, u64)], places: &[u32]) -> Result<Vec<(Uid, u64)>, VisitErr
     let at = |&place: &u32| adds.get(usize::try_from(place).ok()?).copied();
     let ascending = places.is_sorted_by(|a, b| a < b);
     places.iter().map(at).collect::<Option<_>>().filter(|_| ascending).ok_or_else(|| {
-        VisitError::Replica(Trouble {
-            reason: Reason::Refused.to_string(),
-            detail: "replica: asked for messages that were not offered".into(),
-        })
+        let detail = "replica: asked for messages that were not offered".into();
+        VisitError::Replica(Trouble::new(Reason::Refused, detail))
     })
 }
 

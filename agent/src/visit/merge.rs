@@ -62,7 +62,7 @@ impl Visitor {
             match self.merge_account(&account, whole, &mut journal).await {
                 Ok(()) => totals.add(&journal),
                 Err(VisitError::Target(trouble)) => {
-                    tracing::error!(%account, reason = trouble.reason, detail = trouble.detail, "cannot be merged yet");
+                    tracing::error!(%account, reason = %trouble.reason, detail = trouble.detail, "cannot be merged yet");
                     failed.get_or_insert(format!("{account}: {}", trouble.detail));
                 }
                 Err(error) => return Err(error),
@@ -70,7 +70,7 @@ impl Visitor {
         }
         if let Some(detail) = failed {
             let detail = format!("what only it has could not be copied back: {detail}");
-            return Err(VisitError::Replica(Trouble { reason: Reason::Io.to_string(), detail }));
+            return Err(VisitError::Replica(Trouble::new(Reason::Io, detail)));
         }
         self.tell_merged(merging.epoch).await?;
         tracing::info!(node = %merging.node, %totals, "all that only it had is here now");
@@ -191,7 +191,7 @@ impl Visitor {
 
 /// Trouble with one account.
 fn local(detail: &dyn std::fmt::Display) -> VisitError {
-    VisitError::Target(Trouble { reason: Reason::Conflict.to_string(), detail: detail.to_string() })
+    VisitError::Target(Trouble::new(Reason::Conflict, detail.to_string()))
 }
 
 /// Whether it is worth deciding anew.

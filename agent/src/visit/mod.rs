@@ -6,10 +6,12 @@
 
 mod account;
 mod bodies;
+mod brake;
 mod everything;
 mod held;
 mod mailbox;
 mod merge;
+mod messages;
 mod prove;
 
 use std::sync::Arc;
@@ -18,17 +20,21 @@ use mailtwin_host::workers::Workers;
 use mailtwin_logic::{
     chain::Chain,
     entry::Target,
+    ids::Uid,
     mailbox::MailboxName,
+    quarantine::Step,
     wire::message::{Failure, Remedy, Reply},
 };
 use mailtwin_store::{MailStore, Reason, StoreError};
 
 use crate::{
+    brake::BrakeFile,
     link::{
         Finds,
         connection::{Connection, Gone},
     },
     metrics::LinkMetrics,
+    quarantine::BadMessage,
 };
 
 pub(crate) use held::Held;
@@ -42,6 +48,7 @@ pub(crate) struct Visitor {
     pub(crate) workers: Workers,
     pub(crate) connection: Connection,
     pub(crate) held: Arc<Held>,
+    pub(crate) brake: Arc<BrakeFile>,
     pub(crate) metrics: LinkMetrics,
 }
 
@@ -57,10 +64,32 @@ pub(crate) struct Visited {
 /// Why something is set aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Trouble {
-    /// One-word code.
-    pub(crate) reason: String,
+    /// The code.
+    pub(crate) reason: Reason,
     /// For humans.
     pub(crate) detail: String,
+    /// Messages of the mailbox on the master, as far as they were counted.
+    pub(crate) messages: Option<u32>,
+    /// Their octets.
+    pub(crate) octets: Option<u64>,
+    /// The messages that are the cause, if everything else was replicated.
+    pub(crate) bad: Vec<BadMessage>,
+    /// Messages and mailboxes whose deletion the brake holds.
+    pub(crate) held: (u64, u64),
+}
+
+impl Trouble {
+    /// Of unknown size, and not of single messages.
+    pub(crate) fn new(reason: Reason, detail: String) -> Self {
+        Self { reason, detail, messages: None, octets: None, bad: Vec::new(), held: (0, 0) }
+    }
+
+    /// Both: the code of the first, the words and messages of both.
+    fn with(mut self, other: Self) -> Self {
+        self.detail = format!("{}; {}", self.detail, other.detail);
+        self.bad.extend(other.bad);
+        self
+    }
 }
 
 /// A visit that did not end well.
@@ -72,6 +101,8 @@ pub(crate) enum VisitError {
     Replica(Trouble),
     /// The target has trouble.
     Target(Trouble),
+    /// One message of it has: without that one, the rest may work.
+    Message(Uid, Trouble),
 }
 
 impl From<Gone> for VisitError {
@@ -84,24 +115,29 @@ impl From<StoreError> for VisitError {
     /// An error of the master's own store.
     fn from(error: StoreError) -> Self {
         let reason = error.reason();
-        let trouble =
-            Trouble { reason: reason.to_string(), detail: format!("master: {}", Chain(&error)) };
-        // A store that is not the one it was has nothing to say about any mailbox (I2).
-        if reason == Reason::WrongStore { Self::Replica(trouble) } else { Self::Target(trouble) }
+        let trouble = Trouble::new(reason, format!("master: {}", Chain(&error)));
+        match error {
+            // A store that is not the one it was has nothing to say about any mailbox (I2).
+            _ if reason == Reason::WrongStore => Self::Replica(trouble),
+            StoreError::Message { uid, .. } => Self::Message(uid, trouble),
+            _ => Self::Target(trouble),
+        }
     }
 }
 
 impl Visitor {
-    /// Visits one target. What a long visit finds is told to `finds` meanwhile.
+    /// Visits one target. What a long visit finds is told to `finds` meanwhile. `step` says how hard
+    /// to try with what is set aside.
     pub(crate) async fn visit(
         &self,
         target: &Target,
+        step: Step,
         finds: &Finds,
     ) -> Result<Visited, VisitError> {
         match target {
             Target::Store => self.everything(finds).await,
             Target::Account(account) => self.account(account).await,
-            Target::Mailbox(account, name) => self.mailbox(account, name).await,
+            Target::Mailbox(account, name) => self.mailbox(account, name, step).await,
         }
     }
 
@@ -113,24 +149,19 @@ impl Visitor {
         let store = Arc::clone(&self.store);
         match self.workers.run(move || call(&*store)).await {
             Ok(result) => result.map_err(VisitError::from),
-            Err(error) => Err(VisitError::Target(Trouble {
-                reason: Reason::Io.to_string(),
-                detail: format!("master: {}", Chain(&error)),
-            })),
+            Err(error) => {
+                let detail = format!("master: {}", Chain(&error));
+                Err(VisitError::Target(Trouble::new(Reason::Io, detail)))
+            }
         }
     }
 }
 
 /// What a reply that ends a visit says.
 fn refused(reply: Reply) -> VisitError {
-    match reply {
-        Reply::Failed(Failure { remedy, reason, detail }) => {
-            let trouble = Trouble { reason, detail: format!("replica: {detail}") };
-            match remedy {
-                Remedy::Reconnect | Remedy::Stop => VisitError::Replica(trouble),
-                Remedy::SetAside => VisitError::Target(trouble),
-            }
-        }
+    let (uid, Failure { remedy, reason, detail }) = match reply {
+        Reply::Failed(failure) => (None, failure),
+        Reply::FailedMessage(uid, failure) => (Some(uid), failure),
         Reply::Accounts { .. }
         | Reply::Account { .. }
         | Reply::Records { .. }
@@ -139,18 +170,24 @@ fn refused(reply: Reply) -> VisitError {
         | Reply::Applied(_)
         | Reply::Ready { .. }
         | Reply::Octets { .. }
-        | Reply::Stale(_) => VisitError::Replica(Trouble {
-            reason: Reason::Refused.to_string(),
-            detail: "replica: answered something else than was asked".into(),
-        }),
+        | Reply::Stale(_) => {
+            let detail = "replica: answered something else than was asked".into();
+            return VisitError::Replica(Trouble::new(Reason::Refused, detail));
+        }
+    };
+    let trouble = Trouble::new(Reason::of_peer(&reason), format!("replica: {detail}"));
+    match (remedy, uid) {
+        (Remedy::Reconnect | Remedy::Stop, _) => VisitError::Replica(trouble),
+        (Remedy::SetAside, Some(uid)) => VisitError::Message(uid, trouble),
+        (Remedy::SetAside, None) => VisitError::Target(trouble),
     }
 }
 
 /// Why two sides could not be made equal, of several reasons the first, with the others' words.
 fn trouble(reasons: Vec<(Reason, String)>) -> Option<Trouble> {
-    let reason = reasons.first()?.0.to_string();
+    let reason = reasons.first()?.0;
     let details: Vec<String> = reasons.into_iter().map(|(_, detail)| detail).collect();
-    Some(Trouble { reason, detail: details.join("; ") })
+    Some(Trouble::new(reason, details.join("; ")))
 }
 
 /// Names for a sentence: the first few, and how many more.

@@ -26,7 +26,8 @@ impl Visitor {
                 continue;
             };
             let digest = digest::account(&listing.state);
-            if listing.unread.is_empty() && theirs.get(&account) == Some(&digest) {
+            let whole = listing.unread.is_empty() && listing.ailing.is_empty();
+            if whole && theirs.get(&account) == Some(&digest) {
                 proven.push(proven_account(account, digest, &listing));
             } else {
                 differs.push(account);

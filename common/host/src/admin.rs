@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 pub use client::{AdminError, Client};
 pub use message::{
-    AgentStatus, AsideStatus, Entry, FailureCode, HistoryEntry, KeyList, LedgerEntry, LogStat,
-    LogStatus, OperationOutcome, OperationStatus, OperationStep, Problem, ReplicaDaemonStatus,
-    ReplicaStatus, Request, Response, SCHEMA_VERSION,
+    AgentStatus, AsideReport, AsideStatus, BadMessageReport, BrakeReport, Entry, FailureCode,
+    GraveReport, GraveyardReport, HeldReport, HistoryEntry, KeyList, LedgerEntry, LogStat,
+    LogStatus, OperationOutcome, OperationStatus, OperationStep, Problem, QuarantineReport,
+    QuarantineVerb, ReplicaDaemonStatus, ReplicaStatus, Request, Response, SCHEMA_VERSION,
 };
 pub use server::{Handler, is_served, serve};
 

@@ -37,6 +37,8 @@ pub struct Config {
     pub log: Log,
     /// `[scan]`: the search for changes that nobody told us of.
     pub scan: Scan,
+    /// `[brake]`: what may vanish without an admin's leave.
+    pub brake: Brake,
     /// `[replica]`: the replica daemon.
     pub replica: Replica,
     /// `[metrics]`: where /metrics is served.
@@ -108,6 +110,21 @@ pub struct Log {
 pub struct Scan {
     /// Time between two scans of the whole store.
     pub interval: Duration,
+}
+
+/// `[brake]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Brake {
+    /// Messages of one account, beyond those of the mailbox that loses most.
+    pub messages: u64,
+    /// Mailboxes of one account.
+    pub mailboxes: u64,
+    /// Accounts.
+    pub accounts: u64,
+    /// Percent, 1 to 100.
+    pub share: u8,
+    /// Length of the window.
+    pub within: Duration,
 }
 
 /// `[replica]`.
@@ -215,7 +232,7 @@ impl Config {
 
     /// Every key with its value in a form that is only good for comparing.
     fn values(&self) -> BTreeMap<String, String> {
-        let fixed: [(&str, &dyn fmt::Debug); 17] = [
+        let fixed: [(&str, &dyn fmt::Debug); 18] = [
             ("node.name", &self.node.name),
             ("node.state_dir", &self.node.state_dir),
             ("node.run_dir", &self.node.run_dir),
@@ -228,6 +245,7 @@ impl Config {
             ("store.read_only", &self.store.read_only),
             ("log.bound", &self.log.bound),
             ("scan.interval", &self.scan.interval),
+            ("brake", &self.brake),
             ("replica.listen", &self.replica.listen),
             ("replica.graveyard", &self.replica.graveyard),
             ("metrics.agent", &self.metrics.agent),

@@ -25,6 +25,7 @@
 
 extern crate alloc;
 
+pub mod brake;
 pub mod chain;
 pub mod cursor;
 pub mod digest;
@@ -36,5 +37,6 @@ pub mod limits;
 pub mod link;
 pub mod mailbox;
 pub mod plan;
+pub mod quarantine;
 pub mod reconcile;
 pub mod wire;

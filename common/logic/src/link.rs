@@ -55,6 +55,10 @@ pub enum Input {
     Visited(Target, Outcome),
     /// Targets set aside by an earlier run, to be tried again.
     Aside(Vec<Target>),
+    /// An admin wants these, which are set aside, to be tried now.
+    Retry(Vec<Target>),
+    /// An admin wants these to be set aside no longer, but compared as if nothing had happened.
+    Forgive(Vec<Target>),
     /// Stop working on this replica, or go on.
     Paused(bool),
     /// Time has passed.
@@ -225,6 +229,15 @@ impl Link {
                 let retry = Retry { tries: 0, due: now, left: None };
                 self.aside.extend(targets.into_iter().map(|target| (target, retry.clone())));
             }
+            Input::Retry(targets) => {
+                for target in targets {
+                    if let Some(retry) = self.aside.get_mut(&target) {
+                        retry.due = now;
+                    }
+                }
+                self.on_tick(now, out);
+            }
+            Input::Forgive(targets) => self.forgive(targets, out),
             Input::Paused(pause) => self.on_paused(now, pause, out),
             Input::Tick => self.on_tick(now, out),
         }
@@ -268,6 +281,12 @@ impl Link {
     /// `None` for a visit that no entry asked for.
     pub fn since(&self, target: &Target) -> Option<u64> {
         self.running.get(target).map(|covers| covers.at).filter(|&at| at != u64::MAX)
+    }
+
+    /// When something that is set aside is tried next, in the driver's monotonic time; `None` while
+    /// it is not set aside, or its trial is under way.
+    pub fn retry_due(&self, target: &Target) -> Option<Duration> {
+        self.aside.get(target).filter(|_| !self.is_visiting(target)).map(|retry| retry.due)
     }
 
     /// Whether a visit of `target` is due or under way.
@@ -314,6 +333,17 @@ impl Link {
         self.release(target, &dirty, out);
         for target in dirty {
             self.add(target, covers);
+        }
+    }
+
+    /// Turns what is set aside into visits that hold the cursor where it is: from then on that, and
+    /// no longer the list of what is set aside, says that they may differ.
+    fn forgive(&mut self, targets: Vec<Target>, out: &mut Vec<Action>) {
+        for target in targets {
+            if self.aside.remove(&target).is_some() {
+                self.add(target.clone(), Covers { first: self.saved.next(), at: u64::MAX });
+                out.push(Action::Release(target));
+            }
         }
     }
 

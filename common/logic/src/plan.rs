@@ -86,6 +86,15 @@ pub fn mailbox(master: &[Record], target: Head, replica: &[Record], held: Option
     Plan { mode, changes, foreign, clashes }
 }
 
+/// Whether a replica's mailbox may go to the graveyard and be built anew: only if nothing is lost with
+/// it that the master could not give again, and no number falls (I3).
+pub fn may_reseed(master: &[Record], target: Head, replica: &[Record], held: Head) -> bool {
+    let ours: BTreeSet<Guid> = master.iter().map(|record| record.guid).collect();
+    let is_ours = |record: &Record| record.replicated && ours.contains(&record.guid);
+    replica.iter().all(is_ours)
+        && (held.uid_validity != target.uid_validity || held.uid_next <= target.uid_next)
+}
+
 /// Steps for one mailbox when the two sides were equal at head `held`, from what the master changed
 /// since: `records` that are new or changed and UIDs `expunged`.
 pub fn since(records: &[Record], expunged: &[Uid], target: Head, held: Head) -> Plan {
@@ -217,6 +226,45 @@ pub fn account(master: &AccountState, replica: &AccountState) -> AccountPlan {
     plan
 }
 
+/// Takes every deletion of a mailbox out of a plan, and with it what would need its place; returns
+/// the names of the mailboxes that stay.
+pub fn hold(plan: &mut AccountPlan) -> Vec<MailboxName> {
+    let mut held = Vec::new();
+    plan.steps.retain(|step| match step {
+        Step::Delete { name, .. } | Step::Reset { name, .. } => {
+            held.push(name.clone());
+            false
+        }
+        Step::Rename { .. } => true,
+    });
+    // What cannot move stays in the way of others.
+    let mut taken: BTreeSet<MailboxName> = held.iter().cloned().collect();
+    let mut stuck = BTreeSet::new();
+    loop {
+        let before = plan.steps.len();
+        plan.steps.retain(|step| match step {
+            Step::Rename { id, from, to } if taken.contains(to) => {
+                taken.insert(from.clone());
+                stuck.insert(*id);
+                false
+            }
+            Step::Rename { .. } | Step::Delete { .. } | Step::Reset { .. } => true,
+        });
+        if plan.steps.len() == before {
+            break;
+        }
+    }
+    let is_new = |held: &Option<Head>| held.is_none();
+    plan.visits.retain(|(mailbox, held)| {
+        let blocked = stuck.contains(&mailbox.id) || is_new(held) && taken.contains(&mailbox.name);
+        if blocked {
+            plan.blocked.push(mailbox.name.clone());
+        }
+        !blocked
+    });
+    held
+}
+
 #[cfg(test)]
 mod tests {
     use alloc::{format, string::String};
@@ -290,6 +338,21 @@ mod tests {
         assert_eq!(show(&mailbox(&ours, target, &[], None)), "Build +1");
     }
 
+    #[test]
+    fn only_what_the_master_has_as_well_is_built_anew() {
+        let cases = [
+            ("swapped", "1a 2b", "1b 2a", true),
+            ("the replica has less", "1a 2b", "1b", true),
+            ("mail of its own", "1a 2b", "1b f2a", false),
+            ("mail that the master lost", "1a 2b", "1c 2a", false),
+            ("UIDNEXT would fall", "1a 2b", "1b 2a n9", false),
+        ];
+        for (name, master, replica, want) in cases {
+            let ((ours, target), (theirs, held)) = (parse(master), parse(replica));
+            assert_eq!(may_reseed(&ours, target, &theirs, held), want, "{name}");
+        }
+    }
+
     fn state(text: &str) -> AccountState {
         let mailboxes = text.split_whitespace().map(|word| {
             let (id, name) = word.split_once('=').unwrap();
@@ -325,6 +388,27 @@ mod tests {
                 plan.blocked
             );
             assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_held_keeps_its_place() {
+        let cases = [
+            ("deleted", "1=", "1= 2=A", "[] held [A] visits [] blocked []"),
+            ("recreated", "1= 3=A", "1= 2=A", "[] held [A] visits [] blocked [A]"),
+            ("renamed onto it", "1=A", "1=B 2=A", "[] held [A] visits [] blocked []"),
+            ("a chain", "1=A 3=B 4=D", "1=B 2=A 3=C 4=E", "[E>D] held [A] visits [] blocked []"),
+            ("others are made", "1= 3=C", "1= 2=A", "[] held [A] visits [C] blocked []"),
+        ];
+        for (what, master, replica, want) in cases {
+            let mut plan = account(&state(master), &state(replica));
+            let held = hold(&mut plan);
+            let steps: Vec<String> = plan.steps.iter().map(show_step).collect();
+            let visits: Vec<_> = plan.visits.iter().map(|(mailbox, _)| &mailbox.name).collect();
+            let steps = steps.join(" ");
+            let blocked = &plan.blocked;
+            let got = format!("[{steps}] held {held:?} visits {visits:?} blocked {blocked:?}");
+            assert_eq!(got, want, "{what}");
         }
     }
 

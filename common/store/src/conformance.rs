@@ -16,11 +16,13 @@ use mailtwin_logic::{
 use crate::MailStore;
 
 mod fixture;
+mod graveyard;
 mod lists;
 mod messages;
 pub mod replication;
 mod subject;
 
+pub use graveyard::graveyard_gives_back_what_it_keeps;
 pub use lists::*;
 pub use messages::*;
 pub use replication::{
@@ -93,6 +95,7 @@ macro_rules! conformance {
             one_failing_batch_does_not_stop_the_others
             planning_again_completes_what_broke_off
             graveyard_keeps_what_was_expunged
+            graveyard_gives_back_what_it_keeps
             foreign_messages_are_told_apart
             names_are_swapped_and_moved_in_chains
             deleted_and_created_anew_under_one_name

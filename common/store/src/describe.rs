@@ -9,7 +9,7 @@ use std::{
 use mail_parser::MessageParser;
 use mailtwin_logic::ids::{Account, MailboxId, Uid};
 
-use crate::MailStore;
+use crate::{MailStore, graves::Grave};
 
 /// Octets looked at: headers are shorter, or are not worth more.
 const HEADER_OCTETS_MAX: u64 = 64 << 10;
@@ -46,6 +46,18 @@ impl Description {
     pub fn read(store: &dyn MailStore, account: &Account, mailbox: MailboxId, uid: Uid) -> Self {
         let mut octets = Vec::new();
         let read = store.open(account, mailbox, uid).map(|message| {
+            // What can be read of it is described.
+            let _ = message.take(HEADER_OCTETS_MAX).read_to_end(&mut octets);
+        });
+        if read.is_ok() { Self::of(&octets) } else { Self::default() }
+    }
+}
+
+impl Description {
+    /// Of a message in a graveyard; empty if it cannot be read.
+    pub fn of_grave(store: &dyn MailStore, grave: &Grave) -> Self {
+        let mut octets = Vec::new();
+        let read = store.exhume(grave).map(|message| {
             // What can be read of it is described.
             let _ = message.take(HEADER_OCTETS_MAX).read_to_end(&mut octets);
         });

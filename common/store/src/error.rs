@@ -1,10 +1,11 @@
 //! Why a store call did nothing, and what is wrong with a store.
 
-use std::{fmt, io, path::PathBuf};
+use std::{io, path::PathBuf};
 
 use mailtwin_logic::{
     ids::{Account, Guid, Uid},
     mailbox::{Head, MailboxName},
+    quarantine::Reason,
 };
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +85,14 @@ pub enum StoreError {
         /// Whose.
         account: Account,
     },
+    /// It is one message's fault; its neighbours may be well.
+    #[error("message {uid}")]
+    Message {
+        /// Which.
+        uid: Uid,
+        /// Cause.
+        source: Box<Self>,
+    },
     /// The operating system refused.
     #[error("{op} {path}", path = path.display())]
     Io {
@@ -108,6 +117,7 @@ impl StoreError {
             Self::Locked { .. } => Reason::Locked,
             Self::Corrupt { .. } => Reason::Corrupt,
             Self::WrongStore { .. } | Self::NoStore { .. } => Reason::WrongStore,
+            Self::Message { source, .. } => source.reason(),
             Self::Io { source, .. } => reason_of(source.kind()),
         }
     }
@@ -115,69 +125,32 @@ impl StoreError {
     /// Whether the disk itself failed to make something durable: then nothing it said before can
     /// be relied on and the process must end (fsync is never tried again).
     pub fn is_fatal(&self) -> bool {
+        if let Self::Message { source, .. } = self {
+            return source.is_fatal();
+        }
         matches!(self, Self::Io { op: "sync", source, .. }
             if !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+
+    /// The same error, told of message `uid` if it can be the fault of one message alone.
+    #[must_use]
+    pub fn of_message(self, uid: Uid) -> Self {
+        let narrow = self.reason().is_of_one_message() && !self.is_fatal();
+        if narrow { Self::Message { uid, source: Box::new(self) } } else { self }
     }
 }
 
 fn reason_of(kind: io::ErrorKind) -> Reason {
-    const FULL: [io::ErrorKind; 2] = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
     if kind == io::ErrorKind::PermissionDenied {
         Reason::Denied
     } else if kind == io::ErrorKind::NotFound {
         Reason::Missing
-    } else if FULL.contains(&kind) {
+    } else if kind == io::ErrorKind::StorageFull {
         Reason::Full
+    } else if kind == io::ErrorKind::QuotaExceeded {
+        Reason::OverQuota
     } else {
         Reason::Io
-    }
-}
-
-/// Why a mailbox fails, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Reason {
-    /// Changes all the time.
-    Busy,
-    /// Vanishes while it is read.
-    Missing,
-    /// Octets and GUID differ.
-    GuidMismatch,
-    /// One UID, two messages.
-    Conflict,
-    /// The name cannot be stored.
-    Name,
-    /// A lock is never free.
-    Locked,
-    /// A file of the mail server is damaged.
-    Corrupt,
-    /// Not the store it was.
-    WrongStore,
-    /// Permission denied.
-    Denied,
-    /// Disk full or over quota.
-    Full,
-    /// Any other error of the operating system.
-    Io,
-    /// The peer refused or broke off.
-    Refused,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Busy => "busy",
-            Self::Missing => "missing",
-            Self::GuidMismatch => "guid-mismatch",
-            Self::Conflict => "conflict",
-            Self::Name => "name",
-            Self::Locked => "locked",
-            Self::Corrupt => "corrupt",
-            Self::WrongStore => "wrong-store",
-            Self::Denied => "denied",
-            Self::Full => "full",
-            Self::Io => "io",
-            Self::Refused => "refused",
-        })
     }
 }
 

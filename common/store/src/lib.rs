@@ -8,6 +8,7 @@
 
 mod describe;
 mod error;
+pub mod graves;
 pub mod memory;
 mod staged;
 
@@ -23,7 +24,9 @@ use mailtwin_logic::{
 };
 
 pub use describe::Description;
-pub use error::{Problem, ProblemKind, Reason, StoreError};
+pub use error::{Problem, ProblemKind, StoreError};
+pub use graves::Grave;
+pub use mailtwin_logic::quarantine::Reason;
 pub use staged::{Octets, Staged, Staging};
 
 /// One account's or mailbox's mail, in whatever form a mail server keeps it.
@@ -61,6 +64,9 @@ pub trait MailStore: Send + Sync {
         mailbox: MailboxId,
         since: ModSeq,
     ) -> Result<Delta, StoreError>;
+
+    /// Messages of a mailbox that the last look at it could not read, bounded in number.
+    fn unreadable(&self, account: &Account, mailbox: MailboxId) -> Vec<Unreadable>;
 
     /// Opens a message's octets.
     fn open(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError>;
@@ -116,6 +122,15 @@ pub trait MailStore: Send + Sync {
     /// messages went.
     fn bury(&self) -> Result<u64, StoreError>;
 
+    /// Shows `visit` every message in the graveyard; ends with its first error.
+    fn graves(
+        &self,
+        visit: &mut dyn FnMut(Grave) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError>;
+
+    /// Opens the octets of a message in the graveyard.
+    fn exhume(&self, grave: &Grave) -> Result<Octets, StoreError>;
+
     /// What is wrong in this store now, worst first, bounded in number.
     fn problems(&self) -> Vec<Problem>;
 
@@ -143,6 +158,18 @@ pub struct Listing {
     pub state: AccountState,
     /// Mailboxes that are there but could not be read, and why.
     pub unread: Vec<(MailboxName, Reason, String)>,
+    /// Mailboxes of `state` in which single messages could not be read: [`MailStore::unreadable`]
+    /// names them.
+    pub ailing: Vec<MailboxName>,
+}
+
+/// A message that is there but cannot be read, so that no record tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its file, or whatever else names it in the store; printable.
+    pub name: String,
+    /// Why, for humans.
+    pub detail: String,
 }
 
 /// What changed in a mailbox.

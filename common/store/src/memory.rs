@@ -22,8 +22,8 @@ use mailtwin_logic::{
 };
 
 use crate::{
-    Batch, Capabilities, Delta, Destination, Listing, MailStore, Octets, Problem, Staged, Staging,
-    StoreError, guid_of, staged::Place,
+    Batch, Capabilities, Delta, Destination, Grave, Listing, MailStore, Octets, Problem, Staged,
+    Staging, StoreError, Unreadable, guid_of, staged::Place,
 };
 
 pub use client::{Letter, Snapshot};
@@ -50,7 +50,7 @@ pub struct MemoryStore {
 struct Inner {
     accounts: BTreeMap<Account, Mail>,
     building: BTreeMap<(Account, MailboxId), Mailbox>,
-    graveyard: Vec<Grave>,
+    graveyard: Vec<Buried>,
     /// Octets of every message by their hash, while there is one.
     bodies: BTreeMap<Guid, Weak<[u8]>>,
     /// Hashes in `bodies` when those of which nothing is left are to be dropped.
@@ -66,10 +66,11 @@ struct Mail {
 }
 
 #[derive(Clone, Debug)]
-struct Grave {
+struct Buried {
     at_ms: u64,
     account: Account,
     name: MailboxName,
+    uid_validity: UidValidity,
     message: Message,
 }
 
@@ -81,7 +82,7 @@ impl Mail {
             guid: guid_of(content),
         };
         let files = self.files.iter().map(file).collect();
-        Listing { state: AccountState { mailboxes, files }, unread: Vec::new() }
+        Listing { state: AccountState { mailboxes, files }, ..Listing::default() }
     }
 }
 
@@ -117,15 +118,20 @@ impl MemoryStore {
         (id, UidValidity(inner.made))
     }
 
-    fn bury_all(&self, inner: &mut Inner, to: (&Account, &MailboxName), gone: Vec<Message>) {
+    fn bury_all(
+        &self,
+        inner: &mut Inner,
+        to: (&Account, &MailboxName, UidValidity),
+        gone: Vec<Message>,
+    ) {
         if self.keep.is_zero() {
             return;
         }
         let at_ms = self.clock.unix_ms();
-        let (account, name) = to;
+        let (account, name, uid_validity) = to;
         let graves = gone.into_iter().map(|message| {
             let (account, name) = (account.clone(), name.clone());
-            Grave { at_ms, account, name, message }
+            Buried { at_ms, account, name, uid_validity, message }
         });
         inner.graveyard.extend(graves);
     }
@@ -154,7 +160,7 @@ impl MemoryStore {
         }
         let head = there.head();
         inner.remember(&batch, octets);
-        self.bury_all(inner, (&account, &name), gone);
+        self.bury_all(inner, (&account, &name, head.uid_validity), gone);
         torn.map(|()| head)
     }
 
@@ -385,11 +391,17 @@ impl MailStore for MemoryStore {
         Ok(there.delta(name, since))
     }
 
+    /// A map has no message that it cannot read.
+    fn unreadable(&self, _: &Account, _: MailboxId) -> Vec<Unreadable> {
+        Vec::new()
+    }
+
     fn open(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError> {
         self.trip(Call::Open, account, Some(mailbox))?;
         let inner = self.inner();
         let there = inner.by_id(account, mailbox).and_then(|mailbox| mailbox.get(uid));
         let message = there.ok_or_else(|| missing(account, uid))?;
+        self.faults().trip_message(Call::Open, message.record.guid)?;
         Ok(Octets::new(message.record.octets, Cursor::new(Arc::clone(&message.octets))))
     }
 
@@ -451,7 +463,8 @@ impl MailStore for MemoryStore {
         inner.account_mut(account).mailboxes = next;
         for (name, mailbox) in gone {
             let messages = mailbox.messages().cloned().collect();
-            self.bury_all(inner, (account, &name), messages);
+            let uid_validity = mailbox.head().uid_validity;
+            self.bury_all(inner, (account, &name, uid_validity), messages);
         }
         Ok(())
     }
@@ -462,6 +475,7 @@ impl MailStore for MemoryStore {
         record: &Record,
     ) -> Result<Box<dyn Staging>, StoreError> {
         self.trip(Call::Stage, &destination.account, Some(destination.mailbox))?;
+        self.faults().trip_message(Call::Stage, record.guid)?;
         let what = format!("message {} for {}", record.uid, destination.account);
         let (guid, octets) = (record.guid, record.octets);
         Ok(Box::new(Intake { what, guid, octets, taken: Vec::new() }))
@@ -473,6 +487,7 @@ impl MailStore for MemoryStore {
         record: &Record,
     ) -> Result<Option<Staged>, StoreError> {
         self.trip(Call::Stage, &destination.account, Some(destination.mailbox))?;
+        self.faults().trip_message(Call::Stage, record.guid)?;
         let held = self.inner().bodies.get(&record.guid).and_then(Weak::upgrade);
         let held = held.filter(|octets| octets.len() as u64 == record.octets);
         Ok(held.map(|octets| Staged::new(record.guid, record.octets, Place::Memory(octets))))
@@ -498,6 +513,36 @@ impl MailStore for MemoryStore {
         let before = graves.len();
         graves.retain(|grave| u128::from(grave.at_ms) + keep > now);
         Ok((before - graves.len()) as u64)
+    }
+
+    fn graves(
+        &self,
+        visit: &mut dyn FnMut(Grave) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let all = self.inner().graveyard.clone();
+        all.into_iter().try_for_each(|buried| {
+            let Message { record, octets, .. } = buried.message;
+            visit(Grave {
+                at_ms: buried.at_ms,
+                account: buried.account,
+                mailbox: buried.name,
+                uid_validity: buried.uid_validity,
+                uid: Some(record.uid),
+                guid: Some(record.guid),
+                octets: record.octets,
+                internal_date: record.internal_date,
+                place: Place::Memory(octets),
+            })
+        })
+    }
+
+    fn exhume(&self, grave: &Grave) -> Result<Octets, StoreError> {
+        match &grave.place {
+            Place::Memory(octets) => Ok(Octets::new(grave.octets, Cursor::new(Arc::clone(octets)))),
+            Place::File(..) | Place::Taken => {
+                Err(StoreError::NotFound { what: "a message of another store".into() })
+            }
+        }
     }
 
     fn problems(&self) -> Vec<Problem> {

@@ -63,6 +63,117 @@ pub(crate) enum Verb {
     /// List, pause and resume replicas.
     #[command(subcommand)]
     Replica(Replica),
+    /// List what is set aside for a replica, try it again, or forget that it failed.
+    #[command(subcommand)]
+    Quarantine(Quarantine),
+    /// On a replica: list what it expunged and still keeps, or give it out.
+    #[command(subcommand)]
+    Graveyard(Graveyard),
+    /// Show what the brake holds after a mass disappearance, or let it go.
+    #[command(subcommand)]
+    Brake(Brake),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Graveyard {
+    /// What there is.
+    List(Graves),
+    /// Write messages into files, and hand them to a command if there is one.
+    Restore {
+        #[command(flatten)]
+        graves: Graves,
+        /// Where the files go; the replica daemon's user must be allowed to write there.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// Run by the shell for each message, which it finds as its input; `$MAILTWIN_ACCOUNT` and
+        /// `$MAILTWIN_MAILBOX` say where it was. For example:
+        /// `ssh mx1 doveadm save -u "$MAILTWIN_ACCOUNT" -m "$MAILTWIN_MAILBOX"`
+        #[arg(long, value_name = "COMMAND")]
+        deliver: Option<String>,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+/// What is meant of all that lies in a graveyard.
+#[derive(Debug, Args)]
+pub(crate) struct Graves {
+    /// Whose mail, and of which mailbox; everything if absent.
+    #[arg(value_name = "ACCOUNT[/MAILBOX]")]
+    pub(crate) target: Option<String>,
+    /// Only the message that had this UID.
+    #[arg(long)]
+    pub(crate) uid: Option<u32>,
+    /// Only the message with this Message-ID.
+    #[arg(long, value_name = "ID")]
+    pub(crate) message_id: Option<String>,
+    /// Only the message whose octets have this SHA-1.
+    #[arg(long)]
+    pub(crate) guid: Option<String>,
+    /// Only what was expunged here since then: a time like 2026-01-31T12:00:00Z, or a duration like
+    /// 2h for so long ago.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Brake {
+    /// What is held, since when and why, and how much.
+    Show(Held),
+    /// Let the deletions go: they are replayed now.
+    Release {
+        #[command(flatten)]
+        held: Held,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+/// What is meant of all that is held.
+#[derive(Debug, Args)]
+pub(crate) struct Held {
+    /// Everything that is held if absent.
+    #[arg(value_name = "ACCOUNT")]
+    pub(crate) accounts: Vec<String>,
+    /// Only what is held for this replica.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) replica: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Quarantine {
+    /// One line for each mailbox or account that is set aside.
+    List(Aside),
+    /// All about it: errors, step of the ladder, the messages that are the cause.
+    Show(Aside),
+    /// Try it now instead of when its pause is over.
+    Retry(Change),
+    /// Forget that it failed, and compare it as if nothing had happened: if it fails again, it is set
+    /// aside again, as something new.
+    Release(Change),
+}
+
+/// What is meant of all that is set aside.
+#[derive(Debug, Args)]
+pub(crate) struct Aside {
+    /// An account stands for all its mailboxes; everything if absent.
+    #[arg(value_name = "ACCOUNT[/MAILBOX]")]
+    pub(crate) targets: Vec<String>,
+    /// Only what is set aside for this replica.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) replica: Option<String>,
+}
+
+/// The same, to be changed.
+#[derive(Debug, Args)]
+pub(crate) struct Change {
+    #[command(flatten)]
+    pub(crate) aside: Aside,
+    /// Only say what would be done.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -135,6 +135,31 @@ const MUTANTS: &[Mutant] = &[
             Err(VisitError::Target(trouble)) => {",
     },
     Mutant {
+        what: "expunges are not held by the brake",
+        file: "agent/src/visit/brake.rs",
+        from: "plan.changes.retain(|change| !is_expunge(change));",
+        to: "",
+    },
+    Mutant {
+        what: "deletes are not held by the brake",
+        file: "agent/src/visit/brake.rs",
+        from: "let held = plan::hold(plan);",
+        to: "let held: Vec<MailboxName> = Vec::new();",
+    },
+    Mutant {
+        what: "what the brake holds is forgotten when the agent ends",
+        file: "agent/src/brake.rs",
+        from: "brake = Brake::new(limits, engaged.collect(), released.collect());",
+        to: "let _ = (engaged, released);",
+    },
+    Mutant {
+        what: "a message that is left out is not told of",
+        file: VISIT,
+        from: "let bad = self.bad_messages(account, id, &found.bad).await?;",
+        to: "if !found.bad.is_empty() { return Ok(Some(Visited::default())); }
+        let bad = None;",
+    },
+    Mutant {
         what: "a stale plan is carried out again and again without comparing",
         file: VISIT,
         from: "self.held.forget(account, state.id);",

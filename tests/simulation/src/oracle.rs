@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use mailtwin_agent::link::LinkStatus;
 use mailtwin_logic::{
     digest,
+    entry::Target,
     ids::{Account, Epoch, Guid, MailboxId, Uid, UidValidity},
     link::Phase,
 };
@@ -124,20 +126,53 @@ fn promises(world: &World) -> Result<(), String> {
     Ok(())
 }
 
-/// Who says it is in sync is equal (I7).
+/// Who says it is in sync is equal (I7); who says it is, but for what is set aside, is equal in all
+/// else (I5).
 fn claims(world: &World) -> Result<(), String> {
     if !world.runs() || !world.all_logged() {
         return Ok(());
     }
     let tail = *world.agent().log().tail().borrow();
     for (link, replica) in world.agent().links().iter().zip(&world.replicas) {
-        if link.phase != Phase::InSync || link.cursor < tail || world.doubted.contains(&link.name) {
+        let quiet = matches!(link.phase, Phase::InSync | Phase::Degraded);
+        if !quiet || link.cursor < tail || world.doubted.contains(&link.name) {
+            continue;
+        }
+        if link.phase == Phase::Degraded {
+            bystanders(world, link, &replica.mail)?;
             continue;
         }
         for account in &world.accounts {
             if let Some(difference) = difference(&world.master, &replica.mail, account) {
                 return Err(format!("I7: {} is not in sync: {difference}", link.name));
             }
+        }
+    }
+    Ok(())
+}
+
+/// What is not set aside is equal (I5). An account that is set aside may keep its mailboxes from being
+/// made, moved or removed.
+fn bystanders(world: &World, link: &LinkStatus, theirs: &InMemory) -> Result<(), String> {
+    for account in &world.accounts {
+        let is_aside = |target| link.aside.iter().any(|aside| aside.target() == target);
+        if is_aside(Target::Account(account.clone())) {
+            continue;
+        }
+        let heads = |mail: &InMemory| -> BTreeMap<_, _> {
+            let mailboxes = mail.store.peek(account).state.mailboxes.into_iter();
+            let others =
+                mailboxes.filter(|m| !is_aside(Target::Mailbox(account.clone(), m.name.clone())));
+            others.map(|mailbox| (mailbox.name.clone(), (mailbox.id, mailbox.head))).collect()
+        };
+        let (ours, theirs) = (heads(&world.master), heads(theirs));
+        if ours != theirs {
+            let name = &link.name;
+            return Err(format!(
+                "I5: {name} has set aside {:?}, and others differ: {account}: {ours:#?}\non the \
+                 replica: {theirs:#?}",
+                link.aside.iter().map(|aside| &aside.object).collect::<Vec<_>>()
+            ));
         }
     }
     Ok(())

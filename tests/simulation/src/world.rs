@@ -19,6 +19,7 @@ use mailtwin_agent::{
 };
 use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
 use mailtwin_logic::{
+    brake::Limits,
     entry::Target,
     ids::{Account, Epoch, Guid, LogSeq, MailboxId, Uid},
     link::Phase,
@@ -62,6 +63,8 @@ pub struct World {
     pub gone: BTreeSet<Guid>,
     /// Replicas whose mail went back in time, so that the agent may not know yet.
     pub doubted: BTreeSet<String>,
+    /// What may vanish without an admin's leave.
+    pub limits: Limits,
     /// What the log's entries stand for.
     pub promises: Arc<Mutex<Vec<Promise>>>,
     epoch: Epoch,
@@ -142,6 +145,7 @@ impl World {
             disk: SimDisk::default(),
             gone: BTreeSet::new(),
             doubted: BTreeSet::new(),
+            limits: Limits::default(),
             promises: Arc::default(),
             epoch: Epoch(epoch),
             agent: None,
@@ -182,6 +186,7 @@ impl World {
             metrics: Metrics::register(&prometheus::Registry::new())
                 .expect("register fresh metrics"),
             retry: Retry::new().steady(),
+            brake: self.limits,
         };
         let dialers = self.replicas.iter().map(|replica| mailtwin_agent::Replica {
             name: replica.name.clone(),

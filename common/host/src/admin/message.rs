@@ -1,5 +1,7 @@
 //! What `replctl` and the daemons say to each other. Fields are only ever added.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{keys::PublicKey, node::Role, pins::Pin};
@@ -97,6 +99,59 @@ pub enum Request {
     Operation,
     /// Past changes of roles, oldest first.
     History,
+    /// What is set aside, and what shall become of it.
+    Quarantine {
+        /// What to do.
+        what: QuarantineVerb,
+        /// For which replica; all if absent.
+        replica: Option<String>,
+        /// `account` or `account/mailbox`; none: everything.
+        targets: Vec<String>,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
+    /// What lies in this node's graveyard; what is absent restricts nothing.
+    Graveyard {
+        /// Whose.
+        account: Option<String>,
+        /// Of which mailbox, in the octets of the store.
+        mailbox: Option<String>,
+        /// With which UID.
+        uid: Option<u32>,
+        /// With which octets, by their SHA-1.
+        guid: Option<String>,
+        /// With which Message-ID.
+        message_id: Option<String>,
+        /// Expunged then or later, in milliseconds since 1970.
+        since_ms: u64,
+        /// Write them into files below this directory.
+        export_to: Option<PathBuf>,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
+    /// What the brake holds, and whether it shall let go.
+    Brake {
+        /// Whether to let go.
+        release: bool,
+        /// For which replica; all if absent.
+        replica: Option<String>,
+        /// Accounts; none: everything that is held.
+        accounts: Vec<String>,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
+}
+
+/// What to do with what is set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuarantineVerb {
+    /// Tell of it.
+    List,
+    /// Try it now.
+    Retry,
+    /// Forget that it failed, and compare it anew.
+    Release,
 }
 
 /// What a daemon answers.
@@ -123,6 +178,12 @@ pub enum Response {
         /// The entry that covers it.
         seq: u64,
     },
+    /// What is set aside.
+    Quarantine(QuarantineReport),
+    /// What lies in the graveyard.
+    Graveyard(GraveyardReport),
+    /// What the brake holds.
+    Brake(BrakeReport),
     /// Keys.
     Keys(KeyList),
     /// A failover or a freeze, running or the last one.
@@ -209,6 +270,9 @@ pub struct ReplicaStatus {
     pub last_error: Option<String>,
     /// The first of what is set aside.
     pub set_aside: Vec<AsideStatus>,
+    /// What the brake holds; nothing as a rule.
+    #[serde(default)]
+    pub brake: Vec<HeldReport>,
 }
 
 /// One mailbox or account set aside.
@@ -224,6 +288,131 @@ pub struct AsideStatus {
     pub tries: u32,
     /// When it was set aside, in milliseconds since 1970.
     pub since: u64,
+}
+
+/// What lies in the graveyard, of what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GraveyardReport {
+    /// Version of this shape.
+    pub schema_version: u32,
+    /// How many messages.
+    pub count: u64,
+    /// Their octets.
+    pub octets: u64,
+    /// Whether they were exported.
+    pub done: bool,
+    /// The first of them.
+    pub entries: Vec<GraveReport>,
+}
+
+/// A message in the graveyard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GraveReport {
+    /// When it was expunged here, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Whose it was.
+    pub account: String,
+    /// Where it was, printable.
+    pub mailbox: String,
+    /// Under which UIDVALIDITY.
+    pub uid_validity: u32,
+    /// Under which UID, if that is known.
+    pub uid: Option<u32>,
+    /// SHA-1 of its octets, if it was noted.
+    pub guid: Option<String>,
+    /// How many octets it has.
+    pub octets: u64,
+    /// INTERNALDATE in seconds since 1970.
+    pub internal_date: i64,
+    /// Subject, date, Message-ID.
+    pub about: String,
+}
+
+/// What the brake holds, of what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrakeReport {
+    /// Version of this shape.
+    pub schema_version: u32,
+    /// Whether it was let go.
+    pub done: bool,
+    /// What is held; before it was let go.
+    pub held: Vec<HeldReport>,
+}
+
+/// Something the brake holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldReport {
+    /// For which replica.
+    pub replica: String,
+    /// Whose deletions; absent if all accounts' are held.
+    pub account: Option<String>,
+    /// Since when, in milliseconds since 1970.
+    pub since: u64,
+    /// What was found.
+    pub why: String,
+    /// Messages that were not removed on the replica so far, those of deleted mailboxes included.
+    pub messages: u64,
+    /// Mailboxes that were not deleted on the replica so far.
+    pub mailboxes: u64,
+}
+
+/// What is set aside, of what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantineReport {
+    /// Version of this shape.
+    pub schema_version: u32,
+    /// How many.
+    pub count: usize,
+    /// Whether it was done what was asked for.
+    pub done: bool,
+    /// The first of them.
+    pub entries: Vec<AsideReport>,
+}
+
+/// One mailbox or account set aside, in full. Times are in milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AsideReport {
+    /// For which replica.
+    pub replica: String,
+    /// Account and mailbox.
+    pub object: String,
+    /// Code.
+    pub reason: String,
+    /// What the next trial does: `retry`, `compare`, `reseed` or `human`.
+    pub step: String,
+    /// How often it was tried.
+    pub tries: u32,
+    /// When it failed first.
+    pub first_at: u64,
+    /// With which error.
+    pub first: String,
+    /// When it failed last.
+    pub last_at: u64,
+    /// With which error.
+    pub last: String,
+    /// When it is tried next; absent while it is.
+    pub next_at: Option<u64>,
+    /// Messages in the mailbox, if they could be counted.
+    pub messages: Option<u32>,
+    /// Their octets.
+    pub octets: Option<u64>,
+    /// The messages that are the cause, if the rest of the mailbox is replicated.
+    pub bad: Vec<BadMessageReport>,
+}
+
+/// A message that cannot be replicated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadMessageReport {
+    /// Its UID, if it has one.
+    pub uid: Option<u32>,
+    /// Its file.
+    pub name: String,
+    /// Subject, date, Message-ID.
+    pub about: String,
+    /// Code.
+    pub reason: String,
+    /// For humans.
+    pub detail: String,
 }
 
 /// Something wrong in a store.

@@ -11,8 +11,8 @@ use toml::de::DeTable;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::{
-    Config, ConfigProblem, Engine, Gate, Layout, Log, Metrics, Node, Peer, Replica, Scan, Store,
-    VERSION,
+    Brake, Config, ConfigProblem, Engine, Gate, Layout, Log, Metrics, Node, Peer, Replica, Scan,
+    Store, VERSION,
     table::{Found, Problems, Section},
     unit::{self, DURATION_UNITS, SIZE_UNITS},
 };
@@ -22,6 +22,7 @@ const LOG_BOUND_DEFAULT: u64 = 1 << 30;
 const LOG_BOUND_MIN: u64 = 1 << 20;
 const SCAN_INTERVAL_DEFAULT: Duration = Duration::from_hours(6);
 const SCAN_INTERVAL_MIN: Duration = Duration::from_secs(1);
+const BRAKE_WITHIN_DEFAULT: Duration = Duration::from_hours(1);
 const GRAVEYARD_DEFAULT: Duration = Duration::from_hours(7 * 24);
 const NAME_OCTETS_MAX: usize = 64;
 const VARIABLES: [&str; 3] = ["user", "domain", "path"];
@@ -56,13 +57,25 @@ fn document(path: &Path, top: &mut Section<'_>, problems: &mut Problems<'_>) -> 
     let store = store(top.section("store", problems), problems);
     let log = log(top.section("log", problems), problems);
     let scan = scan(top.section("scan", problems), problems);
+    let brake = brake(top.section("brake", problems), problems);
     let replica = replica(top.section("replica", problems), problems);
     let metrics = metrics(top.section("metrics", problems), &replica, problems);
     let own = node.as_ref().map(|node| node.name.clone());
     let peers = peers(top, own.as_deref(), problems);
     let gate = gate(top.section("gate", problems), problems);
     let (node, store) = (node?, store?);
-    Some(Config { file: path.to_owned(), node, store, log, scan, replica, metrics, peers, gate })
+    Some(Config {
+        file: path.to_owned(),
+        node,
+        store,
+        log,
+        scan,
+        brake,
+        replica,
+        metrics,
+        peers,
+        gate,
+    })
 }
 
 fn version(top: &mut Section<'_>, problems: &mut Problems<'_>) {
@@ -145,6 +158,31 @@ fn scan(mut section: Section<'_>, problems: &mut Problems<'_>) -> Scan {
     });
     section.finish(problems);
     Scan { interval: interval.unwrap_or(SCAN_INTERVAL_DEFAULT) }
+}
+
+fn brake(mut section: Section<'_>, problems: &mut Problems<'_>) -> Brake {
+    let mut count = |name, default| {
+        let found = section.integer(name, problems).and_then(|found| {
+            found.check(problems, |number| {
+                let number = u64::try_from(number).ok().filter(|&number| number > 0);
+                number.ok_or_else(|| "must be at least 1".to_owned())
+            })
+        });
+        found.unwrap_or(default)
+    };
+    let (messages, mailboxes) = (count("messages", 250), count("mailboxes", 10));
+    let accounts = count("accounts", 5);
+    let share = section.string("share", problems);
+    let share = share.and_then(|found| found.check(problems, |text| unit::percent(&text)));
+    let within = section.unit("within", problems, DURATION_UNITS, unit::duration);
+    let within = within.and_then(|found| {
+        found.check(problems, |time| {
+            if time.is_zero() { Err("must be more than nothing".into()) } else { Ok(time) }
+        })
+    });
+    section.finish(problems);
+    let within = within.unwrap_or(BRAKE_WITHIN_DEFAULT);
+    Brake { messages, mailboxes, accounts, share: share.unwrap_or(30), within }
 }
 
 fn replica(mut section: Section<'_>, problems: &mut Problems<'_>) -> Replica {

@@ -48,6 +48,11 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(config.scan.interval, Duration::from_hours(6));
     assert_eq!(config.replica.listen.to_string(), "[::]:4710");
     assert_eq!(config.metrics.agent.unwrap().to_string(), "127.0.0.1:9471");
+    assert_eq!(
+        (config.brake.messages, config.brake.mailboxes, config.brake.accounts),
+        (250, 10, 5)
+    );
+    assert_eq!((config.brake.share, config.brake.within), (30, Duration::from_hours(1)));
     assert!(config.peers.is_empty() && !config.store.read_only);
 }
 

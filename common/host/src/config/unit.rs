@@ -79,6 +79,13 @@ fn unknown(unit: &str, whole: &str, units: &str) -> String {
     format!("unknown unit {unit:?} in {whole:?}; units are {units}")
 }
 
+/// `1%` to `100%`.
+pub(super) fn percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').and_then(|number| number.trim().parse::<u8>().ok());
+    let wrong = || format!("{text:?} is no share; write it \"1%\" to \"100%\"");
+    number.filter(|number| (1..=100).contains(number)).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

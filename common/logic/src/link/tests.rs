@@ -239,6 +239,35 @@ fn an_account_is_set_aside_until_its_mailboxes_are_done_too() {
 }
 
 #[test]
+fn what_is_forgiven_holds_the_cursor_until_it_was_compared() {
+    let one = target(1);
+    let mut link = Link::new(LogSeq(3), LogSeq(3));
+    let (mut out, at) = (Vec::new(), Duration::ZERO);
+    link.on(at, Input::Aside(vec![one.clone(), target(2)]), &mut out);
+    link.on(at, Input::Paused(true), &mut out);
+    out.clear();
+    link.on(at, Input::Forgive(vec![one.clone(), target(9)]), &mut out);
+    assert_eq!(out, [Action::Release(one.clone())]);
+    link.on(at, Input::Appended(LogSeq(5)), &mut out);
+    link.on(at, Input::Paused(false), &mut out);
+    for input in [Input::Tick, Input::Connected, Input::Welcome] {
+        link.on(at, input, &mut out);
+    }
+    link.on(at, Input::Entries(vec![], LogSeq(5)), &mut out);
+    link.on(at, Input::Visited(Target::Store, Outcome::Done(vec![])), &mut out);
+    assert_eq!((link.cursor(), link.retry_due(&one)), (LogSeq(3), None));
+    out.clear();
+    link.on(at, Input::Visited(one.clone(), Outcome::SetAside(vec![])), &mut out);
+    assert!(matches!(out[..], [Action::Save(_)]), "{out:?}");
+    assert_eq!(link.cursor(), LogSeq(5));
+    assert_eq!(link.retry_due(&one), Some(RETRY_FIRST));
+    // An admin need not wait.
+    out.clear();
+    link.on(at, Input::Retry(vec![one.clone(), target(9)]), &mut out);
+    assert!(out.contains(&Action::Visit(one)), "{out:?}");
+}
+
+#[test]
 fn a_higher_epoch_fences_for_good() {
     let mut link = Link::new(LogSeq(0), LogSeq(3));
     let mut out = Vec::new();

@@ -247,6 +247,8 @@ pub enum Reply {
         /// Whether another part follows.
         more: bool,
     },
+    /// The same, and the fault is one message's: without it, the rest may work.
+    FailedMessage(Uid, Failure),
 }
 
 /// Why a request failed.

@@ -26,7 +26,7 @@ use super::{
     uidlist,
     warm::Warm,
 };
-use crate::{Octets, Problem, StoreError};
+use crate::{Octets, Problem, StoreError, Unreadable};
 
 /// What all parts need.
 #[derive(Debug)]
@@ -348,6 +348,22 @@ impl Engine {
         })?;
         self.cx.shelf.commit(Batch::default())?;
         Ok(adopted)
+    }
+
+    /// Messages that the last look at a mailbox could not read.
+    pub(crate) fn unreadable(&self, account: &Account, id: MailboxId) -> Vec<Unreadable> {
+        let book = self.book(account);
+        let Some(name) = book.name_of(id) else { return Vec::new() };
+        let cell = book.cell(&name);
+        let guard = lock(&cell);
+        let Some(snapshot) = guard.as_ref().filter(|snapshot| snapshot.header.id == id) else {
+            return Vec::new();
+        };
+        let one = |(name, detail): (&str, &str)| Unreadable {
+            name: name.to_owned(),
+            detail: detail.to_owned(),
+        };
+        snapshot.unreadable().map(one).collect()
     }
 
     pub(crate) fn open(

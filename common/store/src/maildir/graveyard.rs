@@ -47,6 +47,11 @@ impl Graveyard {
         Self { path: work_dir.join("graveyard"), keep, serial: AtomicU64::new(0) }
     }
 
+    /// Where it lies.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Takes messages out of a mailbox. One that is gone already is none of our business.
     pub(crate) fn messages(
         &self,

@@ -104,6 +104,9 @@ impl Engine {
                         seen.places.insert(name.clone(), Some((snapshot.header.id, inode)));
                         seen.listing.state.mailboxes.push(snapshot.state(name));
                         note(&mut seen.problems, account, name, snapshot);
+                        if snapshot.unreadable().next().is_some() {
+                            seen.listing.ailing.push(name.clone());
+                        }
                         self.warm(&cell, snapshot);
                     }
                     files::acl(book, &mailbox, name, &self.cx, &mut seen.listing.state.files)?;

@@ -14,6 +14,7 @@ mod changes;
 mod engine;
 mod files;
 mod fsys;
+mod graves;
 mod graveyard;
 mod hash;
 mod identity;
@@ -47,11 +48,12 @@ use mailtwin_logic::{
 };
 
 use crate::{
-    Batch, Capabilities, Delta, Destination, Listing, MailStore, Octets, Problem, Staged, Staging,
-    StoreError,
+    Batch, Capabilities, Delta, Destination, Grave, Listing, MailStore, Octets, Problem, Staged,
+    Staging, StoreError, Unreadable, staged::Place,
 };
 use engine::{Context, Engine};
 use fsys::during;
+pub(crate) use identity::refused;
 use layout::Pattern;
 
 pub use identity::IdentityKind;
@@ -255,6 +257,10 @@ impl MailStore for Maildir {
         })
     }
 
+    fn unreadable(&self, account: &Account, mailbox: MailboxId) -> Vec<Unreadable> {
+        self.engine.unreadable(account, mailbox)
+    }
+
     fn open(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError> {
         self.engine.open(account, mailbox, uid)
     }
@@ -306,6 +312,23 @@ impl MailStore for Maildir {
 
     fn bury(&self) -> Result<u64, StoreError> {
         self.engine.cx.graveyard.bury(self.engine.cx.clock.unix_ms())
+    }
+
+    fn graves(
+        &self,
+        visit: &mut dyn FnMut(Grave) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.engine.cx.graveyard.each(visit)
+    }
+
+    fn exhume(&self, grave: &Grave) -> Result<Octets, StoreError> {
+        match &grave.place {
+            Place::File(path, _) => graves::open(path),
+            Place::Memory(_) | Place::Taken => {
+                let what = "a message of another store".into();
+                Err(StoreError::NotFound { what })
+            }
+        }
     }
 
     fn problems(&self) -> Vec<Problem> {

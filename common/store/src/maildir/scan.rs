@@ -376,6 +376,7 @@ impl Look<'_> {
     /// Makes the snapshot what was seen.
     fn bring_up(&mut self, table: Option<Table>, read: &mut Read) {
         self.snapshot.header.problems.clear();
+        self.complaints.sort_unstable(); // only so many are kept: the worst
         for (kind, object, detail) in std::mem::take(&mut self.complaints) {
             self.snapshot.complain(kind, &object, detail);
         }

@@ -343,6 +343,13 @@ impl Snapshot {
         }
     }
 
+    /// Messages that the last look could not read: file name and why.
+    pub(crate) fn unreadable(&self) -> impl Iterator<Item = (&str, &str)> {
+        let all = self.header.problems.iter();
+        let unread = all.filter(|(kind, ..)| *kind == ProblemKind::MessageUnreadable);
+        unread.map(|(_, name, detail)| (name.as_str(), detail.as_str()))
+    }
+
     /// Records that are in memory.
     pub(crate) fn loaded(&self) -> usize {
         self.entries().len()

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use mailtwin_logic::{
-    ids::{Account, MailboxId, ModSeq, Uid, UidValidity},
+    ids::{Account, Guid, MailboxId, ModSeq, Uid, UidValidity},
     mailbox::{FileKey, Flags, Keywords, MailboxName, MailboxState, Record},
 };
 
 use super::{
     Inner, Mail, MemoryStore,
-    fault::Fault,
+    fault::{Call, Fault},
     mailbox::{Mailbox, Message},
 };
 use crate::{Listing, guid_of};
@@ -173,6 +173,12 @@ impl MemoryStore {
     /// Lets calls fail.
     pub fn fail(&self, fault: Fault) {
         self.faults().add(fault);
+    }
+
+    /// Lets one message, wherever it lies, be unreadable ([`Call::Open`]) or impossible to take in
+    /// ([`Call::Stage`]), until [`MemoryStore::heal`].
+    pub fn fail_message(&self, call: Call, guid: Guid) {
+        self.faults().add_message(call, guid);
     }
 
     /// Lets the next batch that has more than `changes` changes break off after so many, as a crash

@@ -1,6 +1,6 @@
 //! Faults that a test asks for: the next calls of a kind fail.
 
-use mailtwin_logic::ids::{Account, MailboxId};
+use mailtwin_logic::ids::{Account, Guid, MailboxId};
 
 use crate::StoreError;
 
@@ -51,14 +51,29 @@ impl std::fmt::Debug for Fault {
 
 #[derive(Debug, Default)]
 pub(super) struct Faults {
-    faults: Vec<Fault>,
+    calls: Vec<Fault>,
+    /// Messages that cannot be read (`Call::Open`) or taken in (`Call::Stage`).
+    bad: Vec<(Call, Guid)>,
     /// Changes that an apply still makes before it breaks off.
     pub(super) tear: Option<usize>,
 }
 
 impl Faults {
     pub(super) fn add(&mut self, fault: Fault) {
-        self.faults.push(fault);
+        self.calls.push(fault);
+    }
+
+    pub(super) fn add_message(&mut self, call: Call, guid: Guid) {
+        self.bad.push((call, guid));
+    }
+
+    /// Fails for a message that was made bad.
+    pub(super) fn trip_message(&self, call: Call, guid: Guid) -> Result<(), StoreError> {
+        if !self.bad.contains(&(call, guid)) {
+            return Ok(());
+        }
+        let source = std::io::Error::from_raw_os_error(5);
+        Err(StoreError::Io { op: "read", path: format!("message {guid}").into(), source })
     }
 
     pub(super) fn clear(&mut self) {
@@ -77,10 +92,10 @@ impl Faults {
                 && (fault.account.is_none() || fault.account.as_ref() == account)
                 && (fault.mailbox.is_none() || fault.mailbox == mailbox)
         };
-        let Some(fault) = self.faults.iter_mut().find(meant) else { return Ok(()) };
+        let Some(fault) = self.calls.iter_mut().find(meant) else { return Ok(()) };
         fault.times -= 1;
         let error = (fault.error)();
-        self.faults.retain(|fault| fault.times > 0);
+        self.calls.retain(|fault| fault.times > 0);
         Err(error)
     }
 }

@@ -1,10 +1,13 @@
 //! Verbs that concern a node: `init` makes its state, all others ask its daemons.
 
 mod ask;
+mod brake;
 mod failover;
+mod graveyard;
 pub(crate) mod init;
 mod keys;
 mod log;
+mod quarantine;
 mod replica;
 mod status;
 
@@ -31,6 +34,9 @@ pub(crate) fn run(verb: &Verb, config: &Config, output: &Output) -> anyhow::Resu
             Verb::Log(args) => log::run(args, &daemons, output).await,
             Verb::Keys(args) => keys::run(args, &daemons, output).await,
             Verb::Replica(args) => replica::run(args, &daemons, output).await,
+            Verb::Quarantine(args) => quarantine::run(args, &daemons, output).await,
+            Verb::Graveyard(args) => graveyard::run(args, &daemons, output).await,
+            Verb::Brake(args) => brake::run(args, &daemons, output).await,
             Verb::Demo(_) | Verb::Mirror(_) | Verb::Init(_) => Ok(0),
         }
     })

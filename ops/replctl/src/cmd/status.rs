@@ -92,6 +92,9 @@ fn show_agent(status: &AgentStatus, output: &Output) -> anyhow::Result<u8> {
         if let Some(error) = &replica.last_error {
             output.say(&format!("{}: {error}", replica.name))?;
         }
+        for held in &replica.brake {
+            output.say(&super::brake::line(held))?;
+        }
         for aside in &replica.set_aside {
             output.say(&format!(
                 "{}: set aside: {} ({}, {} tries): {}",

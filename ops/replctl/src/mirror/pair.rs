@@ -22,7 +22,7 @@ use mailtwin_host::{
     tasks::Tasks,
     workers::Workers,
 };
-use mailtwin_logic::ids::Epoch;
+use mailtwin_logic::{brake::Limits, ids::Epoch};
 use mailtwin_replica::{
     commit::Committer,
     fence::Fence,
@@ -103,6 +103,7 @@ impl Pair {
             clock: Arc::clone(&clock),
             metrics,
             retry: Retry::new(),
+            brake: Limits::OFF,
         };
         let replica = Replica { name: COPY.into(), dialer: Arc::new(dialer) };
         let agent = Agent::start(parts, vec![replica], stop)?;

@@ -1,0 +1,218 @@
+//! The graveyard, told of and taken out of: what a store expunged, for as long as it keeps it.
+
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use mailtwin_disk::{dir, replace};
+use mailtwin_logic::{
+    ids::{Account, Guid, Uid, UidValidity},
+    mailbox::MailboxName,
+};
+use serde::Serialize;
+
+use crate::{Description, MailStore, StoreError, guid_of, maildir::refused, staged::Place};
+
+/// Octets of a message that are looked at for its Message-ID.
+const HEADER_OCTETS_MAX: usize = 64 << 10;
+/// Longest part of a file's name that tells of its mailbox, in octets.
+const NAME_MAX: usize = 150;
+
+/// A message in the graveyard.
+#[derive(Debug)]
+pub struct Grave {
+    /// When it was expunged here, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Whose it was.
+    pub account: Account,
+    /// Where it was, then.
+    pub mailbox: MailboxName,
+    /// Under which UIDVALIDITY.
+    pub uid_validity: UidValidity,
+    /// Under which UID; absent if that is not known any more.
+    pub uid: Option<Uid>,
+    /// SHA-1 of its octets, if it was noted.
+    pub guid: Option<Guid>,
+    /// How many octets it has.
+    pub octets: u64,
+    /// INTERNALDATE in seconds since 1970.
+    pub internal_date: i64,
+    /// Where it lies.
+    pub(crate) place: Place,
+}
+
+/// Which messages of a graveyard are meant; what is absent restricts nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whose.
+    pub account: Option<Account>,
+    /// Of which mailbox.
+    pub mailbox: Option<MailboxName>,
+    /// With which UID.
+    pub uid: Option<Uid>,
+    /// With which octets.
+    pub guid: Option<Guid>,
+    /// With which Message-ID, without angle brackets.
+    pub message_id: Option<String>,
+    /// Expunged here then or later, in milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+/// A message that was exported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Exported {
+    /// Its file, below the directory of the export.
+    pub file: String,
+    /// Whose it was.
+    pub account: String,
+    /// Where it was, in the octets of the store; `INBOX` for that.
+    pub mailbox: String,
+    /// Under which UID, if that is known.
+    pub uid: Option<u32>,
+    /// SHA-1 of its octets.
+    pub guid: String,
+    /// INTERNALDATE in seconds since 1970.
+    pub internal_date: i64,
+    /// When it was expunged here, in milliseconds since 1970.
+    pub at_ms: u64,
+}
+
+/// Shows `visit` every message that is meant.
+pub fn find(
+    store: &dyn MailStore,
+    wanted: &Wanted,
+    visit: &mut dyn FnMut(&Grave) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    store.graves(&mut |grave| {
+        if wanted.fits(&grave) && wanted.fits_message(store, &grave)? {
+            visit(&grave)?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes every message that is meant into a file below `to`, durably, and tells of each. Doing it
+/// again replaces the same files.
+pub fn export(
+    store: &dyn MailStore,
+    wanted: &Wanted,
+    to: &Path,
+    tell: &mut dyn FnMut(Exported),
+) -> Result<(), StoreError> {
+    dir::create(to, 0o700).map_err(refused)?;
+    find(store, wanted, &mut |grave| {
+        tell(export_one(store, grave, to)?);
+        Ok(())
+    })
+}
+
+fn export_one(store: &dyn MailStore, grave: &Grave, to: &Path) -> Result<Exported, StoreError> {
+    let octets = read(store, grave)?;
+    let guid = guid_of(&octets);
+    let what = format!("message {} of {} in the graveyard", file_name(grave), grave.account);
+    if let Some(want) = grave.guid.filter(|want| *want != guid) {
+        return Err(StoreError::Mismatch { what, want, got: guid });
+    }
+    let account = PathBuf::from(grave.account.as_str());
+    dir::create(&to.join(&account), 0o700).map_err(refused)?;
+    let file = account.join(file_name(grave));
+    replace::replace(&to.join(&file), &octets, replace::PRIVATE).map_err(refused)?;
+    Ok(Exported {
+        file: file.display().to_string(),
+        account: grave.account.to_string(),
+        mailbox: if grave.mailbox.is_inbox() {
+            "INBOX".to_owned()
+        } else {
+            String::from_utf8_lossy(grave.mailbox.as_octets()).into_owned()
+        },
+        uid: grave.uid.map(|uid| uid.0),
+        guid: guid.to_string(),
+        internal_date: grave.internal_date,
+        at_ms: grave.at_ms,
+    })
+}
+
+/// A name that says what it is, is the same each time, and is one part of a path.
+fn file_name(grave: &Grave) -> String {
+    let name: String = grave.mailbox.to_string().replace(['/', '\\'], ".");
+    let name: String = name.trim_start_matches('.').chars().take(NAME_MAX).collect();
+    let uid = grave.uid.map_or(0, |uid| uid.0);
+    let guid = grave.guid.map(|guid| format!(".{guid}")).unwrap_or_default();
+    let place = match &grave.place {
+        Place::File(path, _) => {
+            let name = path.file_name().map(std::os::unix::ffi::OsStrExt::as_bytes);
+            let name = guid_of(name.unwrap_or_default()).to_string();
+            format!(".{}", name.get(..8).unwrap_or_default())
+        }
+        Place::Memory(_) | Place::Taken => guid,
+    };
+    format!("{name}.{}.{uid}.{}{place}.eml", grave.uid_validity, grave.at_ms)
+}
+
+fn read(store: &dyn MailStore, grave: &Grave) -> Result<Vec<u8>, StoreError> {
+    let mut message = store.exhume(grave)?;
+    let mut octets = Vec::new();
+    message.read_to_end(&mut octets).map_err(|source| StoreError::Io {
+        op: "read",
+        path: file_name(grave).into(),
+        source,
+    })?;
+    Ok(octets)
+}
+
+impl Wanted {
+    /// Whether all that a graveyard knows without reading the message fits.
+    fn fits(&self, grave: &Grave) -> bool {
+        self.account.as_ref().is_none_or(|account| *account == grave.account)
+            && self.mailbox.as_ref().is_none_or(|mailbox| *mailbox == grave.mailbox)
+            && self.uid.is_none_or(|uid| grave.uid == Some(uid))
+            && grave.at_ms >= self.since_ms
+    }
+
+    /// Whether the message itself fits as well.
+    fn fits_message(&self, store: &dyn MailStore, grave: &Grave) -> Result<bool, StoreError> {
+        if self.guid.is_some() && grave.guid.is_some() && self.guid != grave.guid {
+            return Ok(false);
+        }
+        let reads = self.message_id.is_some() || (self.guid.is_some() && grave.guid.is_none());
+        if !reads {
+            return Ok(true);
+        }
+        let octets = read(store, grave)?;
+        let head = octets.get(..octets.len().min(HEADER_OCTETS_MAX)).unwrap_or_default();
+        let message_id = Description::of(head).message_id;
+        Ok(self.guid.is_none_or(|guid| guid == guid_of(&octets))
+            && (self.message_id.is_none() || self.message_id == message_id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_exported_files_stay_inside() {
+        for (mailbox, start) in
+            [("", "INBOX.7.3."), ("../x", ""), ("a/b", "a.b.7.3."), ("..hidden", "hidden.7.3.")]
+        {
+            let Ok(mailbox) = MailboxName::new(mailbox.as_bytes()) else {
+                assert_eq!(start, "", "{mailbox}");
+                continue;
+            };
+            let grave = Grave {
+                at_ms: 9,
+                account: Account::new("ann").unwrap(),
+                mailbox,
+                uid_validity: UidValidity(7),
+                uid: Some(Uid(3)),
+                guid: None,
+                octets: 0,
+                internal_date: 0,
+                place: Place::Taken,
+            };
+            let name = file_name(&grave);
+            assert!(name.starts_with(start) && !name.contains('/'), "{name}");
+        }
+    }
+}
