@@ -9,8 +9,8 @@ use std::{
 };
 
 use mailtwin_host::admin::{
-    AgentStatus, AsideStatus, Entry, FailureCode, LogStat, LogStatus, Problem, ReplicaStatus,
-    Request, Response, SCHEMA_VERSION, answer,
+    AgentStatus, AsideStatus, CheckAsk, Entry, FailureCode, LogStat, LogStatus, Problem,
+    ReplicaStatus, Request, Response, SCHEMA_VERSION, answer,
 };
 use mailtwin_host::{history, keys::PublicKey, node::Node, pins::Pins, tasks::Tasks};
 use mailtwin_logic::{
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Agent,
+    check::{self, Bench, CheckLink, Jobs, Scope},
     failover::{self, Ended, Failover, Order},
     link::LinkStatus,
     log::{Health, LogError},
@@ -56,6 +57,9 @@ pub(crate) struct Working {
     pub(crate) store: Arc<dyn MailStore>,
     /// Ends with the agent.
     pub(crate) _source: Source,
+    /// What checks work with, over all links.
+    pub(crate) bench: Bench,
+    pub(crate) checks: Jobs,
 }
 
 impl Answers {
@@ -95,7 +99,10 @@ impl Answers {
             | Request::Brake { .. }
             | Request::ReplicaPause { .. }
             | Request::Switch { .. }
-            | Request::Freeze { .. } => match &self.working {
+            | Request::Freeze { .. }
+            | Request::Check(_)
+            | Request::CheckState { .. }
+            | Request::CheckRepair { .. } => match &self.working {
                 Some(working) => self.work(working, request).await,
                 None => answer::failed(FailureCode::Refused, self.not_the_master()),
             },
@@ -247,6 +254,15 @@ impl Working {
                     Err(message) => answer::failed(FailureCode::Usage, message),
                 }
             }
+            Request::Check(ask) => self.check(ask),
+            Request::CheckRepair { plan } => {
+                let bench = self.bench(self.agent.check_links());
+                Self::started(self.checks.start(|_| check::repair(bench, plan)))
+            }
+            Request::CheckState { id, from } => match self.checks.state(id, from) {
+                Some(state) => Response::Check(state),
+                None => answer::failed(FailureCode::Usage, format!("no check has number {id}")),
+            },
             Request::Status
             | Request::Graveyard { .. }
             | Request::KeysShow
@@ -259,6 +275,38 @@ impl Working {
             | Request::History
             | Request::Force { .. }
             | Request::Ledger => Response::Done,
+        }
+    }
+
+    fn check(&self, ask: CheckAsk) -> Response {
+        let usage = |message| answer::failed(FailureCode::Usage, message);
+        let targets: Result<_, String> =
+            ask.targets.iter().map(|text| parse_target(text)).collect();
+        let scope = match targets {
+            Ok(targets) => Scope::new(targets),
+            Err(message) => return usage(message),
+        };
+        let mut links = self.agent.check_links();
+        if let Some(name) = &ask.replica {
+            links.retain(|link| link.status.borrow().name == *name);
+            if links.is_empty() {
+                return usage(format!("no replica is called {name:?}"));
+            }
+        }
+        let bench = self.bench(links);
+        Self::started(self.checks.start(|tally| check::run(bench, ask, scope, tally)))
+    }
+
+    fn bench(&self, links: Vec<CheckLink>) -> Bench {
+        Bench { links, ..self.bench.clone() }
+    }
+
+    fn started(id: Option<u64>) -> Response {
+        match id {
+            Some(id) => Response::CheckStarted { id },
+            None => {
+                answer::failed(FailureCode::Failed, "too many checks run: try again later".into())
+            }
         }
     }
 

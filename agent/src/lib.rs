@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod brake;
+mod check;
 pub mod cursor;
 pub mod daemon;
 mod failover;
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     brake::BrakeFile,
+    check::Coverage,
     cursor::CursorFile,
     link::{Dial, LinkParts, LinkStatus, Order, What},
     log::Log,
@@ -107,6 +109,7 @@ pub struct Agent {
 struct Running {
     status: watch::Receiver<LinkStatus>,
     visitor: watch::Receiver<Option<Visitor>>,
+    coverage: Arc<Coverage>,
     metrics: LinkMetrics,
     orders: mpsc::Sender<Order>,
 }
@@ -153,6 +156,7 @@ impl Agent {
             links.push(Running {
                 status: status.subscribe(),
                 visitor: visitor.subscribe(),
+                coverage: Arc::new(Coverage::open(&parts.state_dir, &name)),
                 metrics: metrics.clone(),
                 orders,
             });
@@ -208,6 +212,17 @@ impl Agent {
             .iter()
             .map(|link| link.metrics.totals())
             .fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
+    }
+
+    /// What checks of each link need.
+    pub(crate) fn check_links(&self) -> Vec<check::CheckLink> {
+        let link = |link: &Running| check::CheckLink {
+            status: link.status.clone(),
+            visitor: link.visitor.clone(),
+            log: Arc::clone(&self.log),
+            coverage: Arc::clone(&link.coverage),
+        };
+        self.links.iter().map(link).collect()
     }
 
     /// Stops or resumes replaying to one replica, also over a restart; `None` if there is no such.

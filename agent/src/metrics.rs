@@ -40,6 +40,33 @@ pub struct Metrics {
     delivery: HistogramVec,
     quarantined: IntGaugeVec,
     brake: IntGaugeVec,
+    /// What checks found.
+    pub check: CheckMetrics,
+}
+
+/// What checks found.
+#[derive(Clone, Debug)]
+pub struct CheckMetrics {
+    /// Differences that the last check of everything found, by its level.
+    pub differences: IntGaugeVec,
+    /// When the message that was not read for longest was read, in seconds since 1970; 0 for never.
+    pub oldest_verified: IntGauge,
+}
+
+impl CheckMetrics {
+    fn register(r: &Registrar<'_>) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            differences: r.gauges(
+                "mailtwin_check_differences",
+                "Differences that the last check of everything found",
+                &["level"],
+            )?,
+            oldest_verified: r.gauge(
+                "mailtwin_check_oldest_verified_timestamp_seconds",
+                "When the message that was not read for longest was read on both sides; 0 for never",
+            )?,
+        })
+    }
 }
 
 impl Metrics {
@@ -111,6 +138,7 @@ impl Metrics {
                 &["replica", "reason"],
             )?,
             brake: r.per_replica("mailtwin_brake_engaged", "1 while deletions are held")?,
+            check: CheckMetrics::register(&r)?,
         })
     }
 

@@ -67,7 +67,10 @@ impl Answers {
             | Request::Thaw
             | Request::Operation
             | Request::History
-            | Request::Ledger => {
+            | Request::Ledger
+            | Request::Check(_)
+            | Request::CheckState { .. }
+            | Request::CheckRepair { .. } => {
                 let message = format!("{}: that is the master's agent to ask", self.node);
                 answer::failed(FailureCode::Refused, message)
             }

@@ -1,25 +1,26 @@
 //! Answers an agent's requests, one per stream.
 
-use std::{io::Read as _, sync::Arc};
+use std::sync::Arc;
 
 use mailtwin_host::clock::SystemClock;
 use mailtwin_logic::{
     chain::Chain,
+    check::branch,
     digest,
-    ids::{Account, MailboxId, ModSeq, Uid},
-    limits::{BLOCKERS_MAX, LISTING_PER_FRAME, OCTETS_PER_REPLY, RECORDS_WEIGHT_MAX},
+    ids::{Account, MailboxId, ModSeq},
+    limits::{BLOCKERS_MAX, LISTING_PER_FRAME, RECORDS_WEIGHT_MAX},
     wire::message::{Failure, Remedy, Reply, Request},
 };
 use mailtwin_store::{Listing, MailStore, Reason, StoreError};
 
 use crate::{
-    apply,
+    apply, check,
     fence::{Fence, FenceError},
     stream::{Broken, Stream},
 };
 
 /// Accounts looked at in one go by a store worker.
-const ACCOUNTS_PER_LOOK: usize = 32;
+pub(crate) const ACCOUNTS_PER_LOOK: usize = 32;
 
 /// Characters of why a mailbox cannot be read: a list of them has to fit a frame.
 const DETAIL_MAX: usize = 300;
@@ -28,7 +29,7 @@ const DETAIL_MAX: usize = 300;
 pub(crate) async fn run(mut stream: Stream, request: Request) -> Result<(), Broken> {
     let store = Arc::clone(&stream.shared().store);
     match request {
-        Request::Accounts => accounts(&stream).await,
+        Request::Accounts => accounts(&stream, |_| true).await,
         Request::Account(name) => {
             let look = move || store.account(&name);
             match work(&stream, look).await? {
@@ -50,7 +51,6 @@ pub(crate) async fn run(mut stream: Stream, request: Request) -> Result<(), Brok
             let agent = stream.shared().agent.clone();
             fenced(&stream, move |fence| fence.promote(epoch, &agent, forced)).await
         }
-        Request::Fetch { account, mailbox, uid } => fetch(&stream, account, mailbox, uid).await,
         Request::Adopt { account, marks } => {
             let adopt = move || {
                 marks.iter().try_for_each(|&(mailbox, below)| {
@@ -63,43 +63,22 @@ pub(crate) async fn run(mut stream: Stream, request: Request) -> Result<(), Brok
             let agent = stream.shared().agent.clone();
             fenced(&stream, move |fence| fence.merged(epoch, &agent)).await
         }
-    }
-}
-
-/// Sends a message's octets.
-async fn fetch(
-    stream: &Stream,
-    account: Account,
-    mailbox: MailboxId,
-    uid: Uid,
-) -> Result<(), Broken> {
-    let store = Arc::clone(&stream.shared().store);
-    let mut source = match work(stream, move || store.open(&account, mailbox, uid)).await? {
-        Ok(source) => source,
-        Err(error) => return stream.fail(&error).await,
-    };
-    loop {
-        let gulp = move || {
-            let mut octets = Vec::new();
-            let read = (&mut source).take(OCTETS_PER_REPLY as u64).read_to_end(&mut octets);
-            read.map_err(|source| StoreError::Io {
-                op: "read",
-                path: format!("message {uid}").into(),
-                source,
-            })?;
-            Ok((source, octets))
-        };
-        let octets = match work(stream, gulp).await? {
-            Ok((back, octets)) => {
-                source = back;
-                octets
-            }
-            Err(error) => return stream.fail(&error).await,
-        };
-        let more = !octets.is_empty();
-        stream.send(&Reply::Octets { octets, more }).await?;
-        if !more {
-            return Ok(());
+        Request::Tree => check::tree(&stream).await,
+        Request::Branch(wanted) => {
+            accounts(&stream, |account| wanted.contains(&branch(account))).await
+        }
+        Request::Inspect(wanted) => match work(&stream, move || store.inspect(&wanted)).await? {
+            Ok(inspected) => stream.send(&Reply::Inspected(inspected)).await,
+            Err(error) => stream.fail(&error).await,
+        },
+        Request::Fetch { account, mailbox, uid } => {
+            check::fetch(&stream, account, mailbox, uid).await
+        }
+        Request::Mend { account, mailbox, record } => {
+            check::mend(&mut stream, account, mailbox, record).await
+        }
+        Request::GiveUp { account, mailbox, messages } => {
+            done(&stream, move || store.give_up(&account, mailbox, &messages)).await
         }
     }
 }
@@ -140,7 +119,7 @@ async fn fenced(
     }
 }
 
-async fn work<T: Send + 'static>(
+pub(crate) async fn work<T: Send + 'static>(
     stream: &Stream,
     call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<Result<T, StoreError>, Broken> {
@@ -157,12 +136,13 @@ async fn done(
     }
 }
 
-async fn accounts(stream: &Stream) -> Result<(), Broken> {
+async fn accounts(stream: &Stream, wanted: impl Fn(&Account) -> bool) -> Result<(), Broken> {
     let store = Arc::clone(&stream.shared().store);
-    let names = match work(stream, move || store.accounts()).await? {
+    let mut names = match work(stream, move || store.accounts()).await? {
         Ok(names) => names,
         Err(error) => return stream.fail(&error).await,
     };
+    names.retain(wanted);
     for some in names.chunks(ACCOUNTS_PER_LOOK) {
         let (store, some) = (Arc::clone(&stream.shared().store), some.to_vec());
         let look = move || {
@@ -178,7 +158,7 @@ async fn accounts(stream: &Stream) -> Result<(), Broken> {
 }
 
 /// An account that cannot be read is left out: it then differs, and its visit says why.
-fn digest_of(store: &dyn MailStore, account: &Account) -> Option<digest::Digest> {
+pub(crate) fn digest_of(store: &dyn MailStore, account: &Account) -> Option<digest::Digest> {
     let listing = store.account(account).ok()??;
     listing.unread.is_empty().then(|| digest::account(&listing.state))
 }

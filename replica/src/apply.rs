@@ -104,7 +104,7 @@ fn added(change: &Change) -> Option<&Record> {
     }
 }
 
-type Placed<T> = Vec<(usize, T)>;
+pub(crate) type Placed<T> = Vec<(usize, T)>;
 
 /// Refuses what is stale before any octet is sent, and finds what this store already holds.
 async fn prepare(
@@ -142,7 +142,7 @@ fn check_head(
 }
 
 /// Takes the octets of `needed` in, in their order.
-async fn take_in(
+pub(crate) async fn take_in(
     stream: &mut Stream,
     to: &Destination,
     needed: Placed<Record>,

@@ -8,6 +8,7 @@
 mod admin;
 mod answer;
 mod apply;
+mod check;
 pub mod commit;
 pub mod daemon;
 pub mod fence;

@@ -16,7 +16,9 @@ use mailtwin_logic::{
     ids::{Account, MailboxId},
     limits::STREAMS_MAX,
     mailbox::MailboxName,
-    wire::message::{Beat, Control, Greeting, Hello, Refusal, Request, agree, decode, encode},
+    wire::message::{
+        Beat, Control, FEATURES, Greeting, Hello, Refusal, Request, agree, decode, encode,
+    },
 };
 use mailtwin_store::{Destination, MailStore};
 use tokio::{
@@ -240,8 +242,8 @@ fn greet(
             let work = context.work.clone().filter(|_| !context.fence.is_master());
             let work = work.ok_or_else(|| (Refusal::Role, "not ready yet".to_owned()))?;
             let (node, epoch) = (context.node.clone(), hello.epoch);
-            let merged = context.fence.node().merged;
-            Ok((Greeting::Welcome { version, node, epoch, features: 0, merged }, work))
+            let (merged, features) = (context.fence.node().merged, hello.features & FEATURES);
+            Ok((Greeting::Welcome { version, node, epoch, features, merged }, work))
         }
         Err(FenceError::Fenced { known }) => {
             let detail = format!(

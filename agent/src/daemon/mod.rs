@@ -144,7 +144,8 @@ impl Daemon {
         publish_role(&metrics, node);
         let working = if node.role == Role::Master {
             let (dialers, clock) = (&self.dialers, SystemClock::shared());
-            let parts = work::Start { config, node, dialers, metrics, tasks, clock };
+            let key = Arc::clone(&self.key);
+            let parts = work::Start { config, node, dialers, metrics, tasks, clock, key };
             let working = work::start(parts, fatal, stop)?;
             self.watch_fences(&working, tasks);
             Some(working)

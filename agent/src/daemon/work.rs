@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use mailtwin_host::{
     clock::Clock,
     config::{self, Config},
+    keys::NodeKey,
     node::Node,
     retry::Retry,
     state,
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Agent, AgentParts, Replica,
     admin::Working,
+    check::{self, Bench, Jobs, Scrub},
     link::{Dial, TlsDialer},
     log::{self, Health, Log},
     metrics::Metrics,
@@ -38,6 +40,7 @@ pub(super) struct Start<'a> {
     pub(super) metrics: Metrics,
     pub(super) tasks: &'a Tasks,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) key: Arc<NodeKey>,
 }
 
 pub(super) fn start(
@@ -45,7 +48,7 @@ pub(super) fn start(
     fatal: &CancellationToken,
     stop: &CancellationToken,
 ) -> anyhow::Result<Working> {
-    let Start { config, node, dialers, metrics, tasks, clock } = parts;
+    let Start { config, node, dialers, metrics, tasks, clock, key } = parts;
     let state_dir = &config.node.state_dir;
     let index = state::open_index(state_dir)?;
     let store = crate::store::open(config, index, Arc::clone(&clock))?;
@@ -78,10 +81,26 @@ pub(super) fn start(
     });
     let agent = Agent::start(agent_parts, replicas.collect(), stop)?;
     let options = source::Options { rescan: config.scan.interval, ..source::Options::default() };
-    let source = Source::start(Arc::clone(&store), Arc::clone(&log), options, clock)?;
-    let counters = Counters { log, source: source.counts(), metrics };
+    let feed = Arc::clone(&clock);
+    let source = Source::start(Arc::clone(&store), Arc::clone(&log), options, feed)?;
+    let counters = Counters { log, source: source.counts(), metrics: metrics.clone() };
     tasks.spawn("counters", counters.publish(fatal.clone(), stop.child_token()));
-    Ok(Working { agent: Arc::new(agent), store, _source: source })
+    let bench = Bench {
+        node: node.name.clone(),
+        links: agent.check_links(),
+        barrier: Some(source.barrier()),
+        clock,
+        metrics,
+        key,
+        reports: state_dir.join("reports"),
+    };
+    bench.show_oldest();
+    if !config.check.scrub.is_zero() {
+        let scrub = Scrub { every: config.check.scrub, rate: config.check.rate };
+        tasks.spawn("scrub", check::scrub(bench.clone(), scrub, stop.child_token()));
+    }
+    let checks = Jobs::new(tasks.clone());
+    Ok(Working { agent: Arc::new(agent), store, _source: source, bench, checks })
 }
 
 fn limits(brake: &config::Brake) -> Limits {

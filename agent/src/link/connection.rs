@@ -83,6 +83,7 @@ pub(crate) struct Connection {
     next: Arc<AtomicU32>,
     lost: CancellationToken,
     merged: Epoch,
+    features: u64,
 }
 
 impl Connection {
@@ -105,8 +106,8 @@ impl Connection {
         let answer = answer.map_err(|_| GreetError::NoAnswer("no answer in time"))?;
         let frame = answer.map_err(broken)?;
         let frame = frame.ok_or(GreetError::NoAnswer("it closed the connection"))?;
-        let merged = match decode::<Greeting>(&frame.payload) {
-            Some(Greeting::Welcome { merged, .. }) => merged,
+        let (features, merged) = match decode::<Greeting>(&frame.payload) {
+            Some(Greeting::Welcome { features, merged, .. }) => (features, merged),
             Some(Greeting::Refused { why, detail }) => {
                 return Err(GreetError::Refused { why, detail });
             }
@@ -119,6 +120,7 @@ impl Connection {
             next: Arc::new(AtomicU32::new(1)),
             lost: stop.child_token(),
             merged,
+            features,
         };
         let (streams, lost) = (Arc::clone(&connection.streams), connection.lost.clone());
         tasks.spawn("link reader", read(reader, streams, lost.clone()));
@@ -153,6 +155,16 @@ impl Connection {
         room.send(frame);
         drop(streams);
         Ok(Stream { id, connection: self.clone(), replies })
+    }
+
+    /// Whether the replica is able to do all of `features`.
+    pub(crate) fn has(&self, features: u64) -> bool {
+        self.features & features == features
+    }
+
+    /// Whether it is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.is_cancelled()
     }
 
     /// Resolves when the connection is gone.

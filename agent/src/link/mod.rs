@@ -17,7 +17,7 @@ use mailtwin_logic::{
     ids::{Epoch, LogSeq},
     link::{Action, Input, Link, Outcome},
     quarantine::{Reason, Step},
-    wire::message::{Beat, Hello, MODEL, Refusal, VERSION_MAX, VERSION_MIN},
+    wire::message::{Beat, FEATURES, Hello, MODEL, Refusal, VERSION_MAX, VERSION_MIN},
 };
 use mailtwin_store::MailStore;
 use tokio::{
@@ -293,7 +293,7 @@ impl Driver {
             model: MODEL,
             node: self.parts.node.clone(),
             epoch: self.parts.epoch,
-            features: 0,
+            features: FEATURES,
             log: self.parts.log.id(),
         };
         let (life, events, beat) = (self.life, self.events.clone(), self.beat.subscribe());

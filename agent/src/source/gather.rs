@@ -41,6 +41,10 @@ impl Due {
         self.last = now;
     }
 
+    pub(super) fn since(self) -> Duration {
+        self.first
+    }
+
     pub(super) fn at(self) -> Duration {
         (self.last + QUIET).min(self.first + LONGEST)
     }
@@ -62,6 +66,8 @@ struct Wait {
     quiet: Option<Due>,
     /// Its turn.
     pace: Duration,
+    /// When it began to wait.
+    since: Duration,
 }
 
 impl Wait {
@@ -75,7 +81,7 @@ impl Gather {
     pub(super) fn soon(&mut self, target: Target, now: Duration) {
         let pace = self.turn(&target);
         let wait = self.waiting.entry(target);
-        let wait = wait.or_insert_with(|| Wait { quiet: Some(Due::new(now)), pace });
+        let wait = wait.or_insert_with(|| Wait { quiet: Some(Due::new(now)), pace, since: now });
         wait.quiet.get_or_insert_with(|| Due::new(now)).again(now);
     }
 
@@ -86,7 +92,8 @@ impl Gather {
             self.waiting.remove(&target);
             self.report(target, now);
         } else {
-            self.waiting.insert(target, Wait { quiet: None, pace });
+            let since = self.waiting.get(&target).map_or(now, |wait| wait.since);
+            self.waiting.insert(target, Wait { quiet: None, pace, since });
         }
     }
 
@@ -124,6 +131,11 @@ impl Gather {
     /// When [`Gather::ripen`] has something to do.
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.waiting.values().map(|wait| wait.at()).min()
+    }
+
+    /// Since when the one that waits longest has waited.
+    pub(super) fn oldest(&self) -> Option<Duration> {
+        self.waiting.values().map(|wait| wait.since).min()
     }
 
     /// What is to be sent now.

@@ -11,6 +11,7 @@
 //! nothing can happen unseen in between. Nothing wakes the thread while nothing happens, but the
 //! periodic rescan.
 
+mod barrier;
 mod flood;
 mod gather;
 mod places;
@@ -36,6 +37,7 @@ use mailtwin_store::MailStore;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::log::{Log, LogError};
+pub use barrier::Barrier;
 use tokio::sync::watch as state;
 
 /// How the feed works.
@@ -134,6 +136,7 @@ pub enum SourceError {
 pub struct Source {
     counts: Arc<Counts>,
     watching: state::Receiver<bool>,
+    barrier: Barrier,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -151,24 +154,31 @@ impl Source {
         let stop = Arc::new(stop.map_err(io::Error::from)?);
         let counts = Arc::new(Counts::default());
         let (watching, receiver) = state::channel(false);
+        let (signal, barrier) = barrier::barrier(Arc::clone(&clock), Arc::clone(&counts))?;
         let parts = watch::Parts {
             store,
             sink: Box::new(sink),
             options,
             clock,
             stop: Arc::clone(&stop),
+            barrier: signal,
             counts: Arc::clone(&counts),
             watching,
         };
         let watcher = watch::Watcher::new(parts)?;
         let thread =
             std::thread::Builder::new().name("source".to_string()).spawn(move || watcher.run())?;
-        Ok(Self { counts, watching: receiver, stop, thread: Some(thread) })
+        Ok(Self { counts, watching: receiver, barrier, stop, thread: Some(thread) })
     }
 
     /// Counts for metrics; outlive the feed.
     pub fn counts(&self) -> Arc<Counts> {
         Arc::clone(&self.counts)
+    }
+
+    /// Tells when what has happened so far is in the log.
+    pub fn barrier(&self) -> Barrier {
+        self.barrier.clone()
     }
 
     /// Becomes true once every account is watched and has been reported for the first time.

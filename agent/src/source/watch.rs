@@ -24,6 +24,7 @@ use tokio::sync::watch as state;
 
 use super::{
     Counts, Offer, Options, Sink, SourceError, UNWATCHED_RESCAN,
+    barrier::Signal,
     flood::Flood,
     gather::{Due, Gather},
     places::{self, Added, Places},
@@ -49,6 +50,7 @@ pub(super) struct Parts {
     pub(super) options: Options,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) stop: Arc<OwnedFd>,
+    pub(super) barrier: Signal,
     pub(super) counts: Arc<Counts>,
     pub(super) watching: state::Sender<bool>,
 }
@@ -113,24 +115,39 @@ impl Watcher {
                     return;
                 }
             }
+            let before = self.parts.clock.monotonic();
             if let Err(error) = self.read(&mut events) {
                 tracing::error!(%error, "cannot read changes; only scans find them now");
                 return;
             }
             let pause = self.flood.note(events.len(), self.parts.clock.monotonic());
             // What has not been read yet must not be kept waiting: the kernel's queue is bounded.
-            let pause = pause.filter(|_| events.len() < READ_MAX);
+            let all = events.len() < READ_MAX;
+            let pause = pause.filter(|_| all);
             for event in events.drain(..) {
                 self.take(&event);
             }
             self.catch_up();
-            if self.send() == Offer::Closed {
-                return;
+            match self.send() {
+                Offer::Closed => return,
+                Offer::Taken if all => self.tell(before),
+                Offer::Taken | Offer::Busy => {}
             }
             if let Some(pause) = pause {
                 self.parts.clock.pause(pause);
             }
         }
+    }
+
+    /// Everything that had happened by `before` has been read: tells which of it is in the log.
+    fn tell(&self, before: Duration) {
+        if self.blind || self.rescan.is_rushing() {
+            return;
+        }
+        let moved = self.moved.values().map(|due| due.since()).min();
+        let waiting = [self.gather.oldest(), moved, self.accounts.map(Due::since)];
+        let told = waiting.into_iter().flatten().fold(before, Duration::min);
+        self.parts.barrier.tell(told);
     }
 
     /// Waits for events or for the time when something is due; true at a stop.
@@ -151,9 +168,15 @@ impl Watcher {
         let mut fds = [
             PollFd::new(&*self.parts.stop, PollFlags::IN),
             PollFd::new(&self.places, PollFlags::IN),
+            PollFd::new(self.parts.barrier.wish(), PollFlags::IN),
         ];
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => Ok(!fds[0].revents().is_empty()),
+        let polled = poll(&mut fds, Some(&timeout));
+        let (stopped, wished) = (!fds[0].revents().is_empty(), !fds[2].revents().is_empty());
+        if wished {
+            self.parts.barrier.heard();
+        }
+        match polled {
+            Ok(_) | Err(Errno::INTR) => Ok(stopped),
             Err(errno) => Err(errno.into()),
         }
     }

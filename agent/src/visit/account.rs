@@ -51,7 +51,7 @@ impl Visitor {
         Err(VisitError::Target(Trouble::new(Reason::Busy, detail)))
     }
 
-    pub(super) async fn their_account(
+    pub(crate) async fn their_account(
         &self,
         account: &Account,
     ) -> Result<(AccountState, BTreeMap<MailboxName, String>), VisitError> {

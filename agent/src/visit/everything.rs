@@ -30,7 +30,7 @@ impl Visitor {
         let theirs = OnceLock::new();
         let ask = async {
             // Set once, here.
-            let _ = theirs.set(self.their_accounts().await?);
+            let _ = theirs.set(self.their_accounts(&Request::Accounts).await?);
             Ok(())
         };
         let comparison = Comparison { moment, theirs: &theirs, finds };
@@ -86,8 +86,12 @@ impl Visitor {
         }
     }
 
-    pub(super) async fn their_accounts(&self) -> Result<BTreeMap<Account, Digest>, VisitError> {
-        let mut stream = self.connection.ask(&Request::Accounts).await?;
+    /// The replica's accounts, as `request` asks for them.
+    pub(crate) async fn their_accounts(
+        &self,
+        request: &Request,
+    ) -> Result<BTreeMap<Account, Digest>, VisitError> {
+        let mut stream = self.connection.ask(request).await?;
         let mut all = BTreeMap::new();
         loop {
             match stream.reply().await? {

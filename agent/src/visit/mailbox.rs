@@ -193,7 +193,7 @@ impl Visitor {
         } else {
             self.work(move |store| store.delta(&whose, id, ModSeq(0))).await?.records
         };
-        let (state, theirs) = self.their_records(account, delta.state.id).await?;
+        let (state, theirs) = self.their_records_of(account, delta.state.id).await?;
         if state.as_ref().is_some_and(|state| state.name != delta.state.name) {
             return Ok(Compared::Elsewhere);
         }
@@ -224,7 +224,8 @@ impl Visitor {
         self.restructure(account, vec![step]).await
     }
 
-    pub(super) async fn their_records(
+    /// The replica's records of one mailbox, which is `None` if it is not there.
+    pub(crate) async fn their_records_of(
         &self,
         account: &Account,
         mailbox: MailboxId,
@@ -351,7 +352,12 @@ impl Visitor {
         let _ = tell.await; // it only tells
     }
 
-    async fn send_bodies(&self, stream: &mut Stream, mut bodies: Bodies) -> Result<(), VisitError> {
+    /// Sends messages' octets, or says that they cannot be had.
+    pub(crate) async fn send_bodies(
+        &self,
+        stream: &mut Stream,
+        mut bodies: Bodies,
+    ) -> Result<(), VisitError> {
         loop {
             let gulp = move |_: &dyn MailStore| {
                 let chunks = bodies.gulp()?;

@@ -37,6 +37,7 @@ use crate::{
     quarantine::BadMessage,
 };
 
+pub(crate) use bodies::Bodies;
 pub(crate) use held::Held;
 pub(crate) use merge::Merging;
 pub(crate) use prove::Proved;
@@ -142,7 +143,7 @@ impl Visitor {
     }
 
     /// Makes a blocking call of the store.
-    async fn work<T: Send + 'static>(
+    pub(crate) async fn work<T: Send + 'static>(
         &self,
         call: impl FnOnce(&dyn MailStore) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, VisitError> {
@@ -158,7 +159,7 @@ impl Visitor {
 }
 
 /// What a reply that ends a visit says.
-fn refused(reply: Reply) -> VisitError {
+pub(crate) fn refused(reply: Reply) -> VisitError {
     let (uid, Failure { remedy, reason, detail }) = match reply {
         Reply::Failed(failure) => (None, failure),
         Reply::FailedMessage(uid, failure) => (Some(uid), failure),
@@ -170,6 +171,8 @@ fn refused(reply: Reply) -> VisitError {
         | Reply::Applied(_)
         | Reply::Ready { .. }
         | Reply::Octets { .. }
+        | Reply::Tree(_)
+        | Reply::Inspected(_)
         | Reply::Stale(_) => {
             let detail = "replica: answered something else than was asked".into();
             return VisitError::Replica(Trouble::new(Reason::Refused, detail));

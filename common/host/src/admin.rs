@@ -1,12 +1,14 @@
 //! The local admin socket: one JSON request per line, one JSON answer per line, both bounded.
 
 pub mod answer;
+mod check;
 mod client;
 mod message;
 mod server;
 
 use std::path::{Path, PathBuf};
 
+pub use check::{CheckAsk, CheckDifference, CheckLevel, CheckProgress, CheckReport, CheckState};
 pub use client::{AdminError, Client};
 pub use message::{
     AgentStatus, AsideReport, AsideStatus, BadMessageReport, BrakeReport, Entry, FailureCode,

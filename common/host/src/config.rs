@@ -39,6 +39,8 @@ pub struct Config {
     pub scan: Scan,
     /// `[brake]`: what may vanish without an admin's leave.
     pub brake: Brake,
+    /// `[check]`: what is compared in the background.
+    pub check: Check,
     /// `[replica]`: the replica daemon.
     pub replica: Replica,
     /// `[metrics]`: where /metrics is served.
@@ -110,6 +112,15 @@ pub struct Log {
 pub struct Scan {
     /// Time between two scans of the whole store.
     pub interval: Duration,
+}
+
+/// `[check]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// In which time every message is read once, on both sides; zero: not at all.
+    pub scrub: Duration,
+    /// Octets read per second on each side, at most.
+    pub rate: u64,
 }
 
 /// `[brake]`.
@@ -232,7 +243,7 @@ impl Config {
 
     /// Every key with its value in a form that is only good for comparing.
     fn values(&self) -> BTreeMap<String, String> {
-        let fixed: [(&str, &dyn fmt::Debug); 18] = [
+        let fixed: [(&str, &dyn fmt::Debug); 19] = [
             ("node.name", &self.node.name),
             ("node.state_dir", &self.node.state_dir),
             ("node.run_dir", &self.node.run_dir),
@@ -246,6 +257,7 @@ impl Config {
             ("log.bound", &self.log.bound),
             ("scan.interval", &self.scan.interval),
             ("brake", &self.brake),
+            ("check", &self.check),
             ("replica.listen", &self.replica.listen),
             ("replica.graveyard", &self.replica.graveyard),
             ("metrics.agent", &self.metrics.agent),
@@ -263,7 +275,12 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     unit::duration(text).map_err(UnitError)
 }
 
-/// Text that is no duration; says which units there are.
+/// Reads a size as this file has it, in octets: `64MiB`, `10MB`.
+pub fn parse_size(text: &str) -> Result<u64, UnitError> {
+    unit::size(text).map_err(UnitError)
+}
+
+/// Text that is no duration or size; says which units there are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UnitError(String);

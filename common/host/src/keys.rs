@@ -12,7 +12,7 @@ use std::{
 };
 
 use mailtwin_disk::{DiskError, dir, replace};
-use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
+use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, SigningKey as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,12 @@ impl PublicKey {
     pub fn from_spki(der: &[u8]) -> Option<Self> {
         let key = der.strip_prefix(&SPKI_PREFIX)?;
         key.try_into().ok().map(Self)
+    }
+
+    /// Whether `signature` is this key's over `message`.
+    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, &self.0);
+        key.verify(message, signature).is_ok()
     }
 
     /// Short form for two people on the telephone: the first 128 bits of the key's SHA-256, in
@@ -203,6 +209,12 @@ impl NodeKey {
         let raw = pair.public_key_raw().try_into();
         let public = PublicKey(raw.map_err(|_| rcgen::Error::UnsupportedSignatureAlgorithm)?);
         Ok(Self { pair, certificate, public })
+    }
+
+    /// Signs `message`.
+    pub fn sign(&self, message: &[u8]) -> Vec<u8> {
+        let signed = self.pair.sign(message);
+        signed.expect("an Ed25519 key in memory signs everything")
     }
 
     /// The public half.

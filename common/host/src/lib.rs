@@ -14,6 +14,7 @@ pub mod pins;
 pub mod program;
 pub mod proof;
 pub mod retry;
+pub mod seal;
 pub mod signals;
 pub mod state;
 pub mod systemd;

@@ -30,6 +30,11 @@ impl Digest {
         self.0 = self.0.wrapping_add(share(record));
     }
 
+    /// Counts in everything that `other` has counted.
+    pub fn merge(&mut self, other: Self) {
+        self.0 = self.0.wrapping_add(other.0);
+    }
+
     /// Takes `record` out; it must be as it was when it was counted in.
     pub fn remove(&mut self, record: &Record) {
         self.0 = self.0.wrapping_sub(share(record));
@@ -89,14 +94,18 @@ pub fn account(state: &AccountState) -> Digest {
 
 /// Digest of a whole store: its accounts and what each one's digest is.
 pub fn store<'a>(accounts: impl IntoIterator<Item = (&'a Account, Digest)>) -> Digest {
-    let share = |(account, digest): (&Account, Digest)| {
-        let mut hash = Sha1::new();
-        hash.update(b"account");
-        hash.update(digest.0.to_le_bytes());
-        hash.update(account.as_str().as_bytes());
-        leading(&hash)
-    };
-    Digest(accounts.into_iter().map(share).fold(0, u128::wrapping_add))
+    let mut sum = Digest::default();
+    accounts.into_iter().for_each(|(account, digest)| sum.merge(twig(account, digest)));
+    sum
+}
+
+/// An account's share in the digest of its branch.
+pub fn twig(account: &Account, digest: Digest) -> Digest {
+    let mut hash = Sha1::new();
+    hash.update(b"account");
+    hash.update(digest.0.to_le_bytes());
+    hash.update(account.as_str().as_bytes());
+    Digest(leading(&hash))
 }
 
 fn file_share(key: &FileKey, guid: Guid) -> u128 {

@@ -27,6 +27,7 @@ extern crate alloc;
 
 pub mod brake;
 pub mod chain;
+pub mod check;
 pub mod cursor;
 pub mod digest;
 pub mod entry;

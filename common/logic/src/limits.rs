@@ -44,6 +44,3 @@ pub const STREAMS_MAX: usize = 2 * IN_FLIGHT;
 
 /// Reasons against a promotion that a node names.
 pub const BLOCKERS_MAX: usize = 50;
-
-/// Octets of a message in one reply.
-pub const OCTETS_PER_REPLY: usize = 256 << 10;

@@ -18,6 +18,7 @@ pub mod maildir;
 pub mod watch;
 
 use mailtwin_logic::{
+    check::{Inspect, Inspected},
     ids::{Account, Guid, MailboxId, ModSeq, Uid},
     mailbox::{AccountState, FileKey, Head, Keyword, MailboxName, MailboxState, Record},
     plan::{Change, Mode, Step},
@@ -133,6 +134,30 @@ pub trait MailStore: Send + Sync {
 
     /// What is wrong in this store now, worst first, bounded in number.
     fn problems(&self) -> Vec<Problem>;
+
+    /// Looks at the messages of a mailbox themselves, and at all that is remembered of it with
+    /// distrust; blames only this store. [`Inspected::state`] is `None` if the mailbox is not there.
+    fn inspect(&self, wanted: &Inspect) -> Result<Inspected, StoreError>;
+
+    /// Gives a message the octets and date that were recorded when it was first seen: its own, if
+    /// they are what they were, or else those `staged`. What was in its place goes to the
+    /// graveyard. False if octets are needed. Durable on return.
+    fn mend(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+        uid: Uid,
+        staged: Option<Staged>,
+    ) -> Result<bool, StoreError>;
+
+    /// Takes messages that replication did not put there for its own, so that it may take them away.
+    /// Those that have another GUID, or are gone, are left out.
+    fn give_up(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+        messages: &[(Uid, Guid)],
+    ) -> Result<(), StoreError>;
 
     /// The directories in which changes show; `None` if they show nowhere.
     fn watchable(&self) -> Option<&dyn watch::Watchable> {

@@ -16,6 +16,7 @@ use std::{
 
 use mailtwin_disk::clock::Clock;
 use mailtwin_logic::{
+    check::{Inspect, Inspected},
     ids::{Account, Guid, MailboxId, ModSeq, Uid, UidValidity},
     mailbox::{AccountState, FileKey, FileState, Head, MailboxName, MailboxState, Record},
     plan::{Change, Mode, Step},
@@ -547,6 +548,55 @@ impl MailStore for MemoryStore {
 
     fn problems(&self) -> Vec<Problem> {
         Vec::new()
+    }
+
+    fn inspect(&self, wanted: &Inspect) -> Result<Inspected, StoreError> {
+        self.trip(Call::Delta, &wanted.account, Some(wanted.mailbox))?;
+        let inner = self.inner();
+        let Some((name, there)) = inner.named(&wanted.account, wanted.mailbox) else {
+            return Ok(Inspected::default());
+        };
+        Ok(there.inspect(name, wanted))
+    }
+
+    fn mend(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+        uid: Uid,
+        staged: Option<Staged>,
+    ) -> Result<bool, StoreError> {
+        let inner = &mut *self.inner();
+        let there = inner.by_id_mut(account, mailbox);
+        let there = there.ok_or_else(|| no_mailbox(account, mailbox))?;
+        let held = there.get(uid).cloned().ok_or_else(|| missing(account, uid))?;
+        if staged.is_none() {
+            return Ok(guid_of(&held.octets) == held.record.guid);
+        }
+        let octets = octets_of(staged, &held.record, account)?;
+        there.replace(uid, octets);
+        let uid_validity = there.uid_validity;
+        let name = inner.named(account, mailbox).map(|(name, _)| name.clone());
+        let name = name.ok_or_else(|| no_mailbox(account, mailbox))?;
+        self.bury_all(inner, (account, &name, uid_validity), vec![held]);
+        Ok(true)
+    }
+
+    fn give_up(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+        messages: &[(Uid, Guid)],
+    ) -> Result<(), StoreError> {
+        let inner = &mut *self.inner();
+        let there = inner.by_id_mut(account, mailbox);
+        let there = there.ok_or_else(|| no_mailbox(account, mailbox))?;
+        for (uid, guid) in messages {
+            if there.get(*uid).is_some_and(|held| held.record.guid == *guid) {
+                there.update(*uid, |record| record.replicated = true);
+            }
+        }
+        Ok(())
     }
 }
 

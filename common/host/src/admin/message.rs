@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::{CheckAsk, CheckDifference, CheckState};
 use crate::{keys::PublicKey, node::Role, pins::Pin};
 
 /// Version of every answer's shape.
@@ -140,6 +141,21 @@ pub enum Request {
         /// Only say what would be done.
         dry_run: bool,
     },
+    /// Compare with replicas. Answered by `CheckStarted`.
+    Check(CheckAsk),
+    /// How does a check do? Answered by `Check`.
+    CheckState {
+        /// Its number.
+        id: u64,
+        /// Differences before this one are known already.
+        from: usize,
+    },
+    /// Carry out the repairs that these differences name. Answered by `CheckStarted`; what is left
+    /// is reported as differences.
+    CheckRepair {
+        /// As a check reported them, or as an admin changed that.
+        plan: Vec<CheckDifference>,
+    },
 }
 
 /// What to do with what is set aside.
@@ -201,6 +217,13 @@ pub enum Response {
         /// What, and what to do next.
         message: String,
     },
+    /// A check runs.
+    CheckStarted {
+        /// Its number.
+        id: u64,
+    },
+    /// A check.
+    Check(CheckState),
 }
 
 /// Kinds of failure, for exit codes.

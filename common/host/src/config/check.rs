@@ -11,8 +11,8 @@ use toml::de::DeTable;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::{
-    Brake, Config, ConfigProblem, Engine, Gate, Layout, Log, Metrics, Node, Peer, Replica, Scan,
-    Store, VERSION,
+    Brake, Check, Config, ConfigProblem, Engine, Gate, Layout, Log, Metrics, Node, Peer, Replica,
+    Scan, Store, VERSION,
     table::{Found, Problems, Section},
     unit::{self, DURATION_UNITS, SIZE_UNITS},
 };
@@ -21,6 +21,9 @@ use crate::keys::PublicKey;
 const LOG_BOUND_DEFAULT: u64 = 1 << 30;
 const LOG_BOUND_MIN: u64 = 1 << 20;
 const SCAN_INTERVAL_DEFAULT: Duration = Duration::from_hours(6);
+const SCRUB_DEFAULT: Duration = Duration::from_hours(30 * 24);
+const SCRUB_RATE_DEFAULT: u64 = 4 << 20;
+const SCRUB_RATE_MIN: u64 = 64 << 10;
 const SCAN_INTERVAL_MIN: Duration = Duration::from_secs(1);
 const BRAKE_WITHIN_DEFAULT: Duration = Duration::from_hours(1);
 const GRAVEYARD_DEFAULT: Duration = Duration::from_hours(7 * 24);
@@ -58,6 +61,7 @@ fn document(path: &Path, top: &mut Section<'_>, problems: &mut Problems<'_>) -> 
     let log = log(top.section("log", problems), problems);
     let scan = scan(top.section("scan", problems), problems);
     let brake = brake(top.section("brake", problems), problems);
+    let check = check(top.section("check", problems), problems);
     let replica = replica(top.section("replica", problems), problems);
     let metrics = metrics(top.section("metrics", problems), &replica, problems);
     let own = node.as_ref().map(|node| node.name.clone());
@@ -71,6 +75,7 @@ fn document(path: &Path, top: &mut Section<'_>, problems: &mut Problems<'_>) -> 
         log,
         scan,
         brake,
+        check,
         replica,
         metrics,
         peers,
@@ -183,6 +188,20 @@ fn brake(mut section: Section<'_>, problems: &mut Problems<'_>) -> Brake {
     section.finish(problems);
     let within = within.unwrap_or(BRAKE_WITHIN_DEFAULT);
     Brake { messages, mailboxes, accounts, share: share.unwrap_or(30), within }
+}
+
+fn check(mut section: Section<'_>, problems: &mut Problems<'_>) -> Check {
+    let scrub = section.unit("scrub", problems, DURATION_UNITS, unit::duration);
+    let rate = section.unit("rate", problems, SIZE_UNITS, unit::size).and_then(|found| {
+        found.check(problems, |rate| {
+            if rate < SCRUB_RATE_MIN { Err("must be at least 64KiB".into()) } else { Ok(rate) }
+        })
+    });
+    section.finish(problems);
+    Check {
+        scrub: scrub.map_or(SCRUB_DEFAULT, |found| found.value),
+        rate: rate.unwrap_or(SCRUB_RATE_DEFAULT),
+    }
 }
 
 fn replica(mut section: Section<'_>, problems: &mut Problems<'_>) -> Replica {

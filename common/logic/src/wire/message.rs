@@ -9,8 +9,9 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    check::{Inspect, Inspected},
     digest::Digest,
-    ids::{Account, Epoch, LogId, LogSeq, MailboxId, Uid},
+    ids::{Account, Epoch, Guid, LogId, LogSeq, MailboxId, Uid},
     mailbox::{FileKey, FileState, Head, Keyword, MailboxName, MailboxState, Record},
     plan::{Change, Mode, Step},
 };
@@ -21,6 +22,10 @@ pub const VERSION_MIN: u16 = 1;
 pub const VERSION_MAX: u16 = 1;
 /// Version of what digests cover. Two sides with another one would never be equal.
 pub const MODEL: u16 = 1;
+/// Feature bit: answers what `replctl check` asks ([`Request::Tree`] to [`Request::GiveUp`]).
+pub const FEATURE_CHECK: u64 = 1;
+/// Every ability of this build.
+pub const FEATURES: u64 = FEATURE_CHECK;
 
 /// What a node says first, on stream 0; the agent begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,15 +147,6 @@ pub enum Request {
         /// The last epoch that was forced, as far as the old master knows.
         forced: Option<Epoch>,
     },
-    /// A message's octets. Answered by [`Reply::Octets`], in parts.
-    Fetch {
-        /// Whose.
-        account: Account,
-        /// Where.
-        mailbox: MailboxId,
-        /// Which.
-        uid: Uid,
-    },
     /// The master has all that these mailboxes held below these UIDs: from now on it may be
     /// replaced by what the master has. Answered by [`Reply::Done`].
     Adopt {
@@ -163,6 +159,42 @@ pub enum Request {
     Merged {
         /// The agent's own epoch.
         epoch: Epoch,
+    },
+    /// One digest per branch of accounts. Answered by [`Reply::Tree`]. This and what follows only
+    /// with [`FEATURE_CHECK`].
+    Tree,
+    /// Every account on these branches, with its digest. Answered by [`Reply::Accounts`].
+    Branch(Vec<u8>),
+    /// A look at a mailbox's own files. Answered by [`Reply::Inspected`].
+    Inspect(Inspect),
+    /// One message's octets. Answered by [`Reply::Octets`].
+    Fetch {
+        /// Whose.
+        account: Account,
+        /// Which mailbox.
+        mailbox: MailboxId,
+        /// Which message.
+        uid: Uid,
+    },
+    /// Gives a message the octets and date that its record says. Answered by [`Reply::Need`]; if
+    /// the octets are asked for, they follow as in an apply; then comes [`Reply::Done`].
+    Mend {
+        /// Whose.
+        account: Account,
+        /// Which mailbox.
+        mailbox: MailboxId,
+        /// The master's record.
+        record: Record,
+    },
+    /// Takes messages that are the replica's own for replication's, so that replaying may take them
+    /// away. Answered by [`Reply::Done`].
+    GiveUp {
+        /// Whose.
+        account: Account,
+        /// Which mailbox.
+        mailbox: MailboxId,
+        /// Which messages; those that are others by now stay what they are.
+        messages: Vec<(Uid, Guid)>,
     },
 }
 
@@ -240,14 +272,18 @@ pub enum Reply {
         /// What stands against it, for humans; at most `limits::BLOCKERS_MAX`.
         blockers: Vec<String>,
     },
-    /// Answers [`Request::Fetch`].
+    /// The sum of `digest::twig` over the accounts of each branch.
+    Tree(Vec<Digest>),
+    /// What was found, or as much of it as fits.
+    Inspected(Inspected),
+    /// Octets of a message, in parts.
     Octets {
-        /// The next ones, at most `limits::OCTETS_PER_REPLY`.
+        /// At most `limits::CHUNK_OCTETS`.
         octets: Vec<u8>,
         /// Whether another part follows.
         more: bool,
     },
-    /// The same, and the fault is one message's: without it, the rest may work.
+    /// It did not work, and the fault is one message's: without it, the rest may work.
     FailedMessage(Uid, Failure),
 }
 

@@ -73,11 +73,8 @@ impl Graveyard {
         }
         let bucket = self.bucket(now_ms)?;
         let graves: Vec<String> = entries.iter().map(|_| self.grave(now_ms)).collect();
-        let lines = entries.iter().zip(&graves).map(|(entry, grave)| {
-            let about = format!("{}\t{}\t", family.uid_validity, entry.uid);
-            let end = format!("\t{}\t{}", entry.date, entry.guid);
-            line(grave, family, &[&about, &entry.name.escape_ascii().to_string(), &end])
-        });
+        let lines = entries.iter().zip(&graves);
+        let lines = lines.map(|(entry, grave)| message_line(grave, family, entry));
         note(&bucket, &lines.collect::<String>())?;
         for (entry, grave) in entries.iter().zip(&graves) {
             let Some(dir) = place(entry) else { continue };
@@ -87,6 +84,23 @@ impl Graveyard {
             }
         }
         Ok(())
+    }
+
+    /// Keeps the file of a message that is about to be replaced, under the GUID it should have had;
+    /// the message stays where it is.
+    pub(crate) fn before_mending(
+        &self,
+        place: &Dir,
+        family: Family<'_>,
+        entry: &Entry,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        if self.keep.is_zero() {
+            return Ok(());
+        }
+        let (bucket, grave) = (self.bucket(now_ms)?, self.grave(now_ms));
+        note(&bucket, &message_line(&grave, family, entry))?;
+        place.link(&entry.name, &bucket, grave.as_bytes())
     }
 
     /// An empty place for a mailbox that is taken away whole: directory and name to rename it to.
@@ -138,6 +152,12 @@ impl Graveyard {
     fn grave(&self, now_ms: u64) -> String {
         format!("{now_ms}.{}", self.serial.fetch_add(1, Ordering::Relaxed))
     }
+}
+
+fn message_line(grave: &str, family: Family<'_>, entry: &Entry) -> String {
+    let about = format!("{}\t{}\t", family.uid_validity, entry.uid);
+    let end = format!("\t{}\t{}", entry.date, entry.guid);
+    line(grave, family, &[&about, &entry.name.escape_ascii().to_string(), &end])
 }
 
 fn line(grave: &str, family: Family<'_>, rest: &[&str]) -> String {

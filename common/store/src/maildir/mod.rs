@@ -19,10 +19,12 @@ mod graveyard;
 mod hash;
 mod identity;
 mod indexlog;
+mod inspect;
 mod keywords;
 mod layout;
 mod listing;
 mod lock;
+mod mend;
 mod names;
 mod scan;
 mod snapshot;
@@ -41,7 +43,8 @@ use std::{
 
 use mailtwin_disk::{clock::Clock, index::Index};
 use mailtwin_logic::{
-    ids::{Account, MailboxId, ModSeq, Uid},
+    check::{Inspect, Inspected},
+    ids::{Account, Guid, MailboxId, ModSeq, Uid},
     limits::KEYWORDS_MAX,
     mailbox::{FileKey, MailboxName, MailboxState, Record},
     plan::Step,
@@ -333,6 +336,29 @@ impl MailStore for Maildir {
 
     fn problems(&self) -> Vec<Problem> {
         self.engine.problems()
+    }
+
+    fn inspect(&self, wanted: &Inspect) -> Result<Inspected, StoreError> {
+        self.engine.inspect(wanted)
+    }
+
+    fn mend(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+        uid: Uid,
+        staged: Option<Staged>,
+    ) -> Result<bool, StoreError> {
+        self.engine.mend(account, mailbox, uid, staged)
+    }
+
+    fn give_up(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+        messages: &[(Uid, Guid)],
+    ) -> Result<(), StoreError> {
+        self.engine.give_up(account, mailbox, messages)
     }
 
     fn watchable(&self) -> Option<&dyn crate::watch::Watchable> {

@@ -528,7 +528,7 @@ pub(crate) fn derived_id(dir: &Dir) -> MailboxId {
 }
 
 /// Whether an error is about this process rather than about one file.
-fn is_exhausted(error: &StoreError) -> bool {
+pub(crate) fn is_exhausted(error: &StoreError) -> bool {
     matches!(error, StoreError::Io { source, .. }
         if matches!(source.raw_os_error(), Some(code) if code == EMFILE || code == ENFILE))
 }

@@ -304,6 +304,15 @@ impl Snapshot {
         }
     }
 
+    /// A message's file was replaced by one with the same octets.
+    pub(crate) fn refile(&mut self, uid: Uid, inode: u64) {
+        let Some(contents) = &mut self.contents else { return };
+        if let Some(entry) = contents.entries.get_mut(&uid) {
+            entry.inode = inode;
+            self.touched.chunks.insert(uid.0 / CHUNK_UIDS);
+        }
+    }
+
     /// Puts another keyword table in place; records whose keywords are called otherwise now have
     /// changed.
     pub(crate) fn set_table(&mut self, table: Table) {

@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use mailtwin_logic::{
+    check::{Depth, Flaw, FlawKind, Inspect, Inspected, slot},
     digest::Digest,
     ids::{MailboxId, ModSeq, Uid, UidValidity},
     mailbox::{Head, Keyword, MailboxName, MailboxState, Record},
 };
 
-use crate::Delta;
+use crate::{Delta, guid_of};
 
 /// Expunged UIDs remembered; further back only a complete delta helps.
 const TOMBSTONES_MAX: usize = 1000;
@@ -110,6 +111,44 @@ impl Mailbox {
         let record = message.record.clone();
         self.learn(&record);
         true
+    }
+
+    /// Looks at every message: what is wrong with one here is that a test changed its octets.
+    pub(super) fn inspect(&self, name: &MailboxName, wanted: &Inspect) -> Inspected {
+        let mut found = Inspected { state: Some(self.state(name)), ..Inspected::default() };
+        for (&uid, message) in self.messages.range(wanted.from..) {
+            if !wanted.only.is_empty() && !wanted.only.contains(&uid) {
+                continue;
+            }
+            let chosen = wanted.slots.has(slot(self.id, uid));
+            if wanted.depth == Depth::Sample && !chosen {
+                continue;
+            }
+            if found.octets_read >= wanted.octets_max {
+                found.next = Some(uid);
+                break;
+            }
+            found.digest.add(&message.record);
+            found.messages += 1;
+            found.octets += message.record.octets;
+            if wanted.depth >= Depth::Octets && chosen {
+                found.read += 1;
+                found.octets_read += message.record.octets;
+                let guid = guid_of(&message.octets);
+                if guid != message.record.guid {
+                    let detail = format!("GUID {guid}, {} when first seen", message.record.guid);
+                    found.flaws.push(Flaw { uid: Some(uid), kind: FlawKind::Octets, detail });
+                }
+            }
+        }
+        found
+    }
+
+    /// Puts other octets in a message's place.
+    pub(super) fn replace(&mut self, uid: Uid, octets: Arc<[u8]>) {
+        if let Some(message) = self.messages.get_mut(&uid) {
+            message.octets = octets;
+        }
     }
 
     /// Takes a message out.

@@ -2,6 +2,7 @@
 
 mod ask;
 mod brake;
+mod check;
 mod failover;
 mod graveyard;
 pub(crate) mod init;
@@ -37,6 +38,7 @@ pub(crate) fn run(verb: &Verb, config: &Config, output: &Output) -> anyhow::Resu
             Verb::Quarantine(args) => quarantine::run(args, &daemons, output).await,
             Verb::Graveyard(args) => graveyard::run(args, &daemons, output).await,
             Verb::Brake(args) => brake::run(args, &daemons, output).await,
+            Verb::Check(args) => check::run(args, &daemons, output, &stop).await,
             Verb::Demo(_) | Verb::Mirror(_) | Verb::Init(_) => Ok(0),
         }
     })

@@ -20,6 +20,8 @@ pub(super) struct Daemons {
     /// On the replica's.
     pub(super) replica: Process,
     agent_metrics: u16,
+    /// The master's configuration.
+    pub(super) master_config: PathBuf,
 }
 
 /// One node's side of a pair.
@@ -67,6 +69,7 @@ impl Daemons {
             replica: start("mailtwin-replica", &on_replica)?,
             agent: start("mailtwin-agent", &on_master)?,
             agent_metrics: metrics[0],
+            master_config: on_master,
         })
     }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: Mailtwin beside the tools it is compared with, in one run, in one table.
 
 mod arrivals;
+mod check;
 mod copy;
 mod daemons;
 mod image;
@@ -64,6 +65,8 @@ enum Suite {
     Burst,
     /// Deliveries into a live pair, 50 a second.
     Steady,
+    /// Checking a quiet pair at every level.
+    Check,
     /// Peak memory with few and many messages, and idling.
     Memory,
 }
@@ -130,7 +133,8 @@ impl Suite {
             Self::Copy => copy::measure(bench),
             Self::Burst => live::burst(bench),
             Self::Steady => live::steady(bench),
-            Self::Memory if bench.peers_only => Ok(Vec::new()),
+            Self::Check | Self::Memory if bench.peers_only => Ok(Vec::new()),
+            Self::Check => check::measure(bench),
             Self::Memory => memory::measure(bench),
         }
     }

@@ -1,0 +1,210 @@
+//! Runs a check as an admin asked for it, over one replica after the other, and reports.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use mailtwin_host::{
+    admin::{CheckAsk, CheckDifference, CheckLevel, CheckReport, SCHEMA_VERSION},
+    clock::Clock,
+    keys::NodeKey,
+};
+use mailtwin_logic::{
+    chain::Chain,
+    check::{Difference, Repair, Side, Slots},
+};
+
+use super::{CheckLink, Checker, Outcome, Scope, Tally, Wanted, file, repair::Mender};
+use crate::{metrics::Metrics, source::Barrier};
+
+/// How long changes under way may take to settle unless it is told.
+const SETTLE: Duration = Duration::from_mins(1);
+
+/// What checks work with.
+#[derive(Clone)]
+pub(crate) struct Bench {
+    pub(crate) node: String,
+    pub(crate) links: Vec<CheckLink>,
+    pub(crate) barrier: Option<Barrier>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Metrics,
+    /// Signs reports.
+    pub(crate) key: Arc<NodeKey>,
+    /// Where they go.
+    pub(crate) reports: PathBuf,
+}
+
+/// Carries out what was asked for, to the end, and leaves a signed report.
+pub(crate) async fn run(
+    bench: Bench,
+    ask: CheckAsk,
+    scope: Scope,
+    tally: Arc<Tally>,
+) -> CheckReport {
+    let level = ask.level.name();
+    let mut report = compare(&bench, ask, scope, false, tally).await;
+    if report.targets.is_empty() {
+        bench.show(level, &report);
+    }
+    match file::leave(&bench, &report) {
+        Ok(path) => report.file = Some(path.display().to_string()),
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "cannot leave a signed report of the check");
+        }
+    }
+    report
+}
+
+/// Reads the messages of a sample, and looks at no others.
+pub(crate) async fn scrub(
+    bench: Bench,
+    ask: CheckAsk,
+    scope: Scope,
+    tally: Arc<Tally>,
+) -> CheckReport {
+    let report = compare(&bench, ask, scope, true, tally).await;
+    bench.show("scrub", &report);
+    report
+}
+
+impl Bench {
+    fn show(&self, level: &str, report: &CheckReport) {
+        let found = i64::try_from(report.found).unwrap_or(i64::MAX);
+        self.metrics.check.differences.with_label_values(&[level]).set(found);
+        self.show_oldest();
+    }
+
+    /// Shows how old the oldest verification is.
+    pub(crate) fn show_oldest(&self) {
+        let oldest = self.links.iter().map(|link| link.coverage.oldest()).min().unwrap_or(0);
+        let seconds = i64::try_from(oldest / 1000).unwrap_or(i64::MAX);
+        self.metrics.check.oldest_verified.set(seconds);
+    }
+}
+
+async fn compare(
+    bench: &Bench,
+    ask: CheckAsk,
+    scope: Scope,
+    sparse: bool,
+    tally: Arc<Tally>,
+) -> CheckReport {
+    let (began, start) = (bench.clock.unix_ms(), bench.clock.monotonic());
+    let settle = ask.settle_ms.map_or(SETTLE, Duration::from_millis);
+    let (level, rate, key) = (ask.level, ask.rate, scope.key());
+    let mut wanted = Wanted { scope, level, sparse, slots: Slots::ALL, rate, settle };
+    let (node, targets) = (bench.node.clone(), ask.targets);
+    let schema_version = SCHEMA_VERSION;
+    let mut report =
+        CheckReport { schema_version, node, targets, level, began, ..CheckReport::default() };
+    for link in bench.links.clone() {
+        let (name, coverage) = (link.status.borrow().name.clone(), Arc::clone(&link.coverage));
+        wanted.slots = coverage.next(&key, ask.sample);
+        let checker = Checker::new(link, bench.barrier.clone(), Arc::clone(&tally), wanted.rate);
+        let outcome = match checker {
+            Ok(checker) => checker.run(&wanted).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(outcome) => {
+                let whole = outcome.incomplete.is_empty() && level == CheckLevel::Deep;
+                if whole && let Err(error) = coverage.read(&key, wanted.slots, began) {
+                    let error = Chain(&error);
+                    tracing::warn!(%error, "cannot remember which messages were read");
+                }
+                take(&mut report, &name, outcome);
+            }
+            Err(error) => report.incomplete.push(error.to_string()),
+        }
+        report.replicas.push(name);
+    }
+    sum_up(&mut report, &tally);
+    report.seconds = bench.clock.monotonic().saturating_sub(start).as_secs_f64();
+    report
+}
+
+fn sum_up(report: &mut CheckReport, tally: &Tally) {
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    report.accounts = get(&tally.accounts);
+    report.mailboxes = get(&tally.mailboxes);
+    report.messages = get(&tally.messages);
+    report.bytes = get(&tally.octets);
+    report.messages_read = get(&tally.messages_read);
+    report.bytes_read = get(&tally.octets_read);
+    let result = match (report.found, report.incomplete.is_empty()) {
+        (0, true) => "equal",
+        (0, false) => "incomplete",
+        (_, _) => "different",
+    };
+    result.clone_into(&mut report.result);
+}
+
+/// Carries out what a plan says; what is left is reported as differences.
+pub(crate) async fn repair(bench: Bench, plan: Vec<CheckDifference>) -> CheckReport {
+    let (began, start) = (bench.clock.unix_ms(), bench.clock.monotonic());
+    let (node, schema_version) = (bench.node, SCHEMA_VERSION);
+    let mut report = CheckReport { schema_version, node, began, ..CheckReport::default() };
+    let mut plans: BTreeMap<String, Vec<CheckDifference>> = BTreeMap::new();
+    for item in plan {
+        plans.entry(item.replica.clone()).or_default().push(item);
+    }
+    for (name, plan) in plans {
+        let link = bench.links.iter().find(|link| link.status.borrow().name == name);
+        match link.cloned().and_then(Mender::new) {
+            Some(mender) => {
+                let repaired = mender.carry_out(plan).await;
+                report.repaired += repaired.done.len() as u64;
+                report.found += repaired.left.len() as u64;
+                for done in &repaired.done {
+                    let CheckDifference { account, mailbox, uid, kind, repair, .. } = done;
+                    tracing::info!(replica = %name, account, ?mailbox, ?uid, kind, repair, "repaired");
+                }
+                report.differences.extend(repaired.left);
+            }
+            None => report.incomplete.push(format!("{name} is not connected")),
+        }
+        report.replicas.push(name);
+    }
+    report.seconds = bench.clock.monotonic().saturating_sub(start).as_secs_f64();
+    report
+}
+
+fn take(report: &mut CheckReport, replica: &str, outcome: Outcome) {
+    report.found += outcome.found;
+    report.incomplete.extend(outcome.incomplete);
+    report.differences.extend(outcome.differences.iter().map(|found| shown(replica, found)));
+}
+
+/// A difference as it is told.
+fn shown(replica: &str, found: &Difference) -> CheckDifference {
+    let side = match found.side {
+        Side::Master => "master",
+        Side::Replica => "replica",
+        Side::Unknown => "unknown",
+    };
+    let repair = match found.repair {
+        Repair::Replay => "replay",
+        Repair::Replace => "replace",
+        Repair::Rewrite => "rewrite",
+        Repair::Bury => "bury",
+        Repair::Raise => "raise",
+        Repair::None => "none",
+    };
+    CheckDifference {
+        replica: replica.to_owned(),
+        account: found.account.to_string(),
+        mailbox: found.name.as_ref().map(ToString::to_string),
+        mailbox_id: found.mailbox.map(|id| id.to_string()),
+        uid: found.uid.map(|uid| uid.0),
+        kind: found.kind.name().to_owned(),
+        side: side.to_owned(),
+        detail: found.detail.clone(),
+        repair: repair.to_owned(),
+    }
+}

@@ -1,0 +1,438 @@
+//! `replctl check` on real pairs: what is planted is found, at the right level, on the right side; what
+//! is in flight is not.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, ensure};
+use imap::types::Flag;
+use mailtwin_tests::{corpus, daemon::Pair, dovecot::Dovecot, files, lab::Lab};
+use serde_json::Value;
+
+/// A pair with a few messages in two mailboxes of `u1`, equal and quiet.
+fn filled(lab: &Lab) -> anyhow::Result<Pair> {
+    let pair = Pair::start(lab, &["u1", "u2"])?;
+    pair.first_copy(lab)?;
+    let mut imap = pair.master.imap("u1")?;
+    imap.create("Work")?;
+    imap.subscribe("Work")?;
+    let date = chrono::DateTime::parse_from_rfc3339("2001-02-03T04:05:06+00:00")?;
+    for n in 0..6 {
+        let flags = [Flag::Seen, Flag::from("$Forwarded")];
+        let body = corpus::short(&format!("w{n}"));
+        imap.append("Work", &body).flags(flags).internal_date(date).finish()?;
+    }
+    imap.logout()?;
+    pair.wait_equal(lab)?;
+    pair.agent.replctl(lab, &["sync"])?.expect(0)?;
+    Ok(pair)
+}
+
+/// What a check says: exit code and `kind side uid` of each difference.
+fn check(lab: &Lab, pair: &Pair, words: &[&str]) -> anyhow::Result<(i32, Vec<String>, Value)> {
+    let all = [&["--output", "json", "check"], words].concat();
+    let output = pair.agent.replctl(lab, &all)?;
+    let report: Value = serde_json::from_str(&output.stdout)
+        .with_context(|| format!("a report of check {words:?}: {output:?}"))?;
+    let told = report["differences"].as_array().context("differences")?.iter().map(|found| {
+        let word = |key: &str| found[key].as_str().unwrap_or("-").to_owned();
+        let uid = found["uid"].as_u64().map_or_else(|| "-".to_owned(), |uid| uid.to_string());
+        format!("{} {} {} {uid}", word("kind"), word("side"), word("mailbox"))
+    });
+    let told = told.collect();
+    Ok((output.code.context("an exit code")?, told, report))
+}
+
+#[test]
+fn a_quiet_pair_is_equal_at_every_level() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let pair = filled(lab)?;
+        for level in ["quick", "full", "deep"] {
+            let (code, told, report) = check(lab, &pair, &["--level", level])?;
+            ensure!(code == 0 && told.is_empty(), "{level}: {report}");
+            ensure!(report["messages"] == 8 && report["accounts"] == 2, "{level}: {report}");
+            ensure!(report["level"] == level && report["result"] == "equal", "{report}");
+        }
+        Ok(())
+    })
+}
+
+/// A planted defect, and what must be said of it.
+struct Plant {
+    name: &'static str,
+    put: fn(&Lab, &Pair) -> anyhow::Result<()>,
+    /// The first level at which it must be found.
+    level: &'static str,
+    /// `kind side mailbox uid` of a difference that must be reported there.
+    finds: &'static str,
+    /// Changes in the plan without which a human's decision is missing.
+    decides: bool,
+}
+
+/// The file of message `uid` of `Work`, by the uidlist.
+fn message(server: &Dovecot, uid: u32) -> anyhow::Result<PathBuf> {
+    let dir = server.mailbox_dir("u1", "Work");
+    let list = fs::read_to_string(dir.join("dovecot-uidlist"))?;
+    let start = format!("{uid} ");
+    let mut lines = list.lines().skip(1).filter(|line| line.starts_with(&start));
+    let base = lines.next().and_then(|line| line.split_once(':')).context("a line of it")?.1;
+    for place in ["cur", "new"] {
+        for entry in fs::read_dir(dir.join(place))? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(base) {
+                return Ok(entry.path());
+            }
+        }
+    }
+    anyhow::bail!("no file of message {uid}")
+}
+
+/// Changes a file in place: neither its name, inode nor date tells.
+fn overwrite(path: &Path, octets: &[u8]) -> anyhow::Result<()> {
+    let date = fs::metadata(path)?.modified()?;
+    let file = fs::File::options().write(true).open(path)?;
+    std::os::unix::fs::FileExt::write_all_at(&file, octets, 0)?;
+    file.set_len(octets.len() as u64)?;
+    Ok(file.set_modified(date)?)
+}
+
+fn flip(path: &Path) -> anyhow::Result<()> {
+    let mut octets = fs::read(path)?;
+    let middle = octets.len() / 2;
+    octets[middle] ^= 1;
+    overwrite(path, &octets)
+}
+
+fn redate(path: &Path) -> anyhow::Result<()> {
+    let date = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    Ok(fs::File::options().write(true).open(path)?.set_modified(date)?)
+}
+
+fn swap(server: &Dovecot) -> anyhow::Result<()> {
+    let (one, other) = (message(server, 2)?, message(server, 3)?);
+    let (a, b) = (fs::read(&one)?, fs::read(&other)?);
+    overwrite(&one, &b)?;
+    overwrite(&other, &a)
+}
+
+/// Gives a message other letters behind the colon.
+fn reflag(server: &Dovecot, uid: u32, from: &str, to: &str) -> anyhow::Result<()> {
+    let path = message(server, uid)?;
+    let name = path.file_name().context("a name")?.to_string_lossy().into_owned();
+    let (base, letters) = name.split_once(":2,").context("letters")?;
+    ensure!(letters.contains(from), "{letters} has {from}");
+    Ok(fs::rename(&path, path.with_file_name(format!("{base}:2,{}", letters.replace(from, to))))?)
+}
+
+/// Changes a file of the mail server's own in `Work`, as if a program had written it anew.
+fn edit(server: &Dovecot, name: &str, change: fn(&str) -> String) -> anyhow::Result<()> {
+    let path = server.mailbox_dir("u1", "Work").join(name);
+    let text = fs::read_to_string(&path)?;
+    let changed = change(&text);
+    ensure!(text != changed, "{name} changes");
+    files::write_mail(&path, changed)
+}
+
+fn relist(text: &str, change: impl Fn(&str) -> String) -> String {
+    text.lines().map(change).collect()
+}
+
+fn add_message(server: &Dovecot) -> anyhow::Result<()> {
+    let mut imap = server.imap("u1")?;
+    imap.append("Work", &corpus::short("stranger")).finish()?;
+    Ok(imap.logout()?)
+}
+
+const PLANTS: &[Plant] = &[
+    Plant {
+        name: "message missing on the replica",
+        put: |_, pair| Ok(fs::remove_file(message(&pair.replica, 2)?)?),
+        level: "quick",
+        finds: "contents replica Work -",
+        decides: false,
+    },
+    Plant {
+        name: "message of its own on the replica",
+        put: |_, pair| add_message(&pair.replica),
+        level: "quick",
+        finds: "contents replica Work -",
+        decides: true,
+    },
+    Plant {
+        name: "a copy of a message on the replica",
+        put: |_, pair| {
+            let mut imap = pair.replica.imap("u1")?;
+            imap.select("Work")?;
+            imap.command("UID COPY 2 Work")?;
+            Ok(imap.logout()?)
+        },
+        level: "full",
+        finds: "extra replica Work 7",
+        decides: false,
+    },
+    Plant {
+        name: "truncated on the replica",
+        put: |_, pair| {
+            let path = message(&pair.replica, 2)?;
+            overwrite(&path, &fs::read(&path)?[..10])
+        },
+        level: "full",
+        finds: "size replica Work 2",
+        decides: false,
+    },
+    Plant {
+        name: "truncated on the master",
+        put: |_, pair| {
+            let path = message(&pair.master, 2)?;
+            overwrite(&path, &fs::read(&path)?[..10])
+        },
+        level: "full",
+        finds: "size master Work 2",
+        decides: false,
+    },
+    Plant {
+        name: "one bit flipped on the replica",
+        put: |_, pair| flip(&message(&pair.replica, 3)?),
+        level: "deep",
+        finds: "corrupt replica Work 3",
+        decides: false,
+    },
+    Plant {
+        name: "one bit flipped on the master",
+        put: |_, pair| flip(&message(&pair.master, 3)?),
+        level: "deep",
+        finds: "corrupt master Work 3",
+        decides: false,
+    },
+    Plant {
+        name: "bodies swapped on the replica",
+        put: |_, pair| swap(&pair.replica),
+        level: "deep",
+        finds: "corrupt replica Work 2",
+        decides: false,
+    },
+    Plant {
+        name: "bodies swapped on the master",
+        put: |_, pair| swap(&pair.master),
+        level: "deep",
+        finds: "corrupt master Work 3",
+        decides: false,
+    },
+    Plant {
+        name: "wrong mtime on the replica",
+        put: |_, pair| redate(&message(&pair.replica, 4)?),
+        level: "full",
+        finds: "date replica Work 4",
+        decides: false,
+    },
+    Plant {
+        name: "wrong mtime on the master",
+        put: |_, pair| redate(&message(&pair.master, 4)?),
+        level: "full",
+        finds: "date master Work 4",
+        decides: false,
+    },
+    Plant {
+        name: "flag missing on the replica",
+        put: |_, pair| reflag(&pair.replica, 5, "S", ""),
+        level: "full",
+        finds: "flags replica Work 5",
+        decides: false,
+    },
+    Plant {
+        name: "keyword missing on the replica",
+        put: |_, pair| reflag(&pair.replica, 5, "a", ""),
+        level: "full",
+        finds: "keywords replica Work 5",
+        decides: false,
+    },
+    Plant {
+        name: "keyword letter map differing",
+        put: |_, pair| {
+            edit(&pair.replica, "dovecot-keywords", |text| text.replace("$Forwarded", "$Junk"))
+        },
+        level: "full",
+        finds: "keywords replica Work 1",
+        decides: false,
+    },
+    Plant {
+        name: "uidlist line missing",
+        put: |_, pair| {
+            edit(&pair.replica, "dovecot-uidlist", |text| {
+                relist(text, |line| {
+                    if line.starts_with("3 :") || line.starts_with("3 W") {
+                        String::new()
+                    } else {
+                        format!("{line}\n")
+                    }
+                })
+            })
+        },
+        level: "full",
+        finds: "missing replica Work 3",
+        decides: false,
+    },
+    Plant {
+        name: "uidlist line doubled",
+        put: |_, pair| {
+            edit(&pair.replica, "dovecot-uidlist", |text| {
+                let last = text.lines().last().unwrap_or_default();
+                format!("{text}{last}\n")
+            })
+        },
+        level: "full",
+        finds: "list replica Work -",
+        decides: false,
+    },
+    Plant {
+        name: "uidlist line wrong",
+        put: |_, pair| {
+            edit(&pair.replica, "dovecot-uidlist", |text| {
+                relist(text, |line| match line.strip_prefix("6 ") {
+                    Some(rest) => format!("9 {rest}\n"),
+                    None => format!("{line}\n"),
+                })
+            })
+        },
+        level: "full",
+        finds: "missing replica Work 6",
+        decides: false,
+    },
+    Plant {
+        name: "UIDVALIDITY differing",
+        put: |_, pair| {
+            edit(&pair.replica, "dovecot-uidlist", |text| text.replacen("3 V", "3 V1", 1))
+        },
+        level: "quick",
+        finds: "uid-validity replica Work -",
+        decides: false,
+    },
+    Plant {
+        name: "mailbox missing on the replica",
+        put: |_, pair| Ok(fs::remove_dir_all(pair.replica.mailbox_dir("u1", "Work"))?),
+        level: "quick",
+        finds: "mailbox-missing replica Work -",
+        decides: false,
+    },
+    Plant {
+        name: "mailbox renamed on the replica",
+        put: |_, pair| {
+            let dir = |name| pair.replica.mailbox_dir("u1", name);
+            Ok(fs::rename(dir("Work"), dir("Elsewhere"))?)
+        },
+        level: "quick",
+        finds: "mailbox-name replica Work -",
+        decides: false,
+    },
+    Plant {
+        name: "subscription missing on the replica",
+        put: |_, pair| Ok(fs::remove_file(pair.replica.maildir("u1").join("subscriptions"))?),
+        level: "quick",
+        finds: "file replica - -",
+        decides: false,
+    },
+    Plant {
+        name: "Sieve script differing",
+        put: |_, pair| {
+            let path = |server: &Dovecot| server.home("u1").join("sieve/main.sieve");
+            files::write_mail(&path(&pair.replica), "discard;\n")
+        },
+        level: "quick",
+        finds: "file replica - -",
+        decides: false,
+    },
+    Plant {
+        name: "file unreadable on the replica",
+        put: |_, pair| files::chmod(&message(&pair.replica, 1)?, 0),
+        level: "full",
+        finds: "unreadable replica Work 1",
+        decides: false,
+    },
+    Plant {
+        name: "file unreadable on the master",
+        put: |_, pair| files::chmod(&message(&pair.master, 1)?, 0),
+        level: "full",
+        finds: "unreadable master Work 1",
+        decides: false,
+    },
+    Plant {
+        name: "account missing on the replica",
+        put: |_, pair| Ok(fs::remove_dir_all(pair.replica.home("u2"))?),
+        level: "quick",
+        finds: "account-missing replica - -",
+        decides: false,
+    },
+];
+
+const LEVELS: [&str; 3] = ["quick", "full", "deep"];
+
+/// Every plant in a pair of its own: found at its level, on its side, and repaired. All that fail are
+/// told, not only the first.
+fn plant_all(plants: &[Plant]) -> anyhow::Result<()> {
+    let mut failed = Vec::new();
+    for plant in plants {
+        let result = Lab::run(|lab| {
+            let pair = filled(lab)?;
+            let dir = pair.master.home("u1").join("sieve");
+            files::make_mail_dir(&dir)?;
+            files::write_mail(&dir.join("main.sieve"), "keep;\n")?;
+            pair.agent.replctl(lab, &["sync", "u1"])?.expect(0)?;
+            one(lab, &pair, plant)
+        });
+        if let Err(error) = result {
+            failed.push(format!("{}: {error:#}", plant.name));
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+fn one(lab: &Lab, pair: &Pair, plant: &Plant) -> anyhow::Result<()> {
+    let (code, told, _) = check(lab, pair, &["--level", "deep"])?;
+    ensure!(code == 0, "equal before: {told:?}");
+    (plant.put)(lab, pair)?;
+    let from = LEVELS.iter().position(|level| *level == plant.level).context("a level")?;
+    for (at, level) in LEVELS.iter().enumerate() {
+        let (code, told, report) = check(lab, pair, &["--level", level])?;
+        if at < from {
+            continue;
+        }
+        let all = at > from || told.iter().any(|found| found == plant.finds);
+        ensure!(code == 1 && all, "{level}: {} in {told:?}: {report}", plant.finds);
+    }
+    if plant.decides {
+        let file = lab.mail_dir("plans")?.join("plan.json");
+        let file = file.to_str().context("a path")?;
+        pair.agent.replctl(lab, &["check", "--level", "deep", "--plan", file])?.expect(1)?;
+        let plan = fs::read_to_string(file)?;
+        ensure!(plan.contains(r#""repair": "none""#), "it is left to a human: {plan}");
+        let decided = plan.replace(r#""repair": "none""#, r#""repair": "bury""#);
+        files::write_mail(Path::new(file), decided)?;
+        pair.agent.replctl(lab, &["check", "--level", "deep", "--apply", file])?.expect(0)?;
+    } else {
+        let repair = || pair.agent.replctl(lab, &["check", "--level", "deep", "--repair"]);
+        let repaired = repair()?;
+        if repaired.stdout.contains("unnumbered") {
+            // The mail server gives the file a UID; then it is a copy of a message.
+            let mut imap = pair.replica.imap("u1")?;
+            imap.select("Work")?;
+            imap.logout()?;
+            repair()?.expect(0)?;
+        } else {
+            repaired.expect(0)?;
+        }
+    }
+    pair.wait_equal(lab)
+}
+
+#[test]
+fn planted_defects_are_found_and_repaired() -> anyhow::Result<()> {
+    plant_all(&PLANTS[..PLANTS.len() / 2])
+}
+
+#[test]
+fn more_planted_defects_are_found_and_repaired() -> anyhow::Result<()> {
+    plant_all(&PLANTS[PLANTS.len() / 2..])
+}
