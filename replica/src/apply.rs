@@ -100,7 +100,7 @@ async fn abandon(stream: &Stream, to: &Destination) -> Result<(), Broken> {
 fn added(change: &Change) -> Option<&Record> {
     match change {
         Change::Add(record) => Some(record),
-        Change::Update { .. } | Change::Expunge(_) => None,
+        Change::Update { .. } | Change::Expunge(_) | Change::Keep(_) => None,
     }
 }
 

@@ -390,7 +390,7 @@ fn stale_or_refused(reply: Reply) -> Result<Applied, VisitError> {
 fn added(change: &Change) -> Option<(Uid, u64)> {
     match change {
         Change::Add(record) => Some((record.uid, record.octets)),
-        Change::Update { .. } | Change::Expunge(_) => None,
+        Change::Update { .. } | Change::Expunge(_) | Change::Keep(_) => None,
     }
 }
 
@@ -418,7 +418,7 @@ fn slices(changes: &[Change]) -> impl Iterator<Item = &[Change]> {
                 Change::Update { keywords, .. } => {
                     (64 + keywords.iter().map(|keyword| keyword.len() + 5).sum::<usize>(), 0)
                 }
-                Change::Expunge(_) => (8, 0),
+                Change::Expunge(_) | Change::Keep(_) => (8, 0),
             };
             let over = weight + its_weight > RECORDS_WEIGHT_MAX
                 || octets.saturating_add(its_octets) > SLICE_OCTETS;

@@ -35,7 +35,7 @@ impl Visitor {
         plan.changes.retain(|change| !found.bad.contains_key(&uid_of(change)));
         let first = plan.changes.iter().find_map(|change| match change {
             Change::Add(record) => Some(record.uid),
-            Change::Update { .. } | Change::Expunge(_) => None,
+            Change::Update { .. } | Change::Expunge(_) | Change::Keep(_) => None,
         });
         plan.mode = plan::mode(delta.state.head, held, first);
         Ok(())
@@ -126,6 +126,6 @@ fn name_of(record: &Record) -> String {
 fn uid_of(change: &Change) -> Uid {
     match change {
         Change::Add(record) => record.uid,
-        Change::Update { uid, .. } | Change::Expunge(uid) => *uid,
+        Change::Update { uid, .. } | Change::Expunge(uid) | Change::Keep(uid) => *uid,
     }
 }

@@ -314,8 +314,15 @@ impl Link {
             return; // of a connection that is gone
         };
         let dirty = match outcome {
-            Outcome::Done(dirty) => {
-                if let Some(retry) = self.aside.get_mut(target) {
+            Outcome::Done(mut dirty) => {
+                if let Some(retry) = self.aside.get_mut(target)
+                    && retry.left.is_none()
+                {
+                    // Another mailbox may have the name by now: only the account's list tells where
+                    // the one is that was set aside.
+                    let account =
+                        target.account().filter(|_| matches!(target, Target::Mailbox(..)));
+                    dirty.extend(account.cloned().map(Target::Account));
                     retry.left = Some(dirty.iter().cloned().collect());
                 }
                 dirty

@@ -30,6 +30,9 @@ pub enum Change {
     },
     /// A message the master no longer has.
     Expunge(Uid),
+    /// A message that replication put there and the master does not know any more, though it never
+    /// expunged it: from now on it is the replica's own.
+    Keep(Uid),
 }
 
 /// How a replica's mailbox is changed.
@@ -51,8 +54,8 @@ pub struct Plan {
     pub mode: Mode,
     /// Expunges and updates first, then additions by ascending UID.
     pub changes: Vec<Change>,
-    /// UIDs of messages that only the replica has and that replication did not put there. They
-    /// are kept (I2).
+    /// UIDs of messages that only the replica has, and that replication did not put there or the
+    /// master has forgotten. They are kept (I2).
     pub foreign: Vec<Uid>,
     /// UIDs that mean another message on each side. Not touched (I3).
     pub clashes: Vec<Uid>,
@@ -66,17 +69,27 @@ pub fn mailbox(master: &[Record], target: Head, replica: &[Record], held: Option
     let ours: BTreeSet<Uid> = master.iter().map(|r| r.uid).collect();
     let (mut changes, mut adds) = (Vec::new(), Vec::new());
     let (mut foreign, mut clashes) = (Vec::new(), Vec::new());
+    let forgotten = forgotten(master, target, &theirs, held);
+    let known: BTreeSet<Guid> = master.iter().map(|record| record.guid).collect();
     for record in replica.iter().filter(|record| !ours.contains(&record.uid)) {
-        if record.replicated {
+        if record.replicated && record.uid < forgotten {
             changes.push(Change::Expunge(record.uid));
-        } else {
-            foreign.push(record.uid);
+            continue;
+        }
+        foreign.push(record.uid);
+        if record.replicated && !known.contains(&record.guid) {
+            changes.push(Change::Keep(record.uid));
         }
     }
     for record in master {
         match theirs.get(&record.uid) {
             None => adds.push(record),
-            Some(held) if held.guid != record.guid => clashes.push(record.uid),
+            Some(held) if held.guid != record.guid => {
+                clashes.push(record.uid);
+                if held.replicated && !known.contains(&held.guid) {
+                    changes.push(Change::Keep(record.uid));
+                }
+            }
             Some(held) if same_state(held, record) => {}
             Some(_) => changes.push(update(record)),
         }
@@ -93,6 +106,26 @@ pub fn may_reseed(master: &[Record], target: Head, replica: &[Record], held: Hea
     let is_ours = |record: &Record| record.replicated && ours.contains(&record.guid);
     replica.iter().all(is_ours)
         && (held.uid_validity != target.uid_validity || held.uid_next <= target.uid_next)
+}
+
+/// The first UID that the master has given out, if at all, after it was restored from a backup: the
+/// replica's messages from there on are not those that the master may have expunged. Its UIDNEXT,
+/// or before that a UID that meant another message when it was replicated.
+fn forgotten(
+    master: &[Record],
+    target: Head,
+    replica: &BTreeMap<Uid, &Record>,
+    held: Option<Head>,
+) -> Uid {
+    if held.is_some_and(|held| held.uid_validity != target.uid_validity) {
+        return Uid::MAX.next();
+    }
+    let is_other = |record: &&Record| {
+        let held = replica.get(&record.uid);
+        held.is_some_and(|held| held.replicated && held.guid != record.guid)
+    };
+    let other = master.iter().find(is_other).map(|record| record.uid);
+    other.unwrap_or(target.uid_next).min(target.uid_next)
 }
 
 /// Steps for one mailbox when the two sides were equal at head `held`, from what the master changed
@@ -179,7 +212,8 @@ pub struct AccountPlan {
     pub write: Vec<FileKey>,
     /// Files the master no longer has.
     pub remove: Vec<(FileKey, Guid)>,
-    /// Mailboxes only the replica has that hold mail replication did not put there: kept.
+    /// Mailboxes only the replica has, and that hold mail which replication did not put there or
+    /// which the master may have forgotten: kept.
     pub extra: Vec<MailboxName>,
     /// Mailboxes of the master whose place on the replica is taken by such a one.
     pub blocked: Vec<MailboxName>,
@@ -192,9 +226,10 @@ pub fn account(master: &AccountState, replica: &AccountState) -> AccountPlan {
     let theirs: BTreeMap<MailboxId, &MailboxState> =
         replica.mailboxes.iter().map(|m| (m.id, m)).collect();
     let mut taken = BTreeSet::new();
+    let doubtful = is_doubtful(master, &theirs);
     for extra in replica.mailboxes.iter().filter(|m| !ours.contains(&m.id)) {
         let (id, name) = (extra.id, extra.name.clone());
-        if extra.foreign > 0 {
+        if extra.foreign > 0 || doubtful && extra.head.messages > 0 {
             taken.insert(name.clone());
             plan.extra.push(name);
         } else if name.is_inbox() {
@@ -265,6 +300,19 @@ pub fn hold(plan: &mut AccountPlan) -> Vec<MailboxName> {
     held
 }
 
+/// Whether the master may have been restored from a backup that knows nothing of the newest
+/// mailboxes: the replica has UIDs that the master has not given out yet, or mail of its own, for that
+/// is what the messages become that the master has forgotten.
+fn is_doubtful(master: &AccountState, replica: &BTreeMap<MailboxId, &MailboxState>) -> bool {
+    master.mailboxes.iter().any(|ours| {
+        let ahead = |theirs: &MailboxState| {
+            let (ours, theirs) = (ours.head, theirs.head);
+            theirs.uid_validity == ours.uid_validity && theirs.uid_next > ours.uid_next
+        };
+        replica.get(&ours.id).is_some_and(|theirs| theirs.foreign > 0 || ahead(theirs))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use alloc::{format, string::String};
@@ -310,6 +358,7 @@ mod tests {
             Change::Add(record) => format!(" +{}", record.uid),
             Change::Update { uid, .. } => format!(" ~{uid}"),
             Change::Expunge(uid) => format!(" -{uid}"),
+            Change::Keep(uid) => format!(" own{uid}"),
         });
         let foreign = plan.foreign.iter().map(|uid| format!(" keep{uid}"));
         let clashes = plan.clashes.iter().map(|uid| format!(" clash{uid}"));
@@ -325,8 +374,18 @@ mod tests {
             ("appended", "1a 2b", "1a", "Update +2"),
             ("flag changed", "1aS", "1a", "Update ~1"),
             ("first one expunged", "2b", "1a 2b", "Update -1"),
+            ("last one expunged", "1a n3", "1a 2b", "Update -2"),
             ("delivered to the replica", "1a", "1a f2b", "Update keep2"),
-            ("same UID, other content", "1a", "1b", "Update clash1"),
+            ("same UID, other content", "1a", "f1b", "Update clash1"),
+            ("restored master", "1a", "1a 2b 3c", "Update own2 own3 keep2 keep3"),
+            ("restored, and went on", "1a 2d n9", "1a 2b 3c", "Update own3 own2 keep3 clash2"),
+            (
+                "restored, mail came again",
+                "1a 2c 3b",
+                "1a 2b 3c 4d n9",
+                "Update own4 keep4 clash2 clash3",
+            ),
+            ("restored, other changes", "2bS n3", "1a 2b 3c", "Update -1 own3 ~2 keep3"),
             ("lost on the replica", "1a 2b", "2b", "Repair +1"),
             ("several", "1aS 4d", "1a 3c", "Update -3 ~1 +4"),
         ];
@@ -353,13 +412,16 @@ mod tests {
         }
     }
 
+    /// `"1=A f2=B n3=C"`: three mailboxes, the second with a message of its own, the third with one
+    /// that was replicated.
     fn state(text: &str) -> AccountState {
         let mailboxes = text.split_whitespace().map(|word| {
             let (id, name) = word.split_once('=').unwrap();
             let foreign = u32::from(id.starts_with('f'));
+            let messages = u32::from(id.len() > 1);
             let id = MailboxId([id.as_bytes()[id.len() - 1]; 16]);
             let name = MailboxName::new(name.as_bytes()).unwrap();
-            let head = Head::default();
+            let head = Head { uid_next: Uid(messages + 1), messages, ..Head::default() };
             MailboxState { id, name, head, highest_modseq: ModSeq(0), foreign }
         });
         AccountState { mailboxes: mailboxes.collect(), files: Vec::new() }
@@ -376,6 +438,9 @@ mod tests {
             ("swap", "1=B 2=A", "1=A 2=B", "[A>B B>A] visits [] extra [] blocked []"),
             ("foreign inbox", "1=", "2=", "[!INBOX] visits [INBOX] extra [] blocked []"),
             ("foreign mail", "1=A", "f2=A", "[] visits [] extra [A] blocked [A]"),
+            ("deleted with mail", "n1=", "n1= n2=A", "[-A] visits [] extra [] blocked []"),
+            ("restored master", "1=", "n1= n2=A", "[] visits [INBOX] extra [A] blocked []"),
+            ("the same later", "n1=", "f1= n2=A 3=B", "[-B] visits [] extra [A] blocked []"),
         ];
         for (name, master, replica, want) in cases {
             let plan = account(&state(master), &state(replica));

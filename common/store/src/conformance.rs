@@ -78,6 +78,7 @@ macro_rules! conformance {
     ($make:expr) => {
         $crate::conformance! { @cases $make;
             stale_plan_changes_nothing
+            what_is_kept_is_the_stores_own
             changes_give_the_head_of_the_same_records
             target_raises_uid_next
             build_is_invisible_until_its_last_batch

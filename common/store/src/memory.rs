@@ -260,7 +260,7 @@ impl Inner {
 fn added(change: &Change) -> Option<&Record> {
     match change {
         Change::Add(record) => Some(record),
-        Change::Update { .. } | Change::Expunge(_) => None,
+        Change::Update { .. } | Change::Expunge(_) | Change::Keep(_) => None,
     }
 }
 
@@ -286,7 +286,7 @@ fn check(batch: &mut Batch, there: &Mailbox) -> Result<Vec<Arc<[u8]>>, StoreErro
             Change::Update { uid, .. } if there.get(*uid).is_none() => {
                 return Err(missing(&batch.to.account, *uid));
             }
-            Change::Update { .. } | Change::Expunge(_) => {}
+            Change::Update { .. } | Change::Expunge(_) | Change::Keep(_) => {}
         }
     }
     let mut staged = std::mem::take(&mut batch.staged).into_iter();
@@ -337,6 +337,9 @@ fn carry_out(
                 });
             }
             Change::Expunge(uid) => gone.extend(there.expunge(*uid)),
+            Change::Keep(uid) => {
+                there.update(*uid, |record| record.replicated = false);
+            }
         }
     }
     Ok(())

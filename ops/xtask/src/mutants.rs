@@ -106,14 +106,14 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         what: "the replica's own messages are expunged",
         file: PLAN,
-        from: "if record.replicated {",
-        to: "if true {",
+        from: "if record.replicated && record.uid < forgotten {",
+        to: "if record.uid < forgotten {",
     },
     Mutant {
         what: "mailboxes with the replica's own messages are deleted",
         file: PLAN,
-        from: "if extra.foreign > 0 {",
-        to: "if false {",
+        from: "if extra.foreign > 0 || doubtful && extra.head.messages > 0 {",
+        to: "if doubtful && false {",
     },
     Mutant {
         what: "what was equal once is equal for ever",
@@ -158,6 +158,37 @@ const MUTANTS: &[Mutant] = &[
         from: "let bad = self.bad_messages(account, id, &found.bad).await?;",
         to: "if !found.bad.is_empty() { return Ok(Some(Visited::default())); }
         let bad = None;",
+    },
+    Mutant {
+        what: "messages that a restored master has forgotten are expunged",
+        file: PLAN,
+        from: "if record.replicated && record.uid < forgotten {",
+        to: "if record.replicated {",
+    },
+    Mutant {
+        what: "mailboxes that a restored master has forgotten are deleted",
+        file: PLAN,
+        from: "if extra.foreign > 0 || doubtful && extra.head.messages > 0 {",
+        to: "if extra.foreign > 0 || doubtful && false {",
+    },
+    Mutant {
+        what: "a message whose UID is taken goes under another one",
+        file: PLAN,
+        from: "clashes.push(record.uid);",
+        to: "changes.push(Change::Add(Record { uid: target.uid_next, ..record.clone() }));",
+    },
+    Mutant {
+        what: "one broken mailbox makes the whole connection start over",
+        file: "agent/src/link/mod.rs",
+        from: "Err(VisitError::Target(trouble)) => {",
+        to: "Err(VisitError::Target(trouble)) if true => return self.lose(&trouble.detail),
+            Err(VisitError::Target(trouble)) => {",
+    },
+    Mutant {
+        what: "what is set aside is released for its name's sake",
+        file: LINK,
+        from: "dirty.extend(account.cloned().map(Target::Account));",
+        to: "let _ = account;",
     },
     Mutant {
         what: "a stale plan is carried out again and again without comparing",

@@ -12,7 +12,10 @@
 pub mod clock;
 pub mod disk;
 pub mod net;
+pub mod node;
 pub mod oracle;
+mod peace;
+pub mod reach;
 pub mod replica;
 pub mod story;
 pub mod world;

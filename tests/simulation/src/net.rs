@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use mailtwin_logic::wire::frame::{HEADER_OCTETS, Header};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
@@ -31,10 +32,30 @@ pub enum Break {
     SilentIn,
 }
 
+/// How a connection flows.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow {
+    /// Of each direction.
+    pub latency: Duration,
+    /// Octets that each direction takes in a second; `None` for as many as come.
+    pub pace: Option<u32>,
+    /// Each so many-th answer comes twice, and one that has come before comes again after it.
+    pub repeat: Option<usize>,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self { latency: Duration::from_millis(1), pace: None, repeat: None }
+    }
+}
+
 /// One direction.
 #[derive(Debug)]
 struct Lane {
-    latency: Duration,
+    flow: Flow,
+    /// When the octets that are on their way have passed.
+    busy: Instant,
+    repeater: Option<Repeater>,
     queue: VecDeque<(Instant, VecDeque<u8>)>,
     octets: usize,
     /// Octets that go through before `fate` strikes.
@@ -47,9 +68,11 @@ struct Lane {
 }
 
 impl Lane {
-    fn new(latency: Duration) -> Self {
+    fn new(flow: Flow) -> Self {
         Self {
-            latency,
+            flow,
+            busy: Instant::now(),
+            repeater: None,
             queue: VecDeque::new(),
             octets: 0,
             left: None,
@@ -59,6 +82,22 @@ impl Lane {
             reader: None,
             writer: None,
         }
+    }
+
+    /// Sends octets on their way.
+    fn carry(&mut self, octets: &[u8]) {
+        let octets = match &mut self.repeater {
+            Some(repeater) => repeater.repeat(octets, self.flow.repeat),
+            None => octets.into(),
+        };
+        let now = Instant::now();
+        if let Some(pace) = self.flow.pace {
+            let octets = u32::try_from(octets.len()).unwrap_or(u32::MAX);
+            self.busy = self.busy.max(now) + Duration::from_secs(1) * octets / pace;
+        }
+        self.octets += octets.len();
+        self.queue.push_back((self.busy.max(now) + self.flow.latency, octets.into()));
+        self.reader.take().into_iter().for_each(Waker::wake);
     }
 
     fn wake(&mut self) {
@@ -76,10 +115,11 @@ pub struct Connection {
 
 impl Connection {
     /// The end that dialed, and the other.
-    pub fn pair(latency: Duration) -> (End, End) {
+    pub fn pair(flow: Flow) -> (End, End) {
+        let back = Lane { repeater: Some(Repeater::default()), ..Lane::new(flow) };
         let connection = Arc::new(Self {
-            out: Mutex::new(Lane::new(latency)),
-            back: Mutex::new(Lane::new(latency)),
+            out: Mutex::new(Lane::new(flow)),
+            back: Mutex::new(back),
             fate: Mutex::default(),
         });
         let end = |dialed| End { connection: Arc::clone(&connection), dialed, sleep: None };
@@ -90,6 +130,12 @@ impl Connection {
     pub fn doom(&self, fate: Break, octets: usize) {
         *hold(&self.fate) = Some(fate);
         hold(&self.out).left = Some(octets);
+    }
+
+    /// Makes it flow like this from now on.
+    pub fn flow(&self, flow: Flow) {
+        hold(&self.out).flow = flow;
+        hold(&self.back).flow = flow;
     }
 
     fn strike(&self) {
@@ -104,6 +150,40 @@ impl Connection {
         }
         out.wake();
         back.wake();
+    }
+}
+
+/// Says things again, as a confused peer would.
+#[derive(Debug, Default)]
+struct Repeater {
+    /// The beginning of a frame.
+    partial: Vec<u8>,
+    frames: usize,
+    /// A frame that came before.
+    old: Vec<u8>,
+}
+
+impl Repeater {
+    /// Whole frames of what came so far, every `every`-th of them twice, with an older one.
+    fn repeat(&mut self, octets: &[u8], every: Option<usize>) -> Vec<u8> {
+        self.partial.extend_from_slice(octets);
+        let mut said = Vec::new();
+        while let Some(header) = self.partial.first_chunk::<HEADER_OCTETS>()
+            && let Ok(header) = Header::decode(*header)
+            && let whole = HEADER_OCTETS + header.octets
+            && self.partial.len() >= whole
+        {
+            let frame: Vec<u8> = self.partial.drain(..whole).collect();
+            said.extend_from_slice(&frame);
+            self.frames += 1;
+            // What comes on stream 0 is no answer to anything.
+            if header.stream > 0 && every.is_some_and(|every| self.frames.is_multiple_of(every)) {
+                said.extend_from_slice(&frame);
+                said.extend_from_slice(&self.old);
+                self.old = frame;
+            }
+        }
+        said
     }
 }
 
@@ -218,10 +298,7 @@ impl AsyncWrite for End {
             return Poll::Ready(Ok(written));
         }
         if through > 0 {
-            let due = Instant::now() + lane.latency;
-            lane.queue.push_back((due, octets.iter().take(through).copied().collect()));
-            lane.octets += through;
-            lane.reader.take().into_iter().for_each(Waker::wake);
+            lane.carry(octets.get(..through).unwrap_or_default());
         }
         drop(lane);
         if strikes {

@@ -1,6 +1,6 @@
 //! What must hold at every moment, whatever goes wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mailtwin_agent::link::LinkStatus;
 use mailtwin_logic::{
@@ -11,7 +11,11 @@ use mailtwin_logic::{
 };
 use mailtwin_store::conformance::InMemory;
 
-use crate::world::{Promise, World, look};
+use crate::{
+    node::Promise,
+    replica::Replica,
+    world::{Seen, World, look, own_mail},
+};
 
 /// A mailbox for as long as its UIDs mean the same.
 type Life = (Account, MailboxId, UidValidity);
@@ -25,24 +29,63 @@ pub struct Oracle {
     next: BTreeMap<(String, Life), Uid>,
     /// Epoch by replica (I3, I4).
     epochs: BTreeMap<String, Epoch>,
+    /// Graves that were looked at, by replica (I2).
+    graves: BTreeMap<String, usize>,
+    /// What each replica had when it was looked at last, and what of that went since (I10).
+    there: BTreeMap<String, BTreeSet<Seen>>,
+    expunged: BTreeMap<String, BTreeSet<Seen>>,
 }
 
 impl Oracle {
     /// Looks at everything; says what is broken.
-    pub fn look(&mut self, world: &World) -> Result<(), String> {
-        self.numbers(world, "mx1", &world.master)?;
+    pub fn look(&mut self, world: &mut World) -> Result<(), String> {
+        world.believe();
+        self.numbers(world, &world.master.name, &world.master.mail)?;
         for replica in &world.replicas {
             self.numbers(world, &replica.name, &replica.mail)?;
             self.epoch(&replica.name, replica.process().map(|process| process.fence.epoch()))?;
+            self.expunges(world, replica)?;
+            self.returns(world, replica)?;
         }
-        expunges(world)?;
+        epochs(world)?;
+        keepsakes(world)?;
         promises(world)?;
         claims(world)
     }
 
-    /// A node's store was restored from a backup: its numbers may start from there.
-    pub fn restored(&mut self, node: &str) {
+    /// A replica's store was restored from a backup: what it was since counts no more.
+    pub fn restored(&mut self, replica: &Replica) {
+        let node = &replica.name;
         self.next.retain(|(name, _), _| name != node);
+        self.graves.insert(node.clone(), replica.mail.store.graveyard().len());
+        self.there.remove(node);
+        self.expunged.remove(node);
+    }
+
+    /// The master's store was restored from a backup: UIDs mean what it gives them from now on.
+    pub fn master_restored(&mut self, world: &World) {
+        self.next.retain(|(name, (account, id, _)), _| {
+            // A mailbox that was deleted meanwhile is built anew, as the master has it.
+            let replica = world.replicas.iter().find(|replica| replica.name == *name);
+            replica.is_some_and(|replica| has_mailbox(&replica.mail, account, *id))
+        });
+        self.expunged.clear();
+        for ((account, id, _), meanings) in &mut self.meanings {
+            let mailboxes = world.master.mail.store.peek(account).state.mailboxes;
+            let there = mailboxes.iter().find(|mailbox| mailbox.id == *id);
+            let next = there.map_or(Uid(0), |mailbox| mailbox.head.uid_next);
+            meanings.retain(|uid, _| *uid < next);
+        }
+    }
+
+    /// A replica's own clients changed its mail: what they expunged comes back.
+    pub fn touched(&mut self, replica: &Replica) {
+        self.there.remove(&replica.name);
+        self.expunged.remove(&replica.name);
+        // A mailbox that they deleted is built anew, as the master has it.
+        self.next.retain(|(name, (account, id, _)), _| {
+            *name != replica.name || has_mailbox(&replica.mail, account, *id)
+        });
     }
 
     fn numbers(&mut self, world: &World, node: &str, mail: &InMemory) -> Result<(), String> {
@@ -57,8 +100,11 @@ impl Oracle {
                 *next = mailbox.head.uid_next;
                 let meanings = self.meanings.entry(life).or_default();
                 for record in mail.store.peek_records(account, mailbox.id) {
-                    // A replica's own mail has numbers that the master may give to others.
-                    if node != "mx1" && !record.replicated {
+                    // What a replica alone has has numbers that the master may give to others.
+                    let forgotten = (account.clone(), record.uid, record.guid);
+                    if node != world.master.name
+                        && (!record.replicated || world.forgotten.contains_key(&forgotten))
+                    {
                         continue;
                     }
                     let meaning = meanings.entry(record.uid).or_insert(record.guid);
@@ -69,6 +115,43 @@ impl Oracle {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Nothing was expunged but what the master's clients have taken away (I2).
+    fn expunges(&mut self, world: &World, replica: &Replica) -> Result<(), String> {
+        let graves = replica.mail.store.graveyard();
+        let known = self.graves.entry(replica.name.clone()).or_default();
+        for (account, name, record) in graves.iter().skip(*known) {
+            let mail = (account.clone(), record.uid, record.guid);
+            if !world.gone.contains(&mail) && !world.has_forgotten(&mail) {
+                let at = format!("{account}/{name} {} on {}", record.uid, replica.name);
+                return Err(format!("I2: {at} was expunged, but not on the master"));
+            }
+        }
+        *known = graves.len();
+        Ok(())
+    }
+
+    /// A replica has nothing but what the master had, and what it expunged does not come back (I10).
+    fn returns(&mut self, world: &World, replica: &Replica) -> Result<(), String> {
+        let name = &replica.name;
+        let mut now: BTreeSet<Seen> = BTreeSet::new();
+        for account in &world.accounts {
+            now.extend(look(&replica.mail, account).1);
+        }
+        let own = own_mail(&world.accounts, &replica.mail);
+        let strange =
+            now.iter().find(|seen| !own.contains(*seen) && !world.ever.contains_key(*seen));
+        if let Some((mailbox, uid, _)) = strange {
+            return Err(format!("I10: the master never had {mailbox} {uid}, which {name} has"));
+        }
+        let expunged = self.expunged.entry(name.clone()).or_default();
+        if let Some((mailbox, uid, _)) = expunged.intersection(&now).next() {
+            return Err(format!("I10: {mailbox} {uid} is back on {name}"));
+        }
+        let before = self.there.insert(name.clone(), now.clone()).unwrap_or_default();
+        expunged.extend(before.difference(&now));
         Ok(())
     }
 
@@ -83,14 +166,30 @@ impl Oracle {
     }
 }
 
-/// Nothing was expunged but what the master's clients have taken away (I2).
-fn expunges(world: &World) -> Result<(), String> {
+fn has_mailbox(mail: &InMemory, account: &Account, id: MailboxId) -> bool {
+    mail.store.peek(account).state.mailboxes.iter().any(|mailbox| mailbox.id == id)
+}
+
+/// What a replica's own clients have put there stays (I2).
+fn keepsakes(world: &mut World) -> Result<(), String> {
+    for (name, kept) in &mut world.own {
+        let Some(replica) = world.replicas.iter().find(|replica| replica.name == *name) else {
+            continue;
+        };
+        let now = own_mail(&world.accounts, &replica.mail);
+        if let Some((mailbox, uid, _)) = kept.difference(&now).next() {
+            return Err(format!("I2: {name} has lost its own message {mailbox} {uid}"));
+        }
+        *kept = now;
+    }
+    Ok(())
+}
+
+/// Who has served a newer master is not changed by an older one any more (I4).
+fn epochs(world: &World) -> Result<(), String> {
     for replica in &world.replicas {
-        for (account, name, record) in replica.mail.store.graveyard() {
-            if !world.gone.contains(&record.guid) {
-                let at = format!("{account}/{name} {} on {}", record.uid, replica.name);
-                return Err(format!("I2: {at} was expunged, but not on the master"));
-            }
+        if let Some(epoch) = replica.served.late() {
+            return Err(format!("I4: the master of epoch {epoch} changed {}", replica.name));
         }
     }
     Ok(())
@@ -98,12 +197,9 @@ fn expunges(world: &World) -> Result<(), String> {
 
 /// What the cursor has passed is on the replica, or set aside, or no longer on the master (I1, I8).
 fn promises(world: &World) -> Result<(), String> {
-    if !world.runs() {
-        return Ok(());
-    }
+    let Some(agent) = world.master.agent() else { return Ok(()) };
     let mut ours = BTreeMap::new();
-    let links = world.agent().links();
-    let promises = world.promises.lock().expect("nobody panics while holding it").clone();
+    let (links, promises) = (agent.links(), world.master.promises().clone());
     for (link, replica) in links.iter().zip(&world.replicas) {
         let mut theirs = BTreeMap::new();
         let is_aside = |account: &Account| {
@@ -111,10 +207,10 @@ fn promises(world: &World) -> Result<(), String> {
         };
         let passed = promises.iter().filter(|promise| promise.seq <= link.cursor);
         for Promise { seq, account, mail } in passed {
-            if world.doubted.contains(&link.name) || is_aside(account) {
+            if world.doubted.contains_key(&link.name) || is_aside(account) {
                 continue;
             }
-            let ours = ours.entry(account).or_insert_with(|| look(&world.master, account).1);
+            let ours = ours.entry(account).or_insert_with(|| look(&world.master.mail, account).1);
             let theirs = theirs.entry(account).or_insert_with(|| look(&replica.mail, account).1);
             let lost = mail.iter().find(|seen| ours.contains(*seen) && !theirs.contains(*seen));
             if let Some((mailbox, uid, _)) = lost {
@@ -129,13 +225,11 @@ fn promises(world: &World) -> Result<(), String> {
 /// Who says it is in sync is equal (I7); who says it is, but for what is set aside, is equal in all
 /// else (I5).
 fn claims(world: &World) -> Result<(), String> {
-    if !world.runs() || !world.all_logged() {
-        return Ok(());
-    }
-    let tail = *world.agent().log().tail().borrow();
-    for (link, replica) in world.agent().links().iter().zip(&world.replicas) {
+    let Some(agent) = world.master.agent().filter(|_| world.all_logged()) else { return Ok(()) };
+    let tail = *agent.log().tail().borrow();
+    for (link, replica) in agent.links().iter().zip(&world.replicas) {
         let quiet = matches!(link.phase, Phase::InSync | Phase::Degraded);
-        if !quiet || link.cursor < tail || world.doubted.contains(&link.name) {
+        if !quiet || link.cursor < tail || world.doubted.contains_key(&link.name) {
             continue;
         }
         if link.phase == Phase::Degraded {
@@ -143,7 +237,7 @@ fn claims(world: &World) -> Result<(), String> {
             continue;
         }
         for account in &world.accounts {
-            if let Some(difference) = difference(&world.master, &replica.mail, account) {
+            if let Some(difference) = difference(&world.master.mail, &replica.mail, account) {
                 return Err(format!("I7: {} is not in sync: {difference}", link.name));
             }
         }
@@ -165,7 +259,7 @@ fn bystanders(world: &World, link: &LinkStatus, theirs: &InMemory) -> Result<(),
                 mailboxes.filter(|m| !is_aside(Target::Mailbox(account.clone(), m.name.clone())));
             others.map(|mailbox| (mailbox.name.clone(), (mailbox.id, mailbox.head))).collect()
         };
-        let (ours, theirs) = (heads(&world.master), heads(theirs));
+        let (ours, theirs) = (heads(&world.master.mail), heads(theirs));
         if ours != theirs {
             let name = &link.name;
             return Err(format!(

@@ -1,12 +1,13 @@
 //! A replica's daemon without its process, and the way to it.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     future::Future,
     io,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -27,13 +28,16 @@ use mailtwin_replica::{
 use mailtwin_store::conformance::InMemory;
 use tokio_util::sync::CancellationToken;
 
-use crate::net::{Break, Connection, End};
+use crate::{
+    net::{Break, Connection, End, Flow},
+    reach::{Reached, Served},
+};
 
 /// How the way to a replica is.
 #[derive(Debug)]
 pub struct Way {
-    /// Of each direction.
-    pub latency: Duration,
+    /// How it flows.
+    pub flow: Flow,
     /// Whether dialing is refused, or hangs.
     pub open: Open,
     /// What the next connections suffer, and after how many octets from the agent.
@@ -57,11 +61,13 @@ pub struct Replica {
     pub name: String,
     /// Its mail, which outlives its process.
     pub mail: InMemory,
+    /// Whose sessions have reached its mail.
+    pub served: Served,
     state_dir: PathBuf,
     way: Mutex<Way>,
     process: Mutex<Option<Context>>,
-    connections: Mutex<Vec<Arc<Connection>>>,
-    dials: Mutex<usize>,
+    connections: Mutex<Vec<Weak<Connection>>>,
+    dials: Mutex<BTreeMap<Epoch, usize>>,
 }
 
 impl fmt::Debug for Replica {
@@ -79,10 +85,11 @@ impl Replica {
     pub fn new(name: &str, state_dir: &Path, epoch: Epoch) -> Arc<Self> {
         let node = Node { epoch, ..Node::new(name, Role::Replica) };
         node.create(state_dir).expect("write the state of a simulated node");
-        let way = Way { latency: Duration::from_millis(1), open: Open::Yes, dooms: Vec::new() };
+        let way = Way { flow: Flow::default(), open: Open::Yes, dooms: Vec::new() };
         let replica = Arc::new(Self {
             name: name.to_owned(),
             mail: InMemory::new(name),
+            served: Served::default(),
             state_dir: state_dir.to_path_buf(),
             way: Mutex::new(way),
             process: Mutex::default(),
@@ -99,14 +106,9 @@ impl Replica {
             Metrics::register(&prometheus::Registry::new()).expect("register fresh metrics");
         let file = NodeFile::open(&self.state_dir, &self.name);
         let file = Arc::new(file.expect("read the state of a simulated node"));
-        let (store, fatal) = (self.mail.store.clone(), CancellationToken::new());
         let context = Context {
             node: self.name.clone(),
-            work: Some(Work {
-                store: store.clone(),
-                workers: Workers::inline(),
-                committer: Committer::inline(store, metrics.clone(), fatal),
-            }),
+            work: None, // each session has its own
             fence: Fence::new(file),
             readiness: Arc::new(Vec::new),
             metrics,
@@ -135,28 +137,45 @@ impl Replica {
         hold(&self.way)
     }
 
-    /// How often it was dialed.
-    pub fn dials(&self) -> usize {
-        *hold(&self.dials)
+    /// How often it was dialed by the master of `epoch`.
+    pub fn dials(&self, epoch: Epoch) -> usize {
+        hold(&self.dials).get(&epoch).copied().unwrap_or(0)
     }
 
     /// Lets all connections there are suffer `fate` after so many octets more.
     pub fn doom(&self, fate: Break, octets: usize) {
-        let mut connections = hold(&self.connections);
-        connections.drain(..).for_each(|connection| connection.doom(fate, octets));
+        for connection in hold(&self.connections).iter().filter_map(Weak::upgrade) {
+            connection.doom(fate, octets);
+        }
     }
 
-    /// Begins a session on one end of a connection and gives the other; nothing if no process runs.
-    pub fn connect(&self) -> Option<End> {
-        let context = self.process()?;
+    /// Makes the way to it like this, for connections there are as for those to come.
+    pub fn make_flow(&self, flow: Flow) {
+        self.way().flow = flow;
+        let mut connections = hold(&self.connections);
+        connections.retain(|connection| connection.strong_count() > 0);
+        connections.iter().filter_map(Weak::upgrade).for_each(|connection| connection.flow(flow));
+    }
+
+    /// Begins a session with an agent of `epoch` on one end of a connection and gives the other;
+    /// nothing if no process runs.
+    pub fn connect(&self, epoch: Epoch) -> Option<End> {
+        let mut context = self.process()?;
+        let (store, served) = (Arc::clone(&self.mail.store), self.served.clone());
+        let store = Arc::new(Reached { store, epoch, served });
+        let metrics = context.metrics.clone();
+        context.work = Some(Work {
+            store: store.clone(),
+            workers: Workers::inline(),
+            committer: Committer::inline(store, metrics, CancellationToken::new()),
+        });
         let (near, far) = {
             let mut way = self.way();
-            let (near, far) = Connection::pair(way.latency);
+            let (near, far) = Connection::pair(way.flow);
             if let Some((fate, octets)) = way.dooms.pop() {
                 near.connection().doom(fate, octets);
-            } else {
-                hold(&self.connections).push(Arc::clone(near.connection()));
             }
+            hold(&self.connections).push(Arc::downgrade(near.connection()));
             (near, far)
         };
         let (tasks, stop) = (context.tasks.clone(), context.tasks.stop().child_token());
@@ -169,17 +188,17 @@ impl Replica {
     }
 }
 
-/// Dials a replica.
+/// Dials a replica for an agent of an epoch.
 #[derive(Debug)]
-pub struct Dialer(pub Arc<Replica>);
+pub struct Dialer(pub Arc<Replica>, pub Epoch);
 
 impl Dial for Dialer {
     fn dial(&self) -> Pin<Box<dyn Future<Output = Result<Box<dyn Io>, DialError>> + Send + '_>> {
-        *hold(&self.0.dials) += 1;
+        *hold(&self.0.dials).entry(self.1).or_default() += 1;
         Box::pin(async {
             let open = self.0.way().open;
             let end = match open {
-                Open::Yes => self.0.connect(),
+                Open::Yes => self.0.connect(self.1),
                 Open::Refused => None,
                 Open::Silent => {
                     // As long as a connect waits for an answer.

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use mailtwin_logic::link::Phase;
+use mailtwin_logic::ids::Account;
 use mailtwin_store::{
     StoreError,
     conformance::replication::Dice,
@@ -20,11 +20,14 @@ use mailtwin_store::{
 };
 
 use crate::{
-    net::Break,
+    net::{Break, Flow},
     oracle::Oracle,
     replica::{Open, Replica},
     world::World,
 };
+
+/// How dialing may end.
+const OPEN: [Open; 4] = [Open::Yes, Open::Yes, Open::Refused, Open::Silent];
 
 /// Things that happen before there is peace, at most.
 const STEPS_MAX: usize = 40;
@@ -99,18 +102,20 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
 
-struct Story {
-    world: World,
-    dice: Dice,
-    oracle: Oracle,
+pub(crate) struct Story {
+    pub(crate) world: World,
+    pub(crate) dice: Dice,
+    pub(crate) oracle: Oracle,
     backups: Vec<Option<Snapshot>>,
+    masters_backup: Option<Snapshot>,
 }
 
 impl Story {
     fn new(seed: u64) -> Self {
         let world = World::new(1);
         let backups = world.replicas.iter().map(|_| None).collect();
-        Self { world, dice: Dice::new(seed), oracle: Oracle::default(), backups }
+        let (dice, oracle) = (Dice::new(seed), Oracle::default());
+        Self { world, dice, oracle, backups, masters_backup: None }
     }
 
     async fn live(&mut self) -> Result<(), String> {
@@ -118,24 +123,38 @@ impl Story {
         self.world.live(actions, &mut self.dice).await;
         self.world.start();
         let steps = 5 + self.dice.below(STEPS_MAX);
+        // Not in every story, for what a replica's own clients do makes an oracle blind.
+        let strays = self.dice.below(4) == 0;
         for _ in 0..steps {
-            self.step().await;
-            if self.world.log_has_stopped() {
-                self.world.tell("the log has stopped: the agent ends, and starts anew");
-                self.world.disk.fill(false);
-                self.world.disk.fail_syncs(0);
-                self.world.stop().await;
-                self.world.start();
-            }
-            self.oracle.look(&self.world)?;
+            self.step(strays).await;
+            self.start_again_if_stopped().await;
+            self.oracle.look(&mut self.world)?;
+        }
+        if self.dice.below(2) == 0 {
+            self.trouble().await?;
         }
         self.peace().await
     }
 
-    async fn step(&mut self) {
+    /// A log that has given up ends the agent.
+    async fn start_again_if_stopped(&mut self) {
+        if self.world.master.log_has_stopped() {
+            self.world.tell("the log has stopped: the agent ends, and starts anew");
+            self.mend_disk();
+            self.world.stop().await;
+            self.world.start();
+        }
+    }
+
+    pub(crate) fn mend_disk(&self) {
+        self.world.master.disk.fill(false);
+        self.world.master.disk.fail_syncs(0);
+    }
+
+    async fn step(&mut self, strays: bool) {
         let place = self.dice.below(self.world.replicas.len());
         let replica = Arc::clone(&self.world.replicas[place]);
-        match self.dice.below(24) {
+        match self.dice.below(30) {
             0..=7 => {
                 let actions = 1 + self.dice.below(10);
                 self.world.live(actions, &mut self.dice).await;
@@ -143,24 +162,55 @@ impl Story {
             8..=10 => self.wait(60_000).await,
             11 => self.wait(300).await,
             12 | 13 => self.doom(&replica),
-            14 => self.weather(&replica),
-            15 => self.crash(place, &replica).await,
-            16 => self.agent_ends().await,
-            17 => self.fault(place),
-            18 => self.log_disk(),
-            19 => {
+            14 | 15 => self.weather(&replica),
+            16 => self.crash(place, &replica).await,
+            17 => self.agent_ends().await,
+            18 => self.fault(place),
+            19 => self.log_disk(),
+            20 => {
                 let ms = i64::try_from(self.dice.below(7_200_000)).unwrap_or(0) - 3_600_000;
                 self.world.tell(format!("the clock jumps by {ms} ms"));
                 self.world.clock.jump(ms);
             }
-            20 => {
+            21 => {
                 self.world.tell(format!("{} is backed up", replica.name));
                 self.backups[place] = Some(replica.mail.store.snapshot());
             }
-            21 => self.pause(place),
-            22 => self.tear(place),
+            22 => self.pause(place),
+            23 => self.tear(place),
+            24 => self.former_master().await,
+            25 if strays => {
+                let actions = 1 + self.dice.below(3);
+                self.world.live_on_replica(place, actions, &mut self.dice).await;
+                self.oracle.touched(&replica);
+            }
+            26 | 27 if strays => self.masters_backup().await,
             _ => self.heal(&replica),
         }
+    }
+
+    /// The master is backed up, or comes back with what it was then; its log and what it knows of its
+    /// replicas with it, or not.
+    async fn masters_backup(&mut self) {
+        let Some(backup) = self.masters_backup.take() else {
+            self.world.tell("the master is backed up");
+            self.masters_backup = Some(self.world.master.mail.store.snapshot());
+            self.world.master.back_state_up();
+            return;
+        };
+        self.world.master.kill(&mut self.dice).await;
+        self.world.restore(&backup);
+        self.oracle.master_restored(&self.world);
+        let words = if self.dice.below(2) == 0 {
+            self.world.master.restore_state();
+            "the master is restored from its backup, log and state, too"
+        } else {
+            "the master's mail is restored from its backup"
+        };
+        self.world.tell(words);
+        let actions = self.dice.below(3);
+        self.world.live(actions, &mut self.dice).await;
+        self.world.start();
     }
 
     async fn wait(&mut self, ms: usize) {
@@ -180,18 +230,19 @@ impl Story {
     }
 
     fn weather(&mut self, replica: &Replica) {
-        let mut way = replica.way();
-        way.latency = Duration::from_millis([0, 1, 20, 300][self.dice.below(4)]);
-        way.open = *self.dice.pick(&[Open::Yes, Open::Refused, Open::Silent]);
-        let words = format!("{}: latency {:?}, answers: {:?}", replica.name, way.latency, way.open);
-        drop(way);
-        self.world.tell(words);
+        let latency = Duration::from_millis([0, 1, 20, 300, 10_000][self.dice.below(5)]);
+        let pace = *self.dice.pick(&[None, None, Some(2000), Some(20_000)]);
+        let repeat = *self.dice.pick(&[None, None, None, Some(1), Some(7)]);
+        let (flow, open) = (Flow { latency, pace, repeat }, *self.dice.pick(&OPEN));
+        replica.make_flow(flow);
+        replica.way().open = open;
+        self.world.tell(format!("{}: answers: {open:?}, {flow:?}", replica.name));
     }
 
     fn heal(&mut self, replica: &Replica) {
         self.world.tell(format!("{}: all is well", replica.name));
         calm(replica);
-        self.world.disk.fill(false);
+        self.world.master.disk.fill(false);
     }
 
     /// The replica's process is killed; sometimes it finds older mail when it comes back.
@@ -201,9 +252,10 @@ impl Story {
         self.wait(5_000).await;
         if let Some(backup) = self.backups[place].take().filter(|_| self.dice.below(2) == 0) {
             self.world.tell(format!("{} is restored from its backup", replica.name));
-            self.world.doubted.insert(replica.name.clone());
+            self.world.doubt(replica);
             replica.mail.store.restore(&backup);
-            self.oracle.restored(&replica.name);
+            self.world.note_own(replica);
+            self.oracle.restored(replica);
         }
         replica.start();
         self.world.tell(format!("{} is back", replica.name));
@@ -213,23 +265,22 @@ impl Story {
     async fn agent_ends(&mut self) {
         if self.dice.below(3) == 0 {
             self.world.tell("the agent is told to end");
-            self.world.disk.fill(false);
-            self.world.disk.fail_syncs(0);
+            self.mend_disk();
             self.world.stop().await;
         } else {
             self.world.tell("the master loses power");
-            self.world.kill(&mut self.dice).await;
+            self.world.master.kill(&mut self.dice).await;
         }
         let actions = self.dice.below(8);
         self.world.live(actions, &mut self.dice).await;
         match self.dice.below(6) {
             0 => {
                 self.world.tell("cursors and quarantine are lost");
-                self.world.lose_state();
+                self.world.master.lose_state();
             }
             1 => {
                 self.world.tell("cursors and quarantine are damaged");
-                self.world.damage_state();
+                self.world.master.damage_state();
             }
             _ => {}
         }
@@ -239,16 +290,22 @@ impl Story {
 
     /// Some calls of a store fail.
     fn fault(&mut self, place: usize) {
+        let times = 1 + u32::try_from(self.dice.below(20)).unwrap_or(0);
+        self.break_calls(place, times);
+    }
+
+    /// Lets so many calls of a kind fail for one account, on the master or on a replica; returns
+    /// for which.
+    pub(crate) fn break_calls(&mut self, place: usize, times: u32) -> Account {
         let on_master = [Call::Delta, Call::Open, Call::Account, Call::File];
         let on_replica =
             [Call::Find, Call::Apply, Call::Stage, Call::Restructure, Call::SetFile, Call::Account];
         let is_master = self.dice.below(3) == 0;
         let call = *self.dice.pick(if is_master { &on_master[..] } else { &on_replica });
-        let times = 1 + u32::try_from(self.dice.below(20)).unwrap_or(0);
         let account = self.dice.pick(&self.world.accounts).clone();
         let replica = &self.world.replicas[place];
         let (store, name) = if is_master {
-            (&self.world.master.store, "mx1".to_owned())
+            (&self.world.master.mail.store, self.world.master.name.clone())
         } else {
             (&replica.mail.store, replica.name.clone())
         };
@@ -260,15 +317,33 @@ impl Story {
         let mailbox = None;
         store.fail(Fault { call, account: Some(account.clone()), mailbox, times, error });
         self.world.tell(format!("{name}: {call:?} fails {times} times for {account}"));
+        account
+    }
+
+    /// Another node takes over, or the one that was the master goes on as if nothing had happened.
+    async fn former_master(&mut self) {
+        let Some(former) = &mut self.world.former else {
+            self.world.tell("another node becomes the master; the one that was does not know");
+            self.world.take_over();
+            self.masters_backup = None;
+            return;
+        };
+        if self.dice.below(3) == 0 {
+            former.kill(&mut self.dice).await;
+            former.start(&self.world.replicas, &self.world.clock);
+            self.world.tell("the node that was the master loses power, and starts");
+        }
+        let actions = 1 + self.dice.below(5);
+        self.world.live_in_the_past(actions, &mut self.dice).await;
     }
 
     fn log_disk(&mut self) {
         if self.dice.below(2) == 0 {
             self.world.tell("the log's disk is full");
-            self.world.disk.fill(true);
+            self.world.master.disk.fill(true);
         } else {
             self.world.tell("a sync of the log fails");
-            self.world.disk.fail_syncs(1);
+            self.world.master.disk.fail_syncs(1);
         }
     }
 
@@ -286,38 +361,11 @@ impl Story {
         replica.mail.store.tear(changes);
         self.world.tell(words);
     }
-
-    /// Everything is mended; nothing may stay different.
-    async fn peace(&mut self) -> Result<(), String> {
-        self.world.tell("peace");
-        self.world.disk.fill(false);
-        self.world.disk.fail_syncs(0);
-        self.world.master.store.heal();
-        for replica in self.world.replicas.clone() {
-            calm(&replica);
-            replica.mail.store.heal();
-            let resumed = self.world.agent().pause(&replica.name, false);
-            resumed.expect("it is there").expect("write the list of paused replicas");
-        }
-        let awake =
-            |world: &World| world.agent().links().iter().all(|link| link.phase != Phase::Paused);
-        self.world.wait("nobody is paused", awake).await?;
-        self.world.drain().await?;
-        let healed = |world: &World| world.agent().links().iter().all(|link| link.aside.is_empty());
-        self.world.wait("nothing is set aside", healed).await?;
-        self.world.drain().await?;
-        self.world.doubted.clear();
-        self.oracle.look(&self.world)?;
-        for place in 0..self.world.replicas.len() {
-            self.world.equal(place).map_err(|what| format!("not equal in the end: {what}"))?;
-        }
-        Ok(())
-    }
 }
 
-fn calm(replica: &Replica) {
+pub(crate) fn calm(replica: &Replica) {
+    replica.make_flow(Flow::default());
     let mut way = replica.way();
-    way.latency = Duration::from_millis(1);
     way.open = Open::Yes;
     way.dooms.clear();
 }

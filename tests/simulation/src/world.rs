@@ -4,24 +4,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
-use mailtwin_agent::{
-    Agent, AgentParts,
-    link::LinkStatus,
-    log::{Health, Log, Options},
-    metrics::Metrics,
-};
-use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
+use mailtwin_agent::{Agent, link::LinkStatus};
+use mailtwin_host::clock::Clock as _;
 use mailtwin_logic::{
-    brake::Limits,
     entry::Target,
-    ids::{Account, Epoch, Guid, LogSeq, MailboxId, Uid},
+    ids::{Account, Epoch, Guid, MailboxId, Uid},
     link::Phase,
     mailbox::MailboxName,
 };
@@ -31,24 +22,21 @@ use mailtwin_store::{
         InMemory,
         replication::{Dice, act},
     },
+    memory::Snapshot,
 };
 use tempfile::TempDir;
-use tokio_util::sync::CancellationToken;
 
-use crate::{
-    clock::SimClock,
-    disk::SimDisk,
-    oracle::difference,
-    replica::{Dialer, Replica},
-};
+use crate::{clock::SimClock, node::Master, oracle::difference, replica::Replica};
 
 /// How long anything may take, in simulated time.
 pub const PATIENCE: Duration = Duration::from_hours(1);
 
 /// All of it.
 pub struct World {
-    /// The master's mail.
-    pub master: InMemory,
+    /// The master.
+    pub master: Master,
+    /// A node that was the master in an earlier epoch, and does not know that it is over.
+    pub former: Option<Master>,
     /// The replicas.
     pub replicas: Vec<Arc<Replica>>,
     /// Who has mail.
@@ -57,60 +45,22 @@ pub struct World {
     pub history: Vec<String>,
     /// Time.
     pub clock: Arc<SimClock>,
-    /// Where the sync log lies.
-    pub disk: SimDisk,
     /// Messages that the master's clients have taken away.
-    pub gone: BTreeSet<Guid>,
-    /// Replicas whose mail went back in time, so that the agent may not know yet.
-    pub doubted: BTreeSet<String>,
-    /// What may vanish without an admin's leave.
-    pub limits: Limits,
-    /// What the log's entries stand for.
-    pub promises: Arc<Mutex<Vec<Promise>>>,
-    epoch: Epoch,
-    agent: Option<Running>,
+    pub gone: BTreeSet<(Account, Uid, Guid)>,
+    /// Messages that the master forgot when it was restored from a backup, and where they were.
+    pub forgotten: BTreeMap<(Account, Uid, Guid), BTreeSet<MailboxId>>,
+    /// Messages that the master has ever had, and whose.
+    pub ever: BTreeMap<Seen, Account>,
+    /// By replica: mail there that its own clients have put there.
+    pub own: BTreeMap<String, BTreeSet<Seen>>,
+    /// Replicas whose mail changed behind the agent's back, and how often they had been dialed then.
+    pub doubted: BTreeMap<String, usize>,
     dir: TempDir,
-}
-
-/// An entry of the log, and mail that was there when it was asked for.
-#[derive(Clone, Debug)]
-pub struct Promise {
-    /// Where the log has it.
-    pub seq: LogSeq,
-    /// Whose mail.
-    pub account: Account,
-    /// The messages.
-    pub mail: BTreeSet<Seen>,
-}
-
-struct Running {
-    agent: Agent,
-    tasks: Tasks,
-    /// The log's writer; it ends after everything else.
-    writer: Tasks,
-    /// Changes that no entry covers yet.
-    unlogged: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "World({} replicas)", self.replicas.len())
-    }
-}
-
-/// Counts a change that is not logged yet.
-struct Unlogged(Arc<AtomicUsize>);
-
-impl Unlogged {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for Unlogged {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -137,18 +87,17 @@ impl World {
             master.store.create_mailbox(account, &MailboxName::inbox());
         }
         Self {
-            master,
+            master: Master::new("mx1", Epoch(epoch), master, dir.path()),
+            former: None,
             replicas,
             accounts: accounts.into(),
             history: Vec::new(),
             clock: SimClock::shared(),
-            disk: SimDisk::default(),
             gone: BTreeSet::new(),
-            doubted: BTreeSet::new(),
-            limits: Limits::default(),
-            promises: Arc::default(),
-            epoch: Epoch(epoch),
-            agent: None,
+            forgotten: BTreeMap::new(),
+            ever: BTreeMap::new(),
+            own: BTreeMap::new(),
+            doubted: BTreeMap::new(),
             dir,
         }
     }
@@ -161,101 +110,77 @@ impl World {
 
     /// Starts the agent on what an earlier one left, with the scan that a start begins with.
     pub fn start(&mut self) {
-        let state_dir = self.dir.path().join("mx1");
-        let options = Options { segment_octets: 2048, ..Options::default() };
-        let clock: Arc<dyn Clock> = self.clock.clone();
-        let (tasks, writer) =
-            (Tasks::new(CancellationToken::new()), Tasks::new(CancellationToken::new()));
-        let disk = Arc::new(self.disk.clone());
-        let log_dir = state_dir.join("log");
-        let (log, _) = Log::open_simulated(disk, &log_dir, options, clock.clone(), &writer)
-            .expect("open the simulated log");
-        let promised = hold(&self.promises).iter().map(|promise| promise.seq).max();
-        let kept = *log.tail().borrow();
-        assert!(promised.is_none_or(|seq| seq <= kept), "I8: the log lost entries it had promised");
-        let parts = AgentParts {
-            forced: None,
-            node: "mx1".into(),
-            epoch: self.epoch,
-            state_dir,
-            store: self.master.store.clone(),
-            workers: Workers::inline(),
-            log: Arc::new(log),
-            tasks: tasks.clone(),
-            clock,
-            metrics: Metrics::register(&prometheus::Registry::new())
-                .expect("register fresh metrics"),
-            retry: Retry::new().steady(),
-            brake: self.limits,
-        };
-        let dialers = self.replicas.iter().map(|replica| mailtwin_agent::Replica {
-            name: replica.name.clone(),
-            dialer: Arc::new(Dialer(Arc::clone(replica))),
-        });
-        let agent = Agent::start(parts, dialers.collect(), tasks.stop());
-        let agent = agent.expect("start the simulated agent");
-        self.agent = Some(Running { agent, tasks, writer, unlogged: Arc::default() });
-        for account in self.accounts.clone() {
-            let (_, mail) = look(&self.master, &account);
+        self.master.start(&self.replicas, &self.clock);
+        for account in &self.accounts {
+            let (_, mail) = look(&self.master.mail, account);
+            self.ever.extend(mail.iter().map(|seen| (*seen, account.clone())));
             let targets = vec![Target::Account(account.clone())];
-            self.log_after(Duration::from_millis(20), targets, (account, mail));
+            self.master.log_after(Duration::from_millis(20), targets, (account.clone(), mail));
         }
-    }
-
-    /// Whether the agent runs.
-    pub fn runs(&self) -> bool {
-        self.agent.is_some()
     }
 
     /// Ends the agent as a SIGTERM does.
     pub async fn stop(&mut self) {
-        let Some(Running { agent, tasks, writer, .. }) = self.agent.take() else { return };
-        tasks.shutdown(PATIENCE).await.expect("the agent ends in order");
-        drop(agent);
-        writer.shutdown(PATIENCE).await.expect("the log's writer ends in order");
+        self.master.stop().await;
     }
 
-    /// Whether the log has given up, which ends a real agent.
-    pub fn log_has_stopped(&self) -> bool {
-        let health = |running: &Running| running.agent.log().health().borrow().clone();
-        matches!(self.agent.as_ref().map(health), Some(Health::Stopped(_)))
-    }
-
-    /// Ends the agent as a power cut does.
-    pub async fn kill(&mut self, dice: &mut Dice) {
-        let Some(Running { agent, tasks, writer, .. }) = self.agent.take() else { return };
-        tasks.abandon().await;
-        writer.abandon().await;
-        drop(agent);
-        self.disk.crash(dice);
-    }
-
-    /// Forgets cursors and quarantine, as a lost disk does.
-    pub fn lose_state(&self) {
-        for part in ["cursors", "quarantine"] {
-            // What has never been written cannot be lost.
-            let _ = std::fs::remove_dir_all(self.dir.path().join("mx1").join(part));
+    /// Another node becomes the master, with the same mail; the one that was goes on, and does not
+    /// know.
+    pub fn take_over(&mut self) {
+        let epoch = Epoch(self.master.epoch.0 + 1);
+        let name = format!("mx1-{epoch}");
+        let mail = InMemory::new(&name);
+        mail.store.restore(&self.master.mail.store.snapshot());
+        let master = Master::new(&name, epoch, mail, self.dir.path());
+        self.former = Some(std::mem::replace(&mut self.master, master));
+        self.doubted.values_mut().for_each(|dials| *dials = 0); // the new one has not dialed yet
+        for replica in &self.replicas {
+            let admitted = replica.process().map(|process| process.fence.admit(epoch, &name));
+            admitted.expect("it runs").expect("note the epoch");
         }
+        self.start();
     }
 
-    /// Damages what is remembered: each file is cut in half.
-    pub fn damage_state(&self) {
-        for part in ["cursors", "quarantine"] {
-            let Ok(files) = std::fs::read_dir(self.dir.path().join("mx1").join(part)) else {
-                continue;
-            };
-            for path in files.flatten().map(|file| file.path()) {
-                let file = std::fs::OpenOptions::new().write(true).open(&path);
-                let file = file.expect("open a file of the simulation");
-                let octets = file.metadata().map_or(0, |file| file.len());
-                file.set_len(octets / 2).expect("cut a file of the simulation");
+    /// The master's mail becomes what it was; the agent does not run.
+    pub fn restore(&mut self, backup: &Snapshot) {
+        let all = |world: &Self| -> BTreeSet<Seen> {
+            let accounts = world.accounts.iter();
+            accounts.flat_map(|account| look(&world.master.mail, account).1).collect()
+        };
+        let before = all(self);
+        self.master.mail.store.restore(backup);
+        self.master.promises().clear();
+        let after = all(self);
+        self.forgotten.clear();
+        for (seen, account) in &self.ever {
+            let (mailbox, uid, guid) = *seen;
+            let key = (account.clone(), uid, guid);
+            if !after.contains(seen) {
+                self.forgotten.entry(key).or_default().insert(mailbox);
+            } else if !before.contains(seen) {
+                self.gone.remove(&key);
             }
         }
+        for replica in self.replicas.clone() {
+            self.doubt(&replica);
+            self.note_own(&replica);
+        }
+    }
+
+    /// Whether nothing tells any more that the master has not expunged a message, but forgotten it: it
+    /// has given out its UID again, or has no such mailbox.
+    pub fn has_forgotten(&self, mail: &(Account, Uid, Guid)) -> bool {
+        let Some(places) = self.forgotten.get(mail) else { return false };
+        let mailboxes = self.master.mail.store.peek(&mail.0).state.mailboxes;
+        places.iter().any(|id| {
+            let there = mailboxes.iter().find(|mailbox| mailbox.id == *id);
+            there.is_none_or(|mailbox| mail.1 < mailbox.head.uid_next)
+        })
     }
 
     /// The agent, which runs.
     pub fn agent(&self) -> &Agent {
-        &self.agent.as_ref().expect("it runs").agent
+        self.master.agent().expect("it runs")
     }
 
     /// The link to the replica at `place`.
@@ -268,38 +193,6 @@ impl World {
         self.agent().append(targets).await.expect("append to the simulated log");
     }
 
-    /// The same, some time later, unless the agent has gone by then.
-    fn log_after(
-        &self,
-        delay: Duration,
-        targets: Vec<Target>,
-        (account, mail): (Account, BTreeSet<Seen>),
-    ) {
-        let Some(Running { agent, tasks, unlogged, .. }) = &self.agent else { return };
-        let (log, stop) = (Arc::clone(agent.log()), tasks.stop().clone());
-        let (unlogged, promises) = (Unlogged::new(unlogged), Arc::clone(&self.promises));
-        tasks.spawn("source", async move {
-            let _unlogged = unlogged;
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = async {
-                    tokio::time::sleep(delay).await;
-                    // A log that is closed belongs to an agent that ends.
-                    if let Ok(seq) = log.append(targets).await {
-                        hold(&promises).push(Promise { seq, account, mail });
-                    }
-                } => {}
-            }
-        });
-    }
-
-    /// Whether the log covers every change there was.
-    pub fn all_logged(&self) -> bool {
-        let unlogged = |running: &Running| running.unlogged.load(Ordering::Relaxed) == 0;
-        self.agent.as_ref().is_some_and(unlogged)
-    }
-
     /// Does something to the master's mail, and what that made dirty is logged `delay` later.
     pub fn change_slowly<T>(
         &mut self,
@@ -309,7 +202,7 @@ impl World {
     ) -> T {
         let (done, targets, mail) = self.change_only(account, what);
         if !targets.is_empty() {
-            self.log_after(delay, targets, (account.clone(), mail));
+            self.master.log_after(delay, targets, (account.clone(), mail));
         }
         done
     }
@@ -317,7 +210,7 @@ impl World {
     /// Does something to the master's mail and logs what that made dirty.
     pub async fn change(&mut self, account: &Account, what: impl FnOnce(&InMemory)) {
         let ((), targets, _) = self.change_only(account, what);
-        if self.agent.is_some() && !targets.is_empty() {
+        if self.master.agent().is_some() && !targets.is_empty() {
             self.log(targets).await;
         }
     }
@@ -327,11 +220,13 @@ impl World {
         account: &Account,
         what: impl FnOnce(&InMemory) -> T,
     ) -> (T, Vec<Target>, BTreeSet<Seen>) {
-        let before = look(&self.master, account);
-        let done = what(&self.master);
-        let after = look(&self.master, account);
-        self.gone.extend(before.1.difference(&after.1).map(|(_, _, guid)| *guid));
-        let fresh = after.1.difference(&before.1).copied().collect();
+        let before = look(&self.master.mail, account);
+        let done = what(&self.master.mail);
+        let after = look(&self.master.mail, account);
+        let went = before.1.difference(&after.1);
+        self.gone.extend(went.map(|(_, uid, guid)| (account.clone(), *uid, *guid)));
+        let fresh: BTreeSet<Seen> = after.1.difference(&before.1).copied().collect();
+        self.ever.extend(fresh.iter().map(|seen| (*seen, account.clone())));
         (done, dirty(account, &before.0, &after.0), fresh)
     }
 
@@ -344,6 +239,65 @@ impl World {
             self.tell(format!("{account}: {done}"));
             tokio::time::sleep(Duration::from_millis(dice.below(80) as u64)).await;
         }
+    }
+
+    /// Does random things to the mail of the node that was the master.
+    pub async fn live_in_the_past(&mut self, actions: usize, dice: &mut Dice) {
+        for _ in 0..actions {
+            let account = dice.pick(&self.accounts).clone();
+            let Some(former) = &self.former else { return };
+            let before = look(&former.mail, &account);
+            let done = act(&former.mail, &account, dice);
+            let after = look(&former.mail, &account);
+            let targets = dirty(&account, &before.0, &after.0);
+            if !targets.is_empty() {
+                let delay = Duration::from_millis(3 + dice.below(20) as u64);
+                former.log_after(delay, targets, (account.clone(), BTreeSet::new()));
+            }
+            let words = format!("{}, no longer master: {account}: {done}", former.name);
+            self.tell(words);
+            tokio::time::sleep(Duration::from_millis(dice.below(80) as u64)).await;
+        }
+    }
+
+    /// Does random things to a replica's mail, as its own clients would.
+    pub async fn live_on_replica(&mut self, place: usize, actions: usize, dice: &mut Dice) {
+        let replica = Arc::clone(&self.replicas[place]);
+        for _ in 0..actions {
+            let account = dice.pick(&self.accounts).clone();
+            replica.mail.store.heal(); // its clients can read
+            let done = act(&replica.mail, &account, dice);
+            self.tell(format!("{}: {account}: {done}", replica.name));
+            self.doubt(&replica);
+            self.note_own(&replica);
+            tokio::time::sleep(Duration::from_millis(dice.below(80) as u64)).await;
+        }
+    }
+
+    /// Notes what a replica has of its own.
+    pub fn note_own(&mut self, replica: &Replica) {
+        self.own.insert(replica.name.clone(), own_mail(&self.accounts, &replica.mail));
+    }
+
+    /// The replica's mail changed behind the agent's back.
+    pub fn doubt(&mut self, replica: &Replica) {
+        self.doubted.insert(replica.name.clone(), replica.dials(self.master.epoch));
+    }
+
+    /// Believes again in replicas that have been compared since their mail changed.
+    pub fn believe(&mut self) {
+        let Some(agent) = self.master.agent() else { return };
+        for (link, replica) in agent.links().iter().zip(&self.replicas) {
+            let compared = matches!(link.phase, Phase::InSync | Phase::Degraded);
+            self.doubted.retain(|name, dials| {
+                *name != replica.name || !compared || replica.dials(self.master.epoch) <= *dials
+            });
+        }
+    }
+
+    /// Whether the log covers every change there was.
+    pub fn all_logged(&self) -> bool {
+        self.master.all_logged()
     }
 
     /// Waits until everything is logged, and all links have replayed it and have nothing else to do.
@@ -371,7 +325,7 @@ impl World {
         let replica = &self.replicas[place];
         let differences = self.accounts.iter();
         let mut differences =
-            differences.filter_map(|account| difference(&self.master, &replica.mail, account));
+            differences.filter_map(|account| difference(&self.master.mail, &replica.mail, account));
         differences
             .next()
             .map_or(Ok(()), |difference| Err(format!("{}: {difference}", replica.name)))
@@ -401,21 +355,35 @@ impl World {
 
     /// Waits until `is` holds.
     pub async fn wait(&self, what: &str, is: impl Fn(&Self) -> bool) -> Result<(), String> {
+        let done = self.wait_for(PATIENCE, is).await;
+        done.map_err(|()| format!("waited an hour until {what}: {:#?}", self.agent().links()))
+    }
+
+    /// Waits until `is` holds, at most for `within`.
+    pub async fn wait_for(&self, within: Duration, is: impl Fn(&Self) -> bool) -> Result<(), ()> {
         let wait = async {
             while !is(self) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let done = tokio::time::timeout(PATIENCE, wait).await;
-        done.map_err(|_| format!("waited an hour until {what}: {:#?}", self.agent().links()))
+        tokio::time::timeout(within, wait).await.map_err(|_| ())
     }
 }
 
 /// Where a message is, and which it is.
 pub type Seen = (MailboxId, Uid, Guid);
 
-fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Mail on a replica that replication did not put there.
+pub(crate) fn own_mail(accounts: &[Account], mail: &InMemory) -> BTreeSet<Seen> {
+    let mut own = BTreeSet::new();
+    for account in accounts {
+        for mailbox in mail.store.peek(account).state.mailboxes {
+            let records = mail.store.peek_records(account, mailbox.id);
+            let mine = records.iter().filter(|record| !record.replicated);
+            own.extend(mine.map(|record| (mailbox.id, record.uid, record.guid)));
+        }
+    }
+    own
 }
 
 /// What an account has on a node.

@@ -47,7 +47,7 @@ fn break_mailbox(store: &MemoryStore, call: Call, at: &MailboxName) {
 async fn settled(mailboxes: [&MailboxName; 2]) -> World {
     let mut world = World::new(1);
     for at in mailboxes {
-        world.master.store.deliver(&ann(), at, b"first\n");
+        world.master.mail.store.deliver(&ann(), at, b"first\n");
     }
     world.start();
     world.settle().await.expect("nothing fails yet");
@@ -118,10 +118,10 @@ async fn a_mailbox_the_master_cannot_read_is_not_taken_for_deleted() {
     let (work, good) = (name("Work"), name("Good"));
     let world = settled([&work, &good]).await;
     for call in [Call::Delta, Call::Open] {
-        break_mailbox(&world.master.store, call, &work);
+        break_mailbox(&world.master.mail.store, call, &work);
     }
     for at in [&work, &good] {
-        world.master.store.deliver(&ann(), at, b"new\n");
+        world.master.mail.store.deliver(&ann(), at, b"new\n");
         world.log(vec![Target::Mailbox(ann(), at.clone())]).await;
     }
     world.drain().await.unwrap();
@@ -130,7 +130,7 @@ async fn a_mailbox_the_master_cannot_read_is_not_taken_for_deleted() {
         let messages = |at| replica.mail.store.find(&ann(), at).unwrap().unwrap().head.messages;
         assert_eq!((messages(&work), messages(&good)), (1, 2));
     }
-    world.master.store.heal();
+    world.master.mail.store.heal();
     for place in 0..2 {
         world.until(place, |link| link.aside.is_empty()).await.unwrap();
     }
@@ -197,10 +197,10 @@ async fn an_agent_of_an_older_epoch_changes_nothing() {
     assert!(world.link(0).last_error.is_some_and(|error| error.contains("epoch 2")));
     // It dials no more, and neither does the next process of that epoch.
     world.stop().await;
-    let dials = fenced.dials();
+    let dials = fenced.dials(Epoch(1));
     world.start();
     world.until(0, |link| link.phase == Phase::Fenced(Epoch(2))).await.unwrap();
-    assert_eq!(fenced.dials(), dials + 1);
+    assert_eq!(fenced.dials(Epoch(1)), dials + 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -215,7 +215,7 @@ async fn versions_that_do_not_meet_are_told_which_side_to_upgrade() {
     for (version_min, version_max, model, words) in cases {
         let (node, epoch, log) = ("mx1".into(), Epoch(7), LogId([1; 16]));
         let hello = Hello { version_min, version_max, model, node, epoch, features: 0, log };
-        let (input, output) = tokio::io::split(world.replicas[0].connect().unwrap());
+        let (input, output) = tokio::io::split(world.replicas[0].connect(Epoch(7)).unwrap());
         let (mut reader, mut writer) = (FrameReader::new(input), FrameWriter::new(output));
         let payload = encode(&hello).into();
         writer.send(&Frame { kind: Kind::Message, stream: 0, payload }).await.unwrap();
@@ -240,7 +240,7 @@ async fn what_a_replica_holds_is_not_sent_again() {
     let mut world = World::new(1);
     let letter = vec![b'x'; 300_000];
     let octets = letter.len() as u64;
-    world.master.store.deliver(&ann(), &MailboxName::inbox(), &letter);
+    world.master.mail.store.deliver(&ann(), &MailboxName::inbox(), &letter);
     world.start();
     world.settle().await.unwrap();
     let replicas = world.replicas.len() as u64;
@@ -269,7 +269,7 @@ async fn what_a_replica_holds_is_not_sent_again() {
     assert_eq!(world.agent().totals(), (3 * replicas, replicas * octets, saved));
     // A lost cursor costs comparing, not sending.
     world.stop().await;
-    world.lose_state();
+    world.master.lose_state();
     world.start();
     world.settle().await.unwrap();
     assert_eq!(world.agent().totals(), (0, 0, 0));
@@ -286,11 +286,11 @@ async fn a_replica_from_an_older_backup_is_made_equal() {
     world.live(60, &mut dice).await;
     world.settle().await.unwrap();
     let restored = Arc::clone(&world.replicas[0]);
-    let dials = restored.dials();
+    let dials = restored.dials(Epoch(1));
     restored.kill().await;
     restored.mail.store.restore(&backup);
     restored.start();
-    world.until(0, |_| restored.dials() > dials).await.unwrap();
+    world.until(0, |_| restored.dials(Epoch(1)) > dials).await.unwrap();
     world.until(0, |link| link.phase == Phase::InSync).await.unwrap();
     world.settle().await.unwrap();
 }
@@ -335,7 +335,7 @@ async fn a_bad_message_stops_no_neighbour() {
     let mut world = settled([&work, &MailboxName::inbox()]).await;
     // One message cannot be read on the master, another cannot be taken in by a replica.
     let [unread, refused] = ["cannot be read\n", "cannot be taken in\n"].map(str::as_bytes);
-    world.master.store.fail_message(Call::Open, guid_of(unread));
+    world.master.mail.store.fail_message(Call::Open, guid_of(unread));
     world.replicas[1].mail.store.fail_message(Call::Stage, guid_of(refused));
     for at in [&work, &fresh] {
         for letter in [b"before\n", unread, b"between\n", refused, b"after\n"] {
@@ -360,7 +360,7 @@ async fn a_bad_message_stops_no_neighbour() {
         }
     }
     // What can be read again comes in its place; what is expunged needs no place.
-    world.master.store.heal();
+    world.master.mail.store.heal();
     world
         .change(&ann(), |master| {
             let at = master.store.find(&ann(), &work).unwrap().unwrap();
@@ -407,7 +407,7 @@ async fn an_admin_need_not_wait_and_can_begin_anew() {
 async fn a_mailbox_whose_uids_were_dealt_anew_is_built_anew_if_nothing_is_lost() {
     let (work, other) = (name("Work"), name("Other"));
     let mut world = settled([&work, &other]).await;
-    let backup = world.master.store.snapshot();
+    let backup = world.master.mail.store.snapshot();
     let deliver = async |world: &mut World, at: &MailboxName, letters: [&'static [u8]; 2]| {
         for letter in letters {
             world
@@ -422,7 +422,7 @@ async fn a_mailbox_whose_uids_were_dealt_anew_is_built_anew_if_nothing_is_lost()
     world.settle().await.unwrap();
     // The master comes back from a backup, and the mail that was lost arrives again, most of it.
     world.stop().await;
-    world.master.store.restore(&backup);
+    world.master.mail.store.restore(&backup);
     world.start();
     deliver(&mut world, &work, [b"b\n", b"a\n"]).await;
     deliver(&mut world, &other, [b"d\n", b"c\n"]).await;
@@ -435,7 +435,7 @@ async fn a_mailbox_whose_uids_were_dealt_anew_is_built_anew_if_nothing_is_lost()
         world.until(place, told).await.unwrap();
         assert_eq!(world.link(place).aside[0].target(), at_other);
         let store = &world.replicas[place].mail.store;
-        let ours = world.master.store.find(&ann(), &work).unwrap().unwrap().head;
+        let ours = world.master.mail.store.find(&ann(), &work).unwrap().unwrap().head;
         assert_eq!(store.find(&ann(), &work).unwrap().unwrap().head, ours);
         let (_, octets) = store.message(&ann(), &other, Uid(3)).unwrap();
         assert_eq!(octets, b"only the replica has it\n");
@@ -445,14 +445,14 @@ async fn a_mailbox_whose_uids_were_dealt_anew_is_built_anew_if_nothing_is_lost()
 #[tokio::test(start_paused = true)]
 async fn a_mass_disappearance_is_held_until_an_admin_lets_it_go() {
     let mut world = World::new(1);
-    world.limits = Limits { messages: 20, mailboxes: 3, ..Limits::default() };
+    world.master.limits = Limits { messages: 20, mailboxes: 3, ..Limits::default() };
     let boxes = ["A", "B", "C", "D"].map(name);
     for at in &boxes {
         for n in 0..20 {
-            world.master.store.deliver(&ann(), at, format!("{at} {n}\n").as_bytes());
+            world.master.mail.store.deliver(&ann(), at, format!("{at} {n}\n").as_bytes());
         }
     }
-    world.master.store.write_file(&ann(), &FileKey::Subscriptions, Some(b"A\n"));
+    world.master.mail.store.write_file(&ann(), &FileKey::Subscriptions, Some(b"A\n"));
     world.start();
     world.settle().await.unwrap();
     let empty = |master: &InMemory, at: &MailboxName| {
@@ -512,11 +512,11 @@ async fn a_mass_disappearance_is_held_until_an_admin_lets_it_go() {
 #[tokio::test(start_paused = true)]
 async fn accounts_that_vanish_one_after_the_other_are_held_together() {
     let mut world = World::new(1);
-    world.limits = Limits { accounts: 2, ..Limits::default() };
+    world.master.limits = Limits { accounts: 2, ..Limits::default() };
     let inbox = MailboxName::inbox();
     for account in &world.accounts {
         for n in 0..20 {
-            world.master.store.deliver(account, &inbox, format!("{account} {n}\n").as_bytes());
+            world.master.mail.store.deliver(account, &inbox, format!("{account} {n}\n").as_bytes());
         }
     }
     world.start();
@@ -543,4 +543,59 @@ async fn accounts_that_vanish_one_after_the_other_are_held_together() {
         world.until(place, |link| link.phase == Phase::InSync).await.unwrap();
     }
     world.settle().await.unwrap();
+
+async fn a_master_from_an_older_backup_takes_nothing_away() {
+    let (inbox, old, new) = (MailboxName::inbox(), name("Old"), name("New"));
+    let mut world = settled([&inbox, &old]).await;
+    let backup = world.master.mail.store.snapshot();
+    for at in [&inbox, &inbox, &new] {
+        let deliver = |master: &mailtwin_store::conformance::InMemory| {
+            master.store.deliver(&ann(), at, b"after the backup\n");
+        };
+        world.change(&ann(), deliver).await;
+    }
+    world.settle().await.unwrap();
+    world.stop().await;
+    world.restore(&backup);
+    world.start();
+    world.drain().await.unwrap();
+    // It goes on, and gives out UIDs that meant other messages; old mail is expunged as ever.
+    let change = |master: &mailtwin_store::conformance::InMemory| {
+        master.store.deliver(&ann(), &inbox, b"after the restore\n");
+        master.store.expunge(&ann(), &inbox, Uid(1));
+        master.store.expunge(&ann(), &inbox, Uid(2));
+    };
+    world.change(&ann(), change).await;
+    world.drain().await.unwrap();
+    for (place, replica) in world.replicas.iter().enumerate() {
+        let link = world.link(place);
+        assert_eq!(link.phase, Phase::Degraded, "never said to be in sync");
+        assert!(link.aside.iter().all(|aside| aside.reason == "conflict"), "{link:?}");
+        for (at, uid) in [(&inbox, 2), (&inbox, 3), (&new, 1)] {
+            let kept = replica.mail.store.message(&ann(), at, Uid(uid));
+            assert_eq!(kept.map(|(_, octets)| octets).unwrap(), b"after the backup\n");
+        }
+        assert!(replica.mail.store.message(&ann(), &inbox, Uid(1)).is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mailbox_renamed_while_it_was_set_aside_is_found_before_it_is_released() {
+    let (work, other, moved) = (name("Work"), name("Other"), name("Moved"));
+    let world = settled([&work, &other]).await;
+    let master = &world.master.mail.store;
+    break_mailbox(master, Call::Delta, &work);
+    master.deliver(&ann(), &work, b"second\n");
+    world.log(vec![Target::Mailbox(ann(), work.clone())]).await;
+    world.drain().await.unwrap();
+    assert_eq!(world.link(0).aside.len(), 1);
+    // Renames that nobody has noticed yet.
+    assert!(master.rename_mailbox(&ann(), &work, &moved));
+    assert!(master.rename_mailbox(&ann(), &other, &work));
+    master.heal();
+    for (place, replica) in world.replicas.iter().enumerate() {
+        world.until(place, |link| link.aside.is_empty()).await.unwrap();
+        let there = replica.mail.store.find(&ann(), &moved).unwrap();
+        assert_eq!(there.map(|there| there.head.messages), Some(2));
+    }
 }

@@ -47,7 +47,9 @@ impl Visitor {
             journal.drop_waiting();
             let sides = self.sides(account, their.id, their).await?;
             let decisions = reconcile::mailbox(base, &sides.our_records, &sides.their_records);
-            match self.carry_out_here(account, &sides, &decisions, journal).await? {
+            // Above whatever either side may have shown.
+            let next = sides.ours.head.uid_next.max(their.head.uid_next);
+            match self.carry_out_here(account, &sides, &decisions, next, journal).await? {
                 Attempt::Done => return Ok(()),
                 Attempt::Stale => {}
             }
@@ -60,10 +62,10 @@ impl Visitor {
         account: &Account,
         sides: &Sides,
         decisions: &[Decision],
+        mut next: Uid,
         journal: &mut Journal,
     ) -> Result<Attempt, VisitError> {
-        let (mut next, mut additions, mut rest) =
-            (sides.ours.head.uid_next, Vec::new(), Vec::new());
+        let (mut additions, mut rest) = (Vec::new(), Vec::new());
         let (name, id) = (&sides.ours.name, sides.ours.id);
         let find = |records: &[Record], uid: Uid| records.iter().find(|r| r.uid == uid).cloned();
         let mut add = |record: Record, theirs: bool| {

@@ -268,6 +268,33 @@ fn what_is_forgiven_holds_the_cursor_until_it_was_compared() {
 }
 
 #[test]
+fn a_mailbox_whose_name_another_took_stays_set_aside_until_it_is_found() {
+    let account = Account::new("ann").unwrap();
+    let whole = Target::Account(account.clone());
+    let [old, new] = [&b"Old"[..], b"New"]
+        .map(|name| Target::Mailbox(account.clone(), MailboxName::new(name).unwrap()));
+    let mut link = Link::new(LogSeq(3), LogSeq(3));
+    let mut feed = |input| {
+        let mut out = Vec::new();
+        link.on(Duration::ZERO, input, &mut out);
+        out
+    };
+    feed(Input::Aside(vec![old.clone()]));
+    feed(Input::Tick);
+    feed(Input::Connected);
+    feed(Input::Welcome);
+    feed(Input::Visited(Target::Store, Outcome::Done(vec![])));
+    assert_eq!(feed(Input::Tick), [Action::Visit(old.clone())]);
+    // What stands there now is equal: that says nothing about what stood there before.
+    let done = Outcome::Done(vec![]);
+    let visits = feed(Input::Visited(old.clone(), done.clone()));
+    assert_eq!(visits, [Action::Visit(whole.clone())], "and no release");
+    let found = feed(Input::Visited(whole, Outcome::Done(vec![new.clone()])));
+    assert_eq!(found, [Action::Visit(new.clone())]);
+    assert_eq!(feed(Input::Visited(new, done)), [Action::Release(old)]);
+}
+
+#[test]
 fn a_higher_epoch_fences_for_good() {
     let mut link = Link::new(LogSeq(0), LogSeq(3));
     let mut out = Vec::new();

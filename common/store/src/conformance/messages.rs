@@ -3,7 +3,7 @@
 use mailtwin_logic::{
     ids::{ModSeq, Uid, UidValidity},
     mailbox::{Flags, Head, Record},
-    plan::{self, Change, Mode},
+    plan::{self, Change, Mode, Step},
 };
 
 use super::{
@@ -39,6 +39,22 @@ pub fn stale_plan_changes_nothing(make: Make<'_>) {
     batch.expect = None;
     assert!(matches!(work.apply(batch), Err(StoreError::Stale(_))));
     assert_eq!(work.uids(), [1, 2]);
+}
+
+/// A message that the master has forgotten becomes the store's own, and is not expunged any more.
+pub fn what_is_kept_is_the_stores_own(make: Make<'_>) {
+    let subject = make();
+    let work = At::new(&*subject, 1, "Work");
+    let before = work.build(&[(1, "a"), (2, "b")]);
+    assert_eq!(work.change(vec![Change::Keep(Uid(2))]), before);
+    let state = subject.store().find(&ann(), &work.name).expect("find").expect("it is there");
+    assert_eq!((state.head, state.foreign), (before, 1));
+    let records = subject.store().delta(&ann(), state.id, ModSeq(0)).expect("delta").records;
+    let own: Vec<_> = records.iter().map(|record| !record.replicated).collect();
+    assert_eq!(own, [false, true]);
+    let delete = Step::Delete { id: state.id, name: work.name };
+    let refused = subject.store().restructure(&ann(), &[delete]);
+    assert!(matches!(refused, Err(StoreError::Stale(_))), "{refused:?}");
 }
 
 /// Adding, updating and expunging gives the very head that the master has for the same records.

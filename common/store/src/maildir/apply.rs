@@ -218,7 +218,7 @@ impl Engine {
         for one in &mut held {
             let to = &one.ready.batch.to;
             if let Some(snapshot) = one.guard.as_mut() {
-                commit |= !one.work.placings.is_empty();
+                commit |= !(one.work.placings.is_empty() && one.work.kept.is_empty());
                 one.work.foresee(&one.ready.batch, snapshot);
                 snapshot.header.marks = Marks::default();
                 snapshot.header.pending = true;

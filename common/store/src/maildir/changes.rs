@@ -45,6 +45,8 @@ pub(crate) struct Work {
     pub expunges: Vec<Entry>,
     pub renamings: Vec<Renaming>,
     pub placings: Vec<Placing>,
+    /// What is no longer replication's.
+    pub kept: Vec<Uid>,
     /// The keyword table, if it grows.
     pub table: Option<Table>,
 }
@@ -59,7 +61,7 @@ pub(crate) fn additions(batch: &Batch) -> Result<Vec<Record>, StoreError> {
                 &record.keywords
             }
             Change::Update { keywords, .. } => keywords,
-            Change::Expunge(_) => continue,
+            Change::Expunge(_) | Change::Keep(_) => continue,
         };
         check_keywords(names.iter())?;
     }
@@ -120,6 +122,7 @@ pub(crate) fn work_out(
                 expunged.insert(*uid);
                 work.expunges.push(entry.clone());
             }
+            Change::Keep(uid) => work.kept.push(*uid),
             Change::Update { uid, internal_date, flags, keywords } => {
                 let absent = || StoreError::NotFound { what: format!("message {uid}") };
                 let entry = snapshot.entries().get(uid).ok_or_else(absent)?;
@@ -223,7 +226,7 @@ fn grown_table(batch: &Batch, held: &Table) -> Table {
         match change {
             Change::Add(record) => table.extend(record.keywords.iter()),
             Change::Update { keywords, .. } => table.extend(keywords.iter()),
-            Change::Expunge(_) => {}
+            Change::Expunge(_) | Change::Keep(_) => {}
         }
     }
     table
@@ -268,6 +271,11 @@ impl Work {
                 && let Some(entry) = snapshot.entries().get(&renaming.uid)
             {
                 snapshot.put(Entry { date, ..entry.clone() });
+            }
+        }
+        for uid in &self.kept {
+            if let Some(entry) = snapshot.entries().get(uid) {
+                snapshot.put(Entry { replicated: false, ..entry.clone() });
             }
         }
         let target = batch.target;

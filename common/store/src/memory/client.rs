@@ -209,10 +209,12 @@ impl MemoryStore {
         Snapshot(self.inner().clone())
     }
 
-    /// Goes back to a snapshot, as a restore from a backup does. What was half-built is gone.
+    /// Goes back to a snapshot, as a restore from a backup does. What was half-built is gone; no
+    /// mailbox made from now on gets the identity of one that was.
     pub fn restore(&self, snapshot: &Snapshot) {
         let mut inner = self.inner();
-        *inner = snapshot.0.clone();
+        let made = inner.made.max(snapshot.0.made);
+        *inner = Inner { made, ..snapshot.0.clone() };
         inner.building.clear();
     }
 
