@@ -25,7 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What a daemon calls: leaves a question, and waits for the answer.
 const ASK: &str = r#"#!/bin/sh
-question=$(mktemp "$1/question.XXXXXX") || exit 1
+question=$(mktemp -p "$1") || exit 1
 mkfifo "$question.answer" || exit 1
 echo "$2 ${MAILTWIN_WAIT:-0}" > "$question"
 mv "$question" "$question.asked"

@@ -152,27 +152,27 @@ impl MailStore for Reached {
         self.change().adopt(account, mailbox, next)
     }
 
-    fn bury(&self) -> Result<u64, StoreError> {
-        self.store.bury()
-    }
-
-    fn problems(&self) -> Vec<Problem> {
-        self.store.problems()
-    }
-
     fn unreadable(&self, account: &Account, mailbox: MailboxId) -> Vec<Unreadable> {
         self.store.unreadable(account, mailbox)
     }
 
     fn graves(
         &self,
-        visit: &mut dyn FnMut(Grave) -> Result<(), StoreError>,
+        each: &mut dyn FnMut(Grave) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        self.store.graves(visit)
+        self.store.graves(each)
     }
 
     fn exhume(&self, grave: &Grave) -> Result<Octets, StoreError> {
         self.store.exhume(grave)
+    }
+
+    fn bury(&self) -> Result<u64, StoreError> {
+        self.store.bury()
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        self.store.problems()
     }
 
     fn inspect(&self, wanted: &Inspect) -> Result<Inspected, StoreError> {
