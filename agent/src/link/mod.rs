@@ -2,6 +2,7 @@
 
 pub(crate) mod connection;
 mod dial;
+mod merge;
 mod status;
 mod tls;
 
@@ -33,7 +34,7 @@ use crate::{
     metrics::LinkMetrics,
     passed::Passed,
     quarantine::{Aside, News, Quarantine},
-    visit::{Held, Merging, Trouble, VisitError, Visited, Visitor},
+    visit::{Held, Trouble, VisitError, Visited, Visitor},
 };
 use connection::{Connection, GreetError};
 
@@ -405,34 +406,6 @@ impl Driver {
         }
         self.feed(Input::Merging);
         self.merge(visitor, merged);
-    }
-
-    /// The replica was not there when this epoch began. If that was forced, it may have mail that
-    /// nobody else has.
-    fn merge(&mut self, visitor: Visitor, merged: Epoch) {
-        let (life, events, stop) = (self.life, self.events.clone(), self.life_stop.clone());
-        let epoch = self.parts.epoch;
-        let merging = self.parts.forced.filter(|&forced| merged < forced).map(|forced| Merging {
-            state_dir: self.parts.state_dir.clone(),
-            epoch,
-            forced,
-            node: self.parts.replica.clone(),
-            clock: Arc::clone(&self.parts.clock),
-        });
-        self.parts.tasks.spawn("merge", async move {
-            let merge = async {
-                match merging {
-                    Some(merging) => visitor.merge(&merging).await,
-                    None => visitor.tell_merged(epoch).await,
-                }
-            };
-            let result = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                result = merge => result,
-            };
-            let _ = events.send(Event::Merged { life, result }).await;
-        });
     }
 
     fn on_refused(&mut self, error: &GreetError) {
