@@ -303,7 +303,7 @@ const PLANTS: &[Plant] = &[
     Plant {
         name: "UIDVALIDITY differing",
         put: |_, pair| {
-            edit(&pair.replica, "dovecot-uidlist", |text| text.replacen("3 V", "3 V1", 1))
+            edit(&pair.replica, "dovecot-uidlist", |text| text.replacen("3 V1", "3 V2", 1))
         },
         level: "quick",
         finds: "uid-validity replica Work -",

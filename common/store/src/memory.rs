@@ -5,7 +5,9 @@
 
 mod client;
 mod fault;
+mod intake;
 mod mailbox;
+mod mend;
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -31,6 +33,7 @@ pub use client::{Letter, Snapshot};
 pub use fault::{Call, Fault};
 
 use fault::Faults;
+use intake::Intake;
 use mailbox::{Mailbox, Message};
 
 /// Hashes that are never too many.
@@ -554,12 +557,7 @@ impl MailStore for MemoryStore {
     }
 
     fn inspect(&self, wanted: &Inspect) -> Result<Inspected, StoreError> {
-        self.trip(Call::Delta, &wanted.account, Some(wanted.mailbox))?;
-        let inner = self.inner();
-        let Some((name, there)) = inner.named(&wanted.account, wanted.mailbox) else {
-            return Ok(Inspected::default());
-        };
-        Ok(there.inspect(name, wanted))
+        self.inspect_one(wanted)
     }
 
     fn mend(
@@ -569,20 +567,7 @@ impl MailStore for MemoryStore {
         uid: Uid,
         staged: Option<Staged>,
     ) -> Result<bool, StoreError> {
-        let inner = &mut *self.inner();
-        let there = inner.by_id_mut(account, mailbox);
-        let there = there.ok_or_else(|| no_mailbox(account, mailbox))?;
-        let held = there.get(uid).cloned().ok_or_else(|| missing(account, uid))?;
-        if staged.is_none() {
-            return Ok(guid_of(&held.octets) == held.record.guid);
-        }
-        let octets = octets_of(staged, &held.record, account)?;
-        there.replace(uid, octets);
-        let uid_validity = there.uid_validity;
-        let name = inner.named(account, mailbox).map(|(name, _)| name.clone());
-        let name = name.ok_or_else(|| no_mailbox(account, mailbox))?;
-        self.bury_all(inner, (account, &name, uid_validity), vec![held]);
-        Ok(true)
+        self.mend_one(account, mailbox, uid, staged)
     }
 
     fn give_up(
@@ -591,46 +576,6 @@ impl MailStore for MemoryStore {
         mailbox: MailboxId,
         messages: &[(Uid, Guid)],
     ) -> Result<(), StoreError> {
-        let inner = &mut *self.inner();
-        let there = inner.by_id_mut(account, mailbox);
-        let there = there.ok_or_else(|| no_mailbox(account, mailbox))?;
-        for (uid, guid) in messages {
-            if there.get(*uid).is_some_and(|held| held.record.guid == *guid) {
-                there.update(*uid, |record| record.replicated = true);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Octets being taken in.
-struct Intake {
-    what: String,
-    guid: Guid,
-    octets: u64,
-    taken: Vec<u8>,
-}
-
-impl Intake {
-    fn mismatch(&self) -> StoreError {
-        let (what, want) = (self.what.clone(), self.guid);
-        StoreError::Mismatch { what, want, got: guid_of(&self.taken) }
-    }
-}
-
-impl Staging for Intake {
-    fn write(&mut self, octets: &[u8]) -> Result<(), StoreError> {
-        if self.taken.len() as u64 + octets.len() as u64 > self.octets {
-            return Err(self.mismatch());
-        }
-        self.taken.extend_from_slice(octets);
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>) -> Result<Staged, StoreError> {
-        if self.taken.len() as u64 != self.octets || guid_of(&self.taken) != self.guid {
-            return Err(self.mismatch());
-        }
-        Ok(Staged::new(self.guid, self.octets, Place::Memory(self.taken.into())))
+        self.give_up_some(account, mailbox, messages)
     }
 }
