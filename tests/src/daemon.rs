@@ -21,6 +21,7 @@ use crate::{
     lab::{Lab, PATIENCE},
     oracle,
     process::{self, Launch, Output, Process},
+    volume::tool,
 };
 
 /// The daemon on the master.
@@ -43,6 +44,8 @@ pub struct Node {
     pub metrics: (u16, u16),
     agent: Option<Process>,
     replica: Option<Process>,
+    /// Words before those of a daemon.
+    wrapper: Vec<OsString>,
 }
 
 impl Node {
@@ -60,6 +63,7 @@ impl Node {
                 metrics: (lab.port()?, lab.port()?),
                 agent: None,
                 replica: None,
+                wrapper: Vec::new(),
                 name,
             });
         }
@@ -108,6 +112,21 @@ impl Node {
         files::give_to_mail_user(&self.config())
     }
 
+    /// Has another program start its daemons from now on.
+    pub fn run_under(&mut self, wrapper: Vec<OsString>) {
+        self.wrapper = wrapper;
+    }
+
+    /// Starts the daemon of its role anew if it has ended, as a service manager would; says whether
+    /// it had.
+    pub fn restart_if_ended(&mut self, lab: &Lab) -> anyhow::Result<bool> {
+        let ended = !self.daemon()?.is_running();
+        if ended {
+            self.start(lab)?;
+        }
+        Ok(ended)
+    }
+
     /// Starts the daemon that its role needs.
     pub fn start(&mut self, lab: &Lab) -> anyhow::Result<()> {
         match self.role {
@@ -131,7 +150,8 @@ impl Node {
     /// Starts a daemon that the node does not keep track of.
     pub fn spawn(&self, lab: &Lab, daemon: &str) -> anyhow::Result<Process> {
         let config = self.config();
-        let command = vec![self.bin.join(daemon).into(), "--config".into(), config.into()];
+        let mut command = self.wrapper.clone();
+        command.extend([self.bin.join(daemon).into(), "--config".into(), config.into()]);
         Process::start(
             lab,
             &Launch {
@@ -362,6 +382,15 @@ impl Pair {
         Ok(())
     }
 
+    /// Waits until both are equal, starting again what ends, as a service manager would.
+    pub fn heal(&mut self, lab: &Lab) -> anyhow::Result<()> {
+        lab.wait("both servers are equal again", || {
+            self.agent.restart_if_ended(lab)?;
+            self.copy.restart_if_ended(lab)?;
+            Ok(oracle::look(&self.master, &self.replica, &self.accounts))
+        })
+    }
+
     /// Fails if either Dovecot has something to complain about.
     pub fn expect_quiet_logs(&self) -> anyhow::Result<()> {
         self.master.expect_quiet_log()?;
@@ -387,7 +416,9 @@ pub fn programs(lab: &Lab) -> anyhow::Result<PathBuf> {
     fs::create_dir(&bin).context("make the folder of programs")?;
     for program in [AGENT, REPLICA, REPLCTL] {
         let from = built.join(program);
-        fs::copy(&from, bin.join(program)).with_context(|| format!("copy {}", from.display()))?;
+        // By another process: a program that is open for writing in a child that another test starts
+        // at this moment cannot be run.
+        tool(&["cp".as_ref(), from.as_os_str(), bin.as_os_str()])?;
     }
     Ok(bin)
 }

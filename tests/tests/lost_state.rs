@@ -5,7 +5,6 @@ use std::{
     fs::{self, File},
     io::Write as _,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -14,8 +13,9 @@ use mailtwin_tests::{
     daemon::{AGENT, Node, Pair},
     dovecot::{Dovecot, Version},
     files,
-    lab::{Lab, MAIL_USER},
+    lab::Lab,
     oracle::Account,
+    volume,
 };
 
 fn full_pair(lab: &Lab) -> anyhow::Result<Pair> {
@@ -153,48 +153,15 @@ fn drop_what_can_be_rebuilt(node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A small file system of its own, unmounted on drop.
-struct Volume(PathBuf);
-
-impl Volume {
-    fn mount(at: &Path, megabytes: u32) -> anyhow::Result<Self> {
-        let options = format!("size={megabytes}m,mode=0700,uid={MAIL_USER},gid={MAIL_USER}");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &options, "mailtwin-test"])
-            .arg(at)
-            .status()?;
-        ensure!(mounted.success(), "mount: {mounted}");
-        Ok(Self(at.to_path_buf()))
-    }
-}
-
-impl Drop for Volume {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
-/// Leaves no room on a volume; returns the file whose removal makes room again.
-fn fill(volume: &Path) -> anyhow::Result<PathBuf> {
-    let ballast = volume.join("ballast");
-    let filled = Command::new("dd")
-        .args(["if=/dev/zero", "bs=4k", "status=none"])
-        .arg(format!("of={}", ballast.display()))
-        .stderr(std::process::Stdio::null())
-        .status()?;
-    ensure!(!filled.success(), "the volume is full");
-    Ok(ballast)
-}
-
 #[test]
 fn a_full_disk_under_the_log_is_waited_out() -> anyhow::Result<()> {
     Lab::run(|lab| {
         let state = lab.mail_dir("master-node/state")?;
-        let _volume = Volume::mount(&state, 24)?;
+        let _volume = volume::memory(&state, 24)?;
         let mut pair = Pair::start(lab, &["u1"])?;
         pair.master.deliver("u1", &corpus::short("first"))?;
         pair.wait_equal(lab)?;
-        let ballast = fill(&state)?;
+        let ballast = volume::fill(&state)?;
         // Many enough for the log to need another block.
         for n in 0..300 {
             pair.master.deliver("u1", &corpus::short(&format!("full{n}")))?;
@@ -216,7 +183,7 @@ fn a_full_disk_under_the_log_is_waited_out() -> anyhow::Result<()> {
 fn a_full_disk_at_the_replica_is_waited_out() -> anyhow::Result<()> {
     Lab::run(|lab| {
         let mail = lab.mail_dir("replica/mail")?;
-        let _volume = Volume::mount(&mail, 24)?;
+        let _volume = volume::memory(&mail, 24)?;
         let master = Dovecot::start(lab, "master", Version::V23)?;
         let replica = Dovecot::start(lab, "replica", Version::V23)?;
         let mut pair = Pair::around(lab, master, replica, &["u1"])?;
@@ -224,7 +191,7 @@ fn a_full_disk_at_the_replica_is_waited_out() -> anyhow::Result<()> {
         pair.copy.start(lab)?;
         pair.master.deliver("u1", &corpus::short("first"))?;
         pair.wait_equal(lab)?;
-        let ballast = fill(&mail)?;
+        let ballast = volume::fill(&mail)?;
         for n in 0..5 {
             let mut message = corpus::short(&format!("big{n}"));
             message.extend(b"0123456789abcdef\r\n".repeat(20_000));

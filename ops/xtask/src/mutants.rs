@@ -1,10 +1,12 @@
 //! `cargo xtask mutants`: puts one deliberate bug after the other into a copy of the workspace, and
-//! runs the simulation's tests on it. Each bug must be caught.
+//! runs the simulation's tests on it, or those of power cuts. Each bug must be caught.
+
+mod syncs;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -20,6 +22,9 @@ pub(crate) struct Options {
     /// Stories told to each.
     #[arg(long, default_value_t = 20_000)]
     seeds: u64,
+    /// Leaves out one sync after the other instead, and cuts power.
+    #[arg(long)]
+    power_cuts: bool,
 }
 
 /// A deliberate bug.
@@ -200,17 +205,22 @@ const MUTANTS: &[Mutant] = &[
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let copy = Workspace::copy()?;
-    if let Some(caught) = copy.test(2000)? {
+    let (mutants, test): (_, &dyn Fn(u64) -> Result<Option<String>>) = if options.power_cuts {
+        (syncs::SYNCS, &|_| copy.cut_power())
+    } else {
+        (MUTANTS, &|seeds| copy.test(seeds))
+    };
+    if let Some(caught) = test(2000)? {
         bail!("it fails without any bug: {caught}");
     }
     let (mut missed, mut tried) = (Vec::new(), 0);
     talk("| deliberate bug | caught by |\n|---|---|");
-    for mutant in MUTANTS {
+    for mutant in mutants {
         if options.only.as_ref().is_some_and(|only| !mutant.what.contains(only)) {
             continue;
         }
         tried += 1;
-        let caught = copy.with(mutant, || copy.test(options.seeds))??;
+        let caught = copy.with(mutant, || test(options.seeds))??;
         talk(&format!("| {} | {} |", mutant.what, caught.as_deref().unwrap_or("**nothing**")));
         if caught.is_none() {
             missed.push(mutant.what);
@@ -270,19 +280,44 @@ impl Workspace {
         if output.status.success() {
             return Ok(None);
         }
-        let said =
-            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let said = said(&output);
         let seed = said.lines().find_map(|line| line.trim_start().strip_prefix("SEED="));
         let what = seed.and_then(|rest| Some(rest.split_once(" SEEDS=1 repeats it: ")?.1));
         let seed = what.map(|what| what.chars().take(60).collect::<String>());
-        let failed =
-            said.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
-        let named: Vec<&str> = failed.filter(|name| !name.starts_with("no_story")).collect();
+        let mut named = failed(&said);
+        named.retain(|name| !name.starts_with("no_story"));
         let all: Vec<String> =
             seed.into_iter().chain(named.into_iter().map(str::to_owned)).collect();
         ensure!(!all.is_empty(), "it does not build, or does not run:\n{said}");
         Ok(Some(all.join(", ")))
     }
+
+    /// Says which pictures of power cuts showed something, if any did.
+    fn cut_power(&self) -> Result<Option<String>> {
+        let mut command = Command::new("cargo");
+        command.args(["test", "--release", "--no-fail-fast", "-p", "mailtwin-tests"]);
+        command.args(["--test", "crash", "--test", "crash_log", "--", "_on_"]);
+        command.current_dir(&self.0).env("RUST_BACKTRACE", "0");
+        let output = command.env("CARGO_TARGET_DIR", self.0.join("target")).output()?;
+        if output.status.success() {
+            return Ok(None);
+        }
+        let said = said(&output);
+        let named = failed(&said);
+        ensure!(!named.is_empty(), "it does not build, or does not run:\n{said}");
+        Ok(Some(named.join(", ")))
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// Tests that failed.
+fn failed(said: &str) -> Vec<&str> {
+    said.lines()
+        .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"))
+        .collect()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a scratch copy need not be durable")]

@@ -170,6 +170,9 @@ impl Engine {
         let (mut vacant, mut homeless) = (Vec::new(), BTreeMap::new());
         for name in names {
             let Some(mailbox) = self.cx.mailbox_dir(dir, name)? else { continue };
+            if !self.cx.is_read_only() {
+                self.cx.locker.clear(&mailbox, uidlist::LOCK, uidlist::NAME)?;
+            }
             let cell = book.cell(name);
             let mut guard = lock(&cell);
             let list = mailbox.stat(uidlist::NAME)?.map_or(0, |list| list.st_ino);

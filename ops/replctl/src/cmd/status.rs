@@ -74,7 +74,8 @@ async fn show(daemons: &Daemons, output: &Output) -> anyhow::Result<u8> {
 
 fn show_agent(status: &AgentStatus, output: &Output) -> anyhow::Result<u8> {
     let ill = |replica: &ReplicaStatus| !matches!(replica.state.as_str(), "in-sync" | "replaying");
-    let found = status.replicas.iter().any(ill) || !status.problems.is_empty();
+    let ill_log = status.log.as_ref().is_some_and(|log| log.error.is_some());
+    let found = ill_log || status.replicas.iter().any(ill) || !status.problems.is_empty();
     if output.is_json() {
         Output::json(status)?;
         return Ok(if found { exit::FOUND } else { 0 });
@@ -177,7 +178,9 @@ fn judge(status: &AgentStatus) -> (u8, String) {
         };
         (code, text)
     });
-    let judged: Vec<(u8, String)> = judged.collect();
+    let log = status.log.as_ref().and_then(|log| log.error.as_ref());
+    let log = log.map(|error| (2, format!("the sync log cannot be written: {error}")));
+    let judged: Vec<(u8, String)> = log.into_iter().chain(judged).collect();
     let code = judged.iter().map(|(code, _)| *code).max().unwrap_or(0);
     let word = ["OK", "WARNING", "CRITICAL"][usize::from(code)];
     let texts: Vec<String> = judged.into_iter().map(|(_, text)| text).collect();
