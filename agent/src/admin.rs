@@ -457,7 +457,7 @@ fn describe(link: &LinkStatus) -> String {
 
 /// `account` or `account/mailbox`; empty text is everything. Account names may hold slashes
 /// themselves in trees, where only whole accounts are named.
-fn parse_target(text: &str) -> Result<Target, String> {
+pub(crate) fn parse_target(text: &str) -> Result<Target, String> {
     let usage =
         |error: &dyn std::error::Error| format!("{text:?} names no account or mailbox: {error}");
     if text.is_empty() {

@@ -114,13 +114,29 @@ impl CursorFile {
     }
 
     fn put(&mut self, seq: LogSeq) -> Result<(), DiskError> {
-        let log = self.cursor.log.to_string();
-        let mut text =
-            serde_json::json!({ "version": VERSION, "log": log, "seq": seq }).to_string();
-        text.push('\n');
+        let text = render(self.cursor.log, seq);
         replace(&self.path, text.as_bytes(), replace::PRIVATE)?;
         self.cursor.seq = seq;
         Ok(())
+    }
+}
+
+fn render(log: LogId, seq: LogSeq) -> String {
+    let saved = serde_json::json!({ "version": VERSION, "log": log.to_string(), "seq": seq });
+    format!("{saved}\n")
+}
+
+/// Fuzz target: a cursor is written so that it is read as the same, and one that is not in this log
+/// stands before everything.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    let log = LogId([7; 16]);
+    let text = String::from_utf8_lossy(input);
+    let (seq, found) = parse(&text, log);
+    if found == Found::Kept {
+        assert_eq!(parse(&render(log, seq), log), (seq, Found::Kept));
+    } else {
+        assert_eq!(seq, LogSeq(0));
     }
 }
 

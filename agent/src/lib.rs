@@ -11,6 +11,8 @@ mod check;
 pub mod cursor;
 pub mod daemon;
 mod failover;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod link;
 pub mod log;
 pub mod metrics;

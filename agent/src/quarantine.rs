@@ -313,6 +313,18 @@ fn write_all(path: &Path, aside: &BTreeMap<Target, Kept>) -> Result<LineFile, Di
     LineFile::open(path, PRIVATE)
 }
 
+/// Fuzz target: lines are read as what they were written from.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    if let Ok(aside) = serde_json::from_slice::<Aside>(input) {
+        let again = serde_json::from_str::<Aside>(&encode(&aside));
+        assert!(again.is_ok_and(|again| again == aside));
+    }
+    if let Ok(Released { account, mailbox, .. }) = serde_json::from_slice(input) {
+        assert!(target_of(account, mailbox).account().is_some());
+    }
+}
+
 fn encode<T: Serialize>(line: &T) -> String {
     serde_json::to_string(line).expect("strings and numbers always encode")
 }

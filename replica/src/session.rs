@@ -14,7 +14,7 @@ use mailtwin_host::{
 use mailtwin_logic::{
     chain::Chain,
     ids::{Account, MailboxId},
-    limits::STREAMS_MAX,
+    limits::{CHUNK_OCTETS, IN_FLIGHT, NODE_OCTETS_MAX, STREAMS_MAX},
     mailbox::MailboxName,
     wire::message::{
         Beat, Control, FEATURES, Greeting, Hello, Refusal, Request, agree, decode, encode,
@@ -41,6 +41,8 @@ use crate::{
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// How long a connection may be silent; agents send a heartbeat every few seconds.
 const SILENT_MAX: Duration = Duration::from_mins(1);
+/// Mailboxes that one session may be building at once; an agent has at most `IN_FLIGHT` visits.
+const BUILDS_MAX: usize = 8 * IN_FLIGHT;
 /// Frames a stream's task may be behind before its connection waits for it.
 const STREAM_QUEUE: usize = 3;
 /// Frames waiting to be written.
@@ -143,12 +145,19 @@ impl Shared {
         building.get(&(to.account.clone(), to.mailbox)).cloned()
     }
 
-    /// Notes whether more of `to` is to come.
+    /// Notes whether more of `to` is to come. An agent that begins builds and ends none loses its
+    /// session, and all of them.
     pub(crate) fn builds(&self, to: &Destination, more: bool) {
         let key = (to.account.clone(), to.mailbox);
         let mut building = self.building.lock().expect("no panic while it is held");
         if more {
             building.insert(key, to.name.clone());
+            if building.len() > BUILDS_MAX {
+                tracing::warn!(
+                    "an agent builds over {BUILDS_MAX} mailboxes at once: ending its session"
+                );
+                self.live.cancel();
+            }
         } else {
             building.remove(&key);
         }
@@ -186,7 +195,7 @@ where
     let Some(frame) = first.map_err(net)? else {
         return Ok(()); // a port scan
     };
-    let Some(hello) = decode::<Hello>(&frame.payload).filter(|_| frame.stream == 0) else {
+    let Some(hello) = greeting(&frame) else {
         return Err(SessionError::Protocol { peer: peer.to_owned(), what: "no greeting" });
     };
     let stop = stop.child_token();
@@ -222,6 +231,13 @@ where
     context.heard.connected(&hello.node, false);
     tracing::info!(agent = %hello.node, "agent disconnected");
     result
+}
+
+/// A greeting, if `frame` is one, of a node that is called like one.
+fn greeting(frame: &Frame) -> Option<Hello> {
+    let hello = decode::<Hello>(&frame.payload).filter(|_| frame.stream == 0)?;
+    let fits = hello.node.len() <= NODE_OCTETS_MAX && !hello.node.chars().any(char::is_control);
+    fits.then_some(hello)
 }
 
 fn message<T: serde::Serialize>(stream: u32, message: &T) -> Frame {
@@ -286,10 +302,10 @@ async fn write<W: AsyncWrite + Unpin + Send>(
         let written = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            written = write => written,
+            written = timeout(SILENT_MAX, write) => written,
         };
         // The reader notices a broken connection and says so.
-        if written.is_err() {
+        if !matches!(written, Ok(Ok(()))) {
             return stop.cancel();
         }
     }
@@ -346,6 +362,10 @@ async fn read<R: AsyncRead + Unpin + Send>(
             continue;
         }
         if let Some(stream) = streams.get(&frame.stream) {
+            // Octets, or an abort. Streams hold several frames each.
+            if frame.payload.len() > CHUNK_OCTETS {
+                return Err(broke("more octets in a frame than may be"));
+            }
             // A stream that has ended takes no more: its reply is on its way.
             let _ = stream.send(frame).await;
             continue;

@@ -100,6 +100,16 @@ impl Node {
         self.dir.join(format!("{daemon}.log"))
     }
 
+    /// The most memory that its running daemon has had, in octets.
+    pub fn memory_peak(&mut self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/status", self.daemon()?.id());
+        let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kilobytes: u64 = kilobytes.context("the kernel says VmHWM")?.trim().parse()?;
+        Ok(kilobytes << 10)
+    }
+
     /// The text of such a log so far.
     pub fn log_text(&self, daemon: &str) -> anyhow::Result<String> {
         let octets = fs::read(self.log(daemon)).with_context(|| format!("read {daemon}'s log"))?;

@@ -137,7 +137,7 @@ impl Work<'_> {
     /// A cursor that follows the log's published end at once, and an epoch that grows.
     fn keep_state(&self, log: &Log) -> anyhow::Result<()> {
         let mut cursor = CursorFile::open(self.state, "replica", log.id())?;
-        let mut node = Node { name: "mx1".into(), role: Role::Master, epoch: Epoch(0) };
+        let mut node = Node { epoch: Epoch(0), ..Node::new("mx1", Role::Master) };
         while self.go_on.load(Ordering::Relaxed) {
             let tail = *log.tail().borrow();
             cursor.reset(tail)?;

@@ -52,7 +52,7 @@ impl Checker {
         let theirs = if branches.is_empty() {
             BTreeMap::new()
         } else {
-            self.visitor.their_accounts(&Request::Branch(branches.clone())).await?
+            self.visitor.their_accounts(&Request::Branch(branches.clone()), |_| true).await?
         };
         let extra = theirs.keys().filter(|account| !ours.accounts.contains_key(account));
         let mut found: Vec<Difference> = extra.map(account_extra).collect();

@@ -14,7 +14,7 @@ use mailtwin_logic::{
     failover::{Facts, blockers, is_drained},
     ids::Epoch,
     link::Phase,
-    wire::message::{Reply, Request},
+    wire::message::{Reply, Request, told},
 };
 use mailtwin_store::MailStore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -139,7 +139,9 @@ async fn ask(visitor: &Visitor) -> Result<(u64, Vec<String>), String> {
     let gone = |_| "the connection broke".to_owned();
     let mut stream = visitor.connection.ask(&Request::Preflight).await.map_err(gone)?;
     match stream.reply().await.map_err(gone)? {
-        Reply::Ready { clock, blockers } => Ok((clock, blockers)),
+        Reply::Ready { clock, blockers } => {
+            Ok((clock, blockers.iter().map(|blocker| told(blocker)).collect()))
+        }
         Reply::Failed(failure) => Err(failure.detail),
         other => Err(format!("answered something else than was asked: {other:?}")),
     }

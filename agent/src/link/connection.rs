@@ -17,7 +17,7 @@ use mailtwin_host::{
 };
 use mailtwin_logic::{
     ids::Epoch,
-    wire::message::{Abort, Beat, Control, Greeting, Hello, Reply, Request, decode, encode},
+    wire::message::{Abort, Beat, Control, Greeting, Hello, Reply, Request, decode, encode, told},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -109,7 +109,7 @@ impl Connection {
         let (features, merged) = match decode::<Greeting>(&frame.payload) {
             Some(Greeting::Welcome { features, merged, .. }) => (features, merged),
             Some(Greeting::Refused { why, detail }) => {
-                return Err(GreetError::Refused { why, detail });
+                return Err(GreetError::Refused { why, detail: told(&detail) });
             }
             None => return Err(GreetError::NoAnswer("its answer is no greeting")),
         };
@@ -262,8 +262,14 @@ async fn read<R: AsyncRead + Unpin + Send>(
         };
         let stream = streams.lock().expect("no panic while it is held").get(&frame.stream).cloned();
         if let Some(stream) = stream {
-            // A stream nobody waits for any more has taken itself off the list.
-            let _ = stream.send(reply).await;
+            // A stream nobody waits for any more has taken itself off the list. One whose visit
+            // waits for the replica to take what it sends must not wait for ever.
+            let sent = timeout(REPLY_WITHIN, stream.send(reply)).await;
+            if sent.is_err() {
+                return tracing::warn!(
+                    "the replica answers and takes nothing: dropping the connection"
+                );
+            }
         }
     }
 }

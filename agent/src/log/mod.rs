@@ -22,6 +22,8 @@
 //! a row cannot be synced either, the writer ends ([`Health::Stopped`]) and so must the process: its
 //! next start scans everything.
 
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod reader;
 mod recovery;
 mod segment;
@@ -51,6 +53,8 @@ use mailtwin_logic::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzz::{recovery as fuzz_recovery, segment as fuzz_segment};
 pub use recovery::{Damage, Recovery};
 pub use writer::{Health, SYNC_FAILURES_MAX};
 

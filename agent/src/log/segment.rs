@@ -132,14 +132,17 @@ pub(super) enum ScanError {
 
 /// Reads and checks all of a segment.
 pub(super) fn scan(path: &Path) -> Result<Scanned, ScanError> {
-    let octets = fs::read(path).map_err(DiskError::during("read", path))?;
+    check(&fs::read(path).map_err(DiskError::during("read", path))?)
+}
+
+pub(super) fn check(octets: &[u8]) -> Result<Scanned, ScanError> {
     let file_octets = octets.len() as u64;
-    let header = Header::decode(&octets).map_err(|error| match error {
+    let header = Header::decode(octets).map_err(|error| match error {
         Unreadable::Newer => ScanError::Newer,
         Unreadable::Damaged(why) => ScanError::Header { why, file_octets },
     })?;
     let mut row = Row { next: header.first, at: HEADER_OCTETS, broken: false };
-    let end = append::scan(&octets, HEADER_OCTETS, ENTRY_MAX, |payload| {
+    let end = append::scan(octets, HEADER_OCTETS, ENTRY_MAX, |payload| {
         let _ = row.take(payload);
     });
     let end = if row.broken { End::Damaged { at: row.at } } else { end };

@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use mailtwin_logic::{
     entry::Target,
     ids::Account,
-    limits::RECORDS_WEIGHT_MAX,
+    limits::{LISTED_MAILBOXES_MAX, RECORDS_WEIGHT_MAX},
     mailbox::{AccountState, FileKey, MailboxName},
     plan::{self, AccountPlan, Step},
-    wire::message::{Reply, Request},
+    wire::message::{Reply, Request, told},
 };
 use mailtwin_store::{Listing, Reason};
 
-use super::{Trouble, VisitError, Visited, Visitor, held::Moment, name_some, refused, trouble};
+use super::{
+    Listed, Trouble, VisitError, Visited, Visitor, held::Moment, name_some, refused, trouble,
+};
 
 /// How often a list that keeps changing is compared in one visit.
 const TRIES: usize = 4;
@@ -57,9 +59,12 @@ impl Visitor {
     ) -> Result<(AccountState, BTreeMap<MailboxName, String>), VisitError> {
         let mut stream = self.connection.ask(&Request::Account(account.clone())).await?;
         let (mut state, mut failing) = (AccountState::default(), BTreeMap::new());
+        let mut parts = Listed::of_at_most(LISTED_MAILBOXES_MAX);
         loop {
             match stream.reply().await? {
                 Reply::Account { mailboxes, files, unread, more } => {
+                    parts.take(mailboxes.len() + files.len() + unread.len())?;
+                    let unread = unread.into_iter().map(|(name, why)| (name, told(&why)));
                     state.mailboxes.extend(mailboxes);
                     state.files.extend(files);
                     failing.extend(unread);

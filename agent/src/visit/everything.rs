@@ -1,16 +1,20 @@
 //! Visits the whole store: one digest per account tells which of them differ.
 
-use std::{collections::BTreeMap, sync::OnceLock};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::OnceLock,
+};
 
 use mailtwin_logic::{
     digest::{self, Digest},
     entry::Target,
     ids::Account,
+    limits::LISTED_ACCOUNTS_MAX,
     wire::message::{Reply, Request},
 };
 use mailtwin_store::{Listing, MailStore};
 
-use super::{VisitError, Visited, Visitor, held::Moment, refused};
+use super::{Listed, VisitError, Visited, Visitor, held::Moment, refused};
 use crate::link::Finds;
 
 /// What accounts are compared with.
@@ -30,7 +34,9 @@ impl Visitor {
         let theirs = OnceLock::new();
         let ask = async {
             // Set once, here.
-            let _ = theirs.set(self.their_accounts(&Request::Accounts).await?);
+            let ours: BTreeSet<&Account> = names.iter().collect();
+            let is_ours = |name: &Account| ours.contains(name);
+            let _ = theirs.set(self.their_accounts(&Request::Accounts, is_ours).await?);
             Ok(())
         };
         let comparison = Comparison { moment, theirs: &theirs, finds };
@@ -86,17 +92,20 @@ impl Visitor {
         }
     }
 
-    /// The replica's accounts, as `request` asks for them.
+    /// The replica's accounts, as `request` asks for them, as far as they are `wanted`. Others are
+    /// not remembered, however many it lists.
     pub(crate) async fn their_accounts(
         &self,
         request: &Request,
+        wanted: impl Fn(&Account) -> bool,
     ) -> Result<BTreeMap<Account, Digest>, VisitError> {
         let mut stream = self.connection.ask(request).await?;
-        let mut all = BTreeMap::new();
+        let (mut all, mut parts) = (BTreeMap::new(), Listed::of_at_most(LISTED_ACCOUNTS_MAX));
         loop {
             match stream.reply().await? {
                 Reply::Accounts { accounts, more } => {
-                    all.extend(accounts);
+                    parts.take(accounts.len())?;
+                    all.extend(accounts.into_iter().filter(|(account, _)| wanted(account)));
                     if !more {
                         return Ok(all);
                     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use mailtwin_logic::{
     entry::Target,
     ids::{Account, MailboxId, ModSeq, Uid},
-    limits::{RECORDS_WEIGHT_MAX, SLICE_CHANGES, SLICE_OCTETS},
+    limits::{LISTED_RECORDS_MAX, RECORDS_WEIGHT_MAX, SLICE_CHANGES, SLICE_OCTETS},
     mailbox::{FileKey, Head, MailboxName, MailboxState, Record},
     plan::{self, Change, Mode, Plan},
     quarantine::Step,
@@ -14,7 +14,7 @@ use mailtwin_logic::{
 use mailtwin_store::{Delta, Description, MailStore, Reason};
 
 use super::{
-    Trouble, VisitError, Visited, Visitor,
+    Listed, Trouble, VisitError, Visited, Visitor,
     bodies::Bodies,
     held::Known,
     messages::{BAD_MAX, unreadable},
@@ -232,10 +232,11 @@ impl Visitor {
     ) -> Result<(Option<MailboxState>, Vec<Record>), VisitError> {
         let request = Request::Records { account: account.clone(), mailbox };
         let mut stream = self.connection.ask(&request).await?;
-        let mut all = Vec::new();
+        let (mut all, mut parts) = (Vec::new(), Listed::of_at_most(LISTED_RECORDS_MAX));
         loop {
             match stream.reply().await? {
                 Reply::Records { state, records, more } => {
+                    parts.take(records.len())?;
                     all.extend(records);
                     if !more {
                         return Ok((state, all));

@@ -54,7 +54,7 @@ impl Visitor {
         if whole.is_none() {
             tracing::warn!(node = %merging.node, "there is no base: everything that is only there is copied, and nothing deleted");
         }
-        let accounts = self.their_accounts(&Request::Accounts).await?;
+        let accounts = self.their_accounts(&Request::Accounts, |_| true).await?;
         tracing::info!(node = %merging.node, accounts = accounts.len(), "copying back what only it has");
         let (mut failed, mut totals) = (None, journal::Totals::default());
         for account in accounts.into_keys() {

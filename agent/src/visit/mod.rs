@@ -21,9 +21,10 @@ use mailtwin_logic::{
     chain::Chain,
     entry::Target,
     ids::Uid,
+    limits::LISTED_PARTS_MAX,
     mailbox::MailboxName,
     quarantine::Step,
-    wire::message::{Failure, Remedy, Reply},
+    wire::message::{Failure, Remedy, Reply, told},
 };
 use mailtwin_store::{MailStore, Reason, StoreError};
 
@@ -178,11 +179,39 @@ pub(crate) fn refused(reply: Reply) -> VisitError {
             return VisitError::Replica(Trouble::new(Reason::Refused, detail));
         }
     };
-    let trouble = Trouble::new(Reason::of_peer(&reason), format!("replica: {detail}"));
+    let trouble = Trouble::new(Reason::of_peer(&reason), format!("replica: {}", told(&detail)));
     match (remedy, uid) {
         (Remedy::Reconnect | Remedy::Stop, _) => VisitError::Replica(trouble),
         (Remedy::SetAside, Some(uid)) => VisitError::Message(uid, trouble),
         (Remedy::SetAside, None) => VisitError::Target(trouble),
+    }
+}
+
+/// Counts what a replica lists, so that a list that never ends ends the visit.
+#[derive(Debug)]
+struct Listed {
+    items_left: usize,
+    parts_left: usize,
+}
+
+impl Listed {
+    fn of_at_most(items: usize) -> Self {
+        Self { items_left: items, parts_left: LISTED_PARTS_MAX }
+    }
+
+    /// One more part, with `items`.
+    fn take(&mut self, items: usize) -> Result<(), VisitError> {
+        let items = self.items_left.checked_sub(items);
+        match (items, self.parts_left.checked_sub(1)) {
+            (Some(items_left), Some(parts_left)) => {
+                *self = Self { items_left, parts_left };
+                Ok(())
+            }
+            _ => Err(VisitError::Replica(Trouble::new(
+                Reason::Refused,
+                "replica: what it lists is longer than any list may be".into(),
+            ))),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Proves that a replica holds what the master holds: a fresh look at both sides, nothing remembered.
 
+use std::collections::BTreeSet;
+
 use mailtwin_host::proof::{Proven, ProvenMailbox};
 use mailtwin_logic::{digest, ids::Account, wire::message::Request};
 use mailtwin_store::Listing;
@@ -18,7 +20,9 @@ pub(crate) enum Proved {
 impl Visitor {
     /// Looks at every account on both sides.
     pub(crate) async fn prove(&self) -> Result<Proved, VisitError> {
-        let theirs = self.their_accounts(&Request::Accounts).await?;
+        let ours = self.work(|store| store.accounts()).await?;
+        let ours: BTreeSet<Account> = ours.into_iter().collect();
+        let theirs = self.their_accounts(&Request::Accounts, |name| ours.contains(name)).await?;
         let (mut proven, mut differs) = (Vec::new(), Vec::new());
         for account in self.work(|store| store.accounts()).await? {
             let name = account.clone();

@@ -190,6 +190,44 @@ fn checksum(length: [u8; 4], payload: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&length), payload)
 }
 
+/// Fuzz target: any octets are read as far as they are whole records, and whole records as what
+/// they were made of, whatever is damaged behind them.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    const MAX: usize = 256;
+    let read = |octets: &[u8]| {
+        let (mut payloads, mut whole) = (Vec::new(), Vec::new());
+        let end = scan(octets, 0, MAX, |payload| payloads.push(payload.to_vec()));
+        for payload in &payloads {
+            assert!((1..=MAX).contains(&payload.len()));
+            frame(payload, &mut whole);
+        }
+        assert_eq!(octets.get(..whole.len()), Some(&whole[..]));
+        match end {
+            End::Clean => assert_eq!(whole.len(), octets.len()),
+            End::Torn { at } | End::Damaged { at } => {
+                assert!(at == whole.len() && at < octets.len());
+            }
+        }
+        (payloads, end)
+    };
+    read(input);
+    let Some((&place, content)) = input.split_first() else { return };
+    let payloads: Vec<Vec<u8>> = content.chunks(1 + content.len() / 3).map(Into::into).collect();
+    let payloads: Vec<Vec<u8>> = payloads.into_iter().filter(|p| p.len() <= MAX).collect();
+    let mut file = Vec::new();
+    for payload in &payloads {
+        frame(payload, &mut file);
+    }
+    assert_eq!(read(&file), (payloads.clone(), End::Clean));
+    let at = usize::from(place) % file.len().max(1);
+    if let Some(octet) = file.get_mut(at) {
+        *octet ^= 1 << (place % 8);
+        let (found, end) = read(&file);
+        assert!(payloads.starts_with(&found) && end != End::Clean);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,6 +38,9 @@ mod pending;
 mod tests;
 mod value;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use value::fuzz;
+
 use mark::{Mark, MarkFile};
 use pending::{Changes, Pending, Writer};
 

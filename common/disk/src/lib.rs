@@ -10,6 +10,8 @@ pub mod append;
 pub mod clock;
 pub mod dir;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod index;
 pub mod lines;
 pub mod lock;

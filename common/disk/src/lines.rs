@@ -72,28 +72,43 @@ impl LineFile {
 
 /// Shows `visit` each line of `path`, in order and without its end; none if there is no such file.
 /// Octets that are no UTF-8 come out as U+FFFD.
-pub fn read(path: &Path, mut visit: impl FnMut(&str)) -> Result<(), DiskError> {
+pub fn read(path: &Path, visit: impl FnMut(&str)) -> Result<(), DiskError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(DiskError::during("open", path)(error)),
     };
-    let mut lines = BufReader::new(file);
+    each(BufReader::new(file), visit).map_err(DiskError::during("read", path))
+}
+
+fn each(mut lines: impl BufRead, mut visit: impl FnMut(&str)) -> io::Result<()> {
     let mut line = Vec::new();
     loop {
         line.clear();
         let limit = LINE_OCTETS_MAX as u64;
-        let read = lines.by_ref().take(limit).read_until(b'\n', &mut line);
-        if read.map_err(DiskError::during("read", path))? == 0 {
+        if lines.by_ref().take(limit).read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
         if line.last() == Some(&b'\n') {
             line.pop();
         } else {
-            lines.skip_until(b'\n').map_err(DiskError::during("read", path))?;
+            lines.skip_until(b'\n')?;
         }
         visit(&String::from_utf8_lossy(&line));
     }
+}
+
+/// Fuzz target: lines come out as they went in, or with U+FFFD in them.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    let mut found = Vec::new();
+    each(input, |line| found.push(line.to_owned())).expect("memory can be read");
+    let mut wanted: Vec<_> = input.split(|&octet| octet == b'\n').collect();
+    wanted.pop_if(|last| last.is_empty());
+    let cut = |line: &&[u8]| line.len() >= LINE_OCTETS_MAX;
+    let same = |(line, found): (&&[u8], &String)| *found == String::from_utf8_lossy(line);
+    assert_eq!(found.len(), wanted.len());
+    assert!(wanted.iter().any(cut) || wanted.iter().zip(&found).all(same));
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 pub mod admin;
 pub mod base;
 pub mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gate;
 pub mod history;
 pub mod keys;

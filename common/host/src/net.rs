@@ -108,6 +108,12 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         Self { output, buffer: BytesMut::new() }
     }
 
+    /// What was written to.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn into_inner(self) -> W {
+        self.output
+    }
+
     /// Takes a frame; it is on its way after [`FrameWriter::flush`] at the latest.
     pub async fn send(&mut self, frame: &Frame) -> Result<(), FrameError> {
         let octets = frame.payload.len();

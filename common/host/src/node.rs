@@ -175,16 +175,31 @@ impl Node {
             }
             DiskError::during("read", &path)(source).into()
         })?;
-        let damaged = |source| NodeError::Damaged { path: path.clone(), source };
+        Self::parse(&octets, &path)
+    }
+
+    /// Reads what stands in the file at `path`.
+    pub(crate) fn parse(octets: &[u8], path: &Path) -> Result<Self, NodeError> {
+        let damaged = |source| NodeError::Damaged { path: path.to_owned(), source };
         // The version first: a newer file may have keys that this program does not know.
-        let Version { format_version } = serde_json::from_slice(&octets).map_err(damaged)?;
+        let Version { format_version } = serde_json::from_slice(octets).map_err(damaged)?;
         if format_version > FORMAT_VERSION {
-            return Err(NodeError::Version { path, found: format_version });
+            return Err(NodeError::Version { path: path.to_owned(), found: format_version });
         }
-        let file: File = serde_json::from_slice(&octets).map_err(damaged)?;
+        let file: File = serde_json::from_slice(octets).map_err(damaged)?;
         let File { name, role, epoch, master, handover, merged, forced, .. } = file;
         let merged = merged.unwrap_or(epoch);
         Ok(Self { name, role, epoch, master, handover, merged, forced })
+    }
+
+    /// What the file says of this node.
+    pub(crate) fn render(&self) -> serde_json::Result<Vec<u8>> {
+        let Self { name, role, epoch, master, handover, merged, forced } = self.clone();
+        let (format_version, merged) = (FORMAT_VERSION, Some(merged));
+        let file = File { format_version, name, role, epoch, master, handover, merged, forced };
+        let mut octets = serde_json::to_vec_pretty(&file)?;
+        octets.push(b'\n');
+        Ok(octets)
     }
 
     /// As [`Node::load`], and refuses a state directory that was made for another node.
@@ -200,12 +215,8 @@ impl Node {
     /// Replaces the file under `state_dir`; durable on return.
     pub fn save(&self, state_dir: &Path) -> Result<(), NodeError> {
         let path = path_in(state_dir);
-        let Self { name, role, epoch, master, handover, merged, forced } = self.clone();
-        let (format_version, merged) = (FORMAT_VERSION, Some(merged));
-        let file = File { format_version, name, role, epoch, master, handover, merged, forced };
-        let mut octets = serde_json::to_vec_pretty(&file)
-            .map_err(|source| NodeError::Damaged { path: path.clone(), source })?;
-        octets.push(b'\n');
+        let damaged = |source| NodeError::Damaged { path: path.clone(), source };
+        let octets = self.render().map_err(damaged)?;
         Ok(replace::replace(&path, &octets, replace::PRIVATE)?)
     }
 }

@@ -314,26 +314,44 @@ impl Pins {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Keys::new()),
             Err(error) => return Err(DiskError::during("read", &path)(error).into()),
         };
-        let file: PinsFile = serde_json::from_slice(&octets)
-            .map_err(|source| PinError::Damaged { path: path.clone(), source })?;
-        if file.format_version > FORMAT_VERSION {
-            return Err(PinError::Version { path, found: file.format_version });
-        }
-        Ok(file.pins)
+        parse(&octets, &path)
     }
 
     fn write(&self, pins: Keys) -> Result<(), PinError> {
         let path = self.path();
-        let file = PinsFile { format_version: FORMAT_VERSION, pins };
-        let mut octets = serde_json::to_vec_pretty(&file)
-            .map_err(|source| PinError::Damaged { path: path.clone(), source })?;
-        octets.push(b'\n');
+        let damaged = |source| PinError::Damaged { path: path.clone(), source };
+        let octets = render(pins).map_err(damaged)?;
         Ok(replace::replace(&path, &octets, replace::PRIVATE)?)
     }
 
     fn path(&self) -> PathBuf {
         self.state_dir.join("pins.json")
     }
+}
+
+fn parse(octets: &[u8], path: &Path) -> Result<Keys, PinError> {
+    let file: PinsFile = serde_json::from_slice(octets)
+        .map_err(|source| PinError::Damaged { path: path.to_owned(), source })?;
+    if file.format_version > FORMAT_VERSION {
+        return Err(PinError::Version { path: path.to_owned(), found: file.format_version });
+    }
+    Ok(file.pins)
+}
+
+fn render(pins: Keys) -> serde_json::Result<Vec<u8>> {
+    let file = PinsFile { format_version: FORMAT_VERSION, pins };
+    let mut octets = serde_json::to_vec_pretty(&file)?;
+    octets.push(b'\n');
+    Ok(octets)
+}
+
+/// Fuzz target: what is read is written so that it is read as the same.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    let path = Path::new("pins.json");
+    let Ok(pins) = parse(input, path) else { return };
+    let octets = render(pins.clone()).expect("keys and names can be written");
+    assert!(parse(&octets, path).is_ok_and(|again| again == pins));
 }
 
 fn keys_of(peers: &[Peer]) -> Keys {

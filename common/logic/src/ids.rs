@@ -97,6 +97,14 @@ impl Uid {
     }
 }
 
+impl ModSeq {
+    /// The next one; saturates.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
 impl LogSeq {
     /// The position after this one; saturates.
     #[must_use]

@@ -30,6 +30,9 @@ pub const FILE_OCTETS_MAX: u64 = 512 << 10;
 /// Keywords of one mailbox: what a Maildir file name has letters for.
 pub const KEYWORDS_MAX: usize = 26;
 
+/// Keywords of one message or mailbox in a message on the wire: more than any engine has.
+pub const WIRE_KEYWORDS_MAX: usize = 256;
+
 /// Longest keyword, in octets.
 pub const KEYWORD_OCTETS_MAX: usize = 255;
 
@@ -44,3 +47,22 @@ pub const STREAMS_MAX: usize = 2 * IN_FLIGHT;
 
 /// Reasons against a promotion that a node names.
 pub const BLOCKERS_MAX: usize = 50;
+
+/// Longest name of a node in a greeting, in octets: it goes to the log before anybody is believed.
+pub const NODE_OCTETS_MAX: usize = 255;
+
+/// Characters of what the other side says of an error, as far as they are kept and shown.
+pub const TOLD_MAX: usize = 1000;
+
+/// Messages of one mailbox, as another node may list them: what the largest `dovecot-uidlist` that
+/// is read can hold.
+pub const LISTED_RECORDS_MAX: usize = 4 << 20;
+
+/// Mailboxes, or files, of one account, as another node may list them.
+pub const LISTED_MAILBOXES_MAX: usize = 256 << 10;
+
+/// Accounts of one store, as another node may list them.
+pub const LISTED_ACCOUNTS_MAX: usize = 1 << 20;
+
+/// Frames of one list: a list that never ends is no list.
+pub const LISTED_PARTS_MAX: usize = 1 << 20;

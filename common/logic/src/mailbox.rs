@@ -8,11 +8,13 @@ use alloc::{
 };
 use core::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use crate::{
     digest::Digest,
     ids::{Guid, MailboxId, ModSeq, NameError, Uid, UidValidity},
+    limits::WIRE_KEYWORDS_MAX,
+    wire::bounded::at_most,
 };
 
 /// A mailbox's place in its account's hierarchy: parts from the top, joined by `/`.
@@ -136,8 +138,20 @@ impl fmt::Debug for Flags {
 pub type Keyword = String;
 
 /// The keywords of one message, in order, each once.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Keywords(Vec<Keyword>);
+
+impl<'de> Deserialize<'de> for Keywords {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        let names: Vec<Keyword> = at_most::<_, _, WIRE_KEYWORDS_MAX>(input)?;
+        // Two ways to say the same would be two digests of it.
+        if names.is_sorted_by(|a, b| a < b) {
+            Ok(Self(names))
+        } else {
+            Err(D::Error::custom("keywords are not in order, each once"))
+        }
+    }
+}
 
 impl Keywords {
     /// Names in order.

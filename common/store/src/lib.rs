@@ -8,6 +8,8 @@
 
 mod describe;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod graves;
 pub mod memory;
 mod staged;

@@ -1,8 +1,9 @@
-//! Chores of the project that deserve a compiler: `cargo xtask bench`, `cargo xtask sim`,
-//! `cargo xtask mutants`.
+//! Chores of the project that deserve a compiler: `cargo xtask bench`, `cargo xtask fuzz`,
+//! `cargo xtask sim`, `cargo xtask mutants`.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod fuzz;
 mod mutants;
 mod sim;
 
@@ -16,6 +17,8 @@ use clap::Parser;
 enum Task {
     /// Measures Mailtwin beside the tools it is compared with, and prints one table.
     Bench(bench::Options),
+    /// Looks for inputs that break a parser, guided by coverage.
+    Fuzz(fuzz::Options),
     /// Simulates a master and two replicas that suffer faults, and checks the invariants.
     Sim(sim::Options),
     /// Tries whether the simulation catches deliberate bugs.
@@ -25,6 +28,7 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Task::parse() {
         Task::Bench(options) => bench::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Sim(options) => sim::run(&options),
         Task::Mutants(options) => mutants::run(&options),
     };

@@ -33,14 +33,12 @@ pub(super) fn further(first: &[u8]) -> u8 {
 pub(super) fn change(batch: &mut sled::Batch, key: &[u8], value: Option<&[u8]>, held: u8) {
     let mut count = 0;
     if let Some(value) = value {
-        let mut pieces = value.chunks(PIECE_OCTETS);
-        let start = pieces.next().unwrap_or_default();
-        for piece in pieces {
+        let (first, further) = split(value);
+        for piece in further {
             count += 1;
             batch.insert(further_key(key, count), piece);
         }
-        let crc = crc32c::crc32c(value).to_le_bytes();
-        batch.insert(first_key(key), [&[count], &crc[..], start].concat());
+        batch.insert(first_key(key), first);
     } else {
         batch.remove(first_key(key));
     }
@@ -49,17 +47,52 @@ pub(super) fn change(batch: &mut sled::Batch, key: &[u8], value: Option<&[u8]>, 
     }
 }
 
+/// The record of a value's first piece, and the other pieces.
+fn split(value: &[u8]) -> (Vec<u8>, impl Iterator<Item = &[u8]>) {
+    let mut pieces = value.chunks(PIECE_OCTETS);
+    let start = pieces.next().unwrap_or_default();
+    let count = u8::try_from(pieces.len()).expect("values are at most VALUE_MAX long");
+    let crc = crc32c::crc32c(value).to_le_bytes();
+    ([&[count], &crc[..], start].concat(), pieces)
+}
+
 /// Puts a value together; `None` if the pieces are not of one value.
 pub(super) fn join(db: &sled::Db, key: &[u8], first: &[u8]) -> sled::Result<Option<Vec<u8>>> {
+    assemble(first, |number| db.get(further_key(key, number)))
+}
+
+fn assemble<P: AsRef<[u8]>, E>(
+    first: &[u8],
+    mut piece: impl FnMut(u8) -> Result<Option<P>, E>,
+) -> Result<Option<Vec<u8>>, E> {
     let Some((&[count, crc @ ..], start)) = first.split_first_chunk::<5>() else {
         return Ok(None);
     };
     let mut value = start.to_vec();
     for number in 1..=count {
-        match db.get(further_key(key, number))? {
-            Some(piece) => value.extend_from_slice(&piece),
+        match piece(number)? {
+            Some(piece) => value.extend_from_slice(piece.as_ref()),
             None => return Ok(None),
         }
     }
     Ok((crc32c::crc32c(&value) == u32::from_le_bytes(crc)).then_some(value))
+}
+
+/// Fuzz target: any pieces, and those of a value, whole and damaged.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    let piece =
+        |number: u8| -> Result<Option<&[u8]>, ()> { Ok(input.chunks(7).nth(usize::from(number))) };
+    let Ok(found) = assemble(input, piece) else { return };
+    assert!(found.is_none_or(|value| value.len() <= input.len() + 7 * usize::from(u8::MAX)));
+    // Long enough for several pieces.
+    let value = input.repeat(1 + usize::from(input.first().copied().unwrap_or(0)) % 64);
+    let (first, further) = split(&value);
+    let further: Vec<Vec<u8>> = further.map(<[u8]>::to_vec).collect();
+    let piece = |number: u8| -> Result<_, ()> { Ok(further.get(usize::from(number) - 1)) };
+    assert_eq!(assemble(&first, piece), Ok(Some(value.clone())));
+    let mut damaged = first;
+    let at = input.iter().map(|&octet| usize::from(octet)).sum::<usize>() % damaged.len();
+    damaged[at] ^= 1;
+    assert_ne!(assemble(&damaged, piece), Ok(Some(value)));
 }

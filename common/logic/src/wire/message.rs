@@ -12,8 +12,10 @@ use crate::{
     check::{Inspect, Inspected},
     digest::Digest,
     ids::{Account, Epoch, Guid, LogId, LogSeq, MailboxId, Uid},
+    limits::{BLOCKERS_MAX, LISTING_PER_FRAME, SLICE_CHANGES, TOLD_MAX, WIRE_KEYWORDS_MAX},
     mailbox::{FileKey, FileState, Head, Keyword, MailboxName, MailboxState, Record},
     plan::{Change, Mode, Step},
+    wire::bounded::at_most,
 };
 
 /// Oldest protocol version this build speaks.
@@ -213,9 +215,11 @@ pub struct Apply {
     pub expect: Option<Head>,
     /// The master's head.
     pub target: Head,
-    /// The master's keywords in its order.
+    /// The master's keywords in its order; at most `limits::WIRE_KEYWORDS_MAX`.
+    #[serde(deserialize_with = "at_most::<_, _, WIRE_KEYWORDS_MAX>")]
     pub keywords: Vec<Keyword>,
     /// At most `limits::SLICE_CHANGES`.
+    #[serde(deserialize_with = "at_most::<_, _, SLICE_CHANGES>")]
     pub changes: Vec<Change>,
     /// Whether this is the last slice.
     pub last: bool,
@@ -241,7 +245,9 @@ pub enum Reply {
         mailboxes: Vec<MailboxState>,
         /// Files, in order of their keys.
         files: Vec<FileState>,
-        /// Mailboxes that are there but cannot be read, and why.
+        /// Mailboxes that are there but cannot be read, and why; at most
+        /// `limits::LISTING_PER_FRAME`.
+        #[serde(deserialize_with = "at_most::<_, _, LISTING_PER_FRAME>")]
         unread: Vec<(MailboxName, String)>,
         /// Whether another part follows.
         more: bool,
@@ -258,7 +264,7 @@ pub enum Reply {
     /// Durable.
     Done,
     /// Which additions' octets the replica lacks, by their place among the additions.
-    Need(Vec<u32>),
+    Need(#[serde(deserialize_with = "at_most::<_, _, SLICE_CHANGES>")] Vec<u32>),
     /// Durable; the mailbox's new head.
     Applied(Head),
     /// The mailbox is not at the head expected: plan again.
@@ -270,6 +276,7 @@ pub enum Reply {
         /// The replica's clock, in milliseconds since 1970.
         clock: u64,
         /// What stands against it, for humans; at most `limits::BLOCKERS_MAX`.
+        #[serde(deserialize_with = "at_most::<_, _, BLOCKERS_MAX>")]
         blockers: Vec<String>,
     },
     /// The sum of `digest::twig` over the accounts of each branch.
@@ -322,6 +329,19 @@ pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Option<T> {
     }
 }
 
+/// What the other side says in words, for logs, files and people: short, and on one line.
+pub fn told(text: &str) -> String {
+    let mut short = String::new();
+    for character in text.chars().take(TOLD_MAX) {
+        if character.is_control() {
+            short.extend(character.escape_default());
+        } else {
+            short.push(character);
+        }
+    }
+    short
+}
+
 /// Agrees on a protocol version, or says which side is too old.
 pub fn agree(hello: &Hello) -> Result<u16, &'static str> {
     if hello.model != MODEL {
@@ -364,6 +384,36 @@ mod tests {
         assert!(agree(&hello(VERSION_MAX + 1, 9, MODEL)).unwrap_err().contains("the replica"));
         assert!(agree(&hello(0, 0, MODEL)).unwrap_err().contains("the agent"));
         assert!(agree(&hello(1, 1, MODEL + 1)).unwrap_err().contains("the replica"));
+    }
+
+    #[test]
+    fn lists_that_are_too_long_are_refused_before_they_take_memory() {
+        let head = Head::default();
+        let apply = |keywords: usize, changes: usize| Apply {
+            account: Account::new("ann").unwrap(),
+            mailbox: MailboxId([1; 16]),
+            name: MailboxName::inbox(),
+            mode: Mode::Update,
+            expect: Some(head),
+            target: head,
+            keywords: alloc::vec![String::new(); keywords],
+            changes: alloc::vec![Change::Expunge(Uid(1)); changes],
+            last: true,
+        };
+        let accepted = |apply: Apply| decode::<Request>(&encode(&Request::Apply(apply))).is_some();
+        assert!(accepted(apply(WIRE_KEYWORDS_MAX, SLICE_CHANGES)));
+        assert!(!accepted(apply(WIRE_KEYWORDS_MAX + 1, 1)));
+        assert!(!accepted(apply(1, SLICE_CHANGES + 1)));
+        let need = |count| decode::<Reply>(&encode(&Reply::Need(alloc::vec![0; count]))).is_some();
+        assert!(need(SLICE_CHANGES) && !need(SLICE_CHANGES + 1));
+        // A list that says it is longer than its frame.
+        assert_eq!(decode::<Reply>(&[4, 0xff, 0xff, 0xff, 0xff, 0x0f]), None);
+    }
+
+    #[test]
+    fn what_the_other_side_says_is_cut_and_kept_on_one_line() {
+        assert_eq!(told("disk\nfull\u{1b}"), "disk\\nfull\\u{1b}");
+        assert_eq!(told(&"x".repeat(1 << 20)).len(), TOLD_MAX);
     }
 
     #[test]

@@ -328,7 +328,7 @@ impl Build {
     /// Returns the directory in which its name, or `cur`, now is.
     fn place(&mut self, engine: &Engine, to: &Destination) -> Result<Dir, StoreError> {
         let (prefix, cx) = (engine.cx.prefix()?, &engine.cx);
-        let account = cx.pattern.locate(&to.account, &cx.pattern)?;
+        let account = cx.place(&to.account)?;
         let mailbox = account.join(cx.options.layout.directory(&to.name)?);
         if mailbox.as_os_str().is_empty() {
             // A tree that is one account itself.

@@ -28,6 +28,10 @@ use super::{
 };
 use crate::{Octets, Problem, StoreError, Unreadable};
 
+/// Accounts, and mailboxes of one, that are remembered without asking whether there is anything to
+/// remember of them.
+const BOOKS_KEPT: usize = 4096;
+
 /// What all parts need.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -93,8 +97,18 @@ impl Context {
         Ok(dir)
     }
 
-    pub(crate) fn account_dir(&self, account: &Account) -> Result<Option<Dir>, StoreError> {
+    /// Where an account lies or would lie, below the directory above the accounts.
+    pub(crate) fn place(&self, account: &Account) -> Result<PathBuf, StoreError> {
         let place = self.pattern.locate(account, &self.pattern)?;
+        if self.pattern.prefix().join(&place).starts_with(&self.work_dir) {
+            let why = "what is called so is our own, and no account";
+            return Err(StoreError::Name { name: account.as_str().to_owned(), why });
+        }
+        Ok(place)
+    }
+
+    pub(crate) fn account_dir(&self, account: &Account) -> Result<Option<Dir>, StoreError> {
+        let place = self.place(account)?;
         self.prefix()?.beneath(&place)
     }
 
@@ -115,7 +129,23 @@ impl Book {
     }
 
     pub(crate) fn cell(&self, name: &MailboxName) -> Cell {
-        lock(&self.cells).entry(name.clone()).or_default().clone()
+        let mut cells = lock(&self.cells);
+        if let Some(cell) = cells.get(name) {
+            return cell.clone();
+        }
+        // As for accounts that are not there: see `Engine::book`.
+        if cells.len() >= BOOKS_KEPT && cells.len().is_power_of_two() {
+            cells.retain(|_, cell| Arc::strong_count(cell) > 1 || lock(cell).is_some());
+        }
+        cells.entry(name.clone()).or_default().clone()
+    }
+
+    /// Whether nothing is known that could not be found out again at once.
+    fn is_blank(&self) -> bool {
+        let known = |cell: &Cell| Arc::strong_count(cell) > 1 || lock(cell).is_some();
+        lock(&self.ids).is_empty()
+            && lock(&self.files).is_empty()
+            && !lock(&self.cells).values().any(known)
     }
 
     pub(crate) fn name_of(&self, id: MailboxId) -> Option<MailboxName> {
@@ -139,7 +169,15 @@ impl Engine {
     }
 
     pub(crate) fn book(&self, account: &Account) -> Arc<Book> {
-        lock(&self.books).entry(account.clone()).or_default().clone()
+        let mut books = lock(&self.books);
+        if let Some(book) = books.get(account) {
+            return book.clone();
+        }
+        // Somebody may ask for accounts that are not there, and never stop.
+        if books.len() >= BOOKS_KEPT && books.len().is_power_of_two() {
+            books.retain(|_, book| Arc::strong_count(book) > 1 || !book.is_blank());
+        }
+        books.entry(account.clone()).or_default().clone()
     }
 
     pub(crate) fn accounts(&self) -> Result<Vec<Account>, StoreError> {

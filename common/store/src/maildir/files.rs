@@ -263,7 +263,7 @@ impl Engine {
         let dir = match self.cx.account_dir(account)? {
             Some(dir) => dir,
             None if write => {
-                let place = self.cx.pattern.locate(account, &self.cx.pattern)?;
+                let place = self.cx.place(account)?;
                 let prefix = self.cx.prefix()?;
                 make_all(&prefix, &place, prefix.owner()?)?
             }

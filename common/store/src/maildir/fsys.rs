@@ -7,7 +7,8 @@ use std::{
         fd::{AsRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::{
@@ -131,6 +132,12 @@ impl Owner {
     }
 }
 
+/// How often a directory is looked for while what leads to it is being renamed.
+const RACES_MAX: usize = 100;
+
+/// Whether this kernel lacks `openat2`, found out at the first call.
+static WITHOUT_OPENAT2: AtomicBool = AtomicBool::new(false);
+
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Dir {
@@ -139,16 +146,57 @@ impl Dir {
         Self::found(rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty()), path.to_path_buf())
     }
 
-    /// Opens `relative`, following links only as far as they stay below this directory.
+    /// Opens `relative`, following links only as far as they stay below this directory: the kernel
+    /// sees to it, whatever somebody renames or links meanwhile.
     pub(crate) fn beneath(&self, relative: &Path) -> Result<Option<Self>, StoreError> {
         let relative = if relative == Path::new("") { Path::new(".") } else { relative };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let opened = rustix::fs::openat2(&self.fd, relative, DIRECTORY, Mode::empty(), resolve);
-        Self::found(opened, self.path.join(relative))
+        for _ in 0..RACES_MAX {
+            if WITHOUT_OPENAT2.load(Ordering::Relaxed) {
+                return self.step_by_step(relative);
+            }
+            match rustix::fs::openat2(&self.fd, relative, DIRECTORY, Mode::empty(), resolve) {
+                // A part `..` of a link, while something was renamed.
+                Err(Errno::AGAIN) => {}
+                // A kernel before 5.6, or a sandbox that has not heard of the call.
+                Err(Errno::NOSYS | Errno::PERM) => WITHOUT_OPENAT2.store(true, Ordering::Relaxed),
+                opened => return Self::found(opened, self.path.join(relative)),
+            }
+        }
+        Err(during("open", &self.path.join(relative))(Errno::AGAIN))
+    }
+
+    /// [`Dir::beneath`] where there is no `openat2`: one directory after the other, each in the
+    /// one before. No link is followed at all; one is an error and not absent, since what was there
+    /// under a newer kernel must not look deleted (I2).
+    fn step_by_step(&self, relative: &Path) -> Result<Option<Self>, StoreError> {
+        let mut dir = self.again()?;
+        for part in relative.components() {
+            let name = match part {
+                Component::CurDir => continue,
+                Component::Normal(name) => name.as_bytes(),
+                Component::RootDir | Component::ParentDir | Component::Prefix(_) => {
+                    return Ok(None);
+                }
+            };
+            let Some(sub) = dir.sub(name)? else {
+                if dir.target(name)?.is_some() {
+                    let why = "it is a link, and only Linux 5.6 and later can tell where it leads";
+                    let error = io::Error::new(io::ErrorKind::Unsupported, why);
+                    return Err(during("open", &dir.at(name))(error));
+                }
+                return Ok(None);
+            };
+            dir = sub;
+        }
+        Ok(Some(dir))
     }
 
     /// Opens a directory right in this one; a link is taken for absent.
     pub(crate) fn sub(&self, name: &[u8]) -> Result<Option<Self>, StoreError> {
+        if name.contains(&b'/') || name == b".." {
+            return Ok(None); // it would not be in this one
+        }
         let flags = DIRECTORY | OFlags::NOFOLLOW;
         Self::found(rustix::fs::openat(&self.fd, name, flags, Mode::empty()), self.at(name))
     }
@@ -317,11 +365,19 @@ impl Dir {
         Ok(file)
     }
 
-    /// Opens an existing file for appending.
+    /// Opens an existing regular file for appending.
     pub(crate) fn append(&self, name: &[u8]) -> Result<File, StoreError> {
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(&self.fd, name, flags, Mode::empty());
-        opened.map(File::from).map_err(during("open", &self.at(name)))
+        // Somebody may have put a FIFO there, which would keep us waiting.
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let path = self.at(name);
+        let opened = rustix::fs::openat(&self.fd, name, flags | OFlags::CLOEXEC, Mode::empty());
+        let file = File::from(opened.map_err(during("open", &path))?);
+        let stat = rustix::fs::fstat(&file).map_err(during("stat", &path))?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            return Ok(file);
+        }
+        let why = "it is no regular file".to_owned();
+        Err(StoreError::Corrupt { path, why })
     }
 
     /// Makes a directory for `owner`; one that is there already is left as it is.
@@ -446,37 +502,5 @@ pub(crate) fn is_absent(error: &StoreError) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    #[test]
-    fn links_that_lead_out_are_absent() {
-        let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        symlink(outside.path(), inside.path().join("out")).unwrap();
-        symlink("here", inside.path().join("in")).unwrap();
-        std::fs::create_dir(inside.path().join("here")).unwrap();
-        File::create(outside.path().join("secret")).unwrap();
-        symlink(outside.path().join("secret"), inside.path().join("file")).unwrap();
-        let dir = Dir::open(inside.path()).unwrap().unwrap();
-        assert!(dir.beneath(Path::new("out")).unwrap().is_none());
-        assert!(dir.beneath(Path::new("../x")).unwrap().is_none());
-        assert!(dir.beneath(Path::new("in")).unwrap().is_some());
-        assert!(dir.sub(b"in").unwrap().is_none());
-        assert!(dir.read(b"file").unwrap().is_none());
-    }
-
-    #[test]
-    fn young_marks_do_not_hold() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = Dir::open(root.path()).unwrap().unwrap();
-        File::create(root.path().join("f")).unwrap();
-        let young = dir.mark(b"f", 0).unwrap();
-        assert!(!young.holds(&young));
-        let old = dir.mark(b"f", u64::MAX).unwrap();
-        assert!(old.holds(&young) && !old.unsettled().holds(&old));
-        let absent = dir.mark(b"none", 0).unwrap();
-        assert!(absent.holds(&absent) && !absent.holds(&old));
-    }
-}
+#[path = "fsys_tests.rs"]
+mod tests;

@@ -14,6 +14,8 @@ mod changes;
 mod engine;
 mod files;
 mod fsys;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod graves;
 mod graveyard;
 mod hash;

@@ -16,6 +16,11 @@ use mailtwin_logic::{
 };
 use serde::{Deserialize, Serialize};
 
+#[cfg(any(test, fuzzing))]
+mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzz::snapshots;
+
 use super::{fsys::Mark, keywords::Table, names, uidlist};
 use crate::{ProblemKind, StoreError};
 
@@ -227,7 +232,7 @@ impl Snapshot {
     }
 
     fn next_modseq(&mut self) -> ModSeq {
-        self.header.highest_modseq.0 += 1;
+        self.header.highest_modseq = self.header.highest_modseq.next();
         self.header.highest_modseq
     }
 
@@ -236,8 +241,9 @@ impl Snapshot {
         entry.modseq = self.next_modseq();
         self.forget(entry.uid);
         self.header.digest.add(&entry.record(&self.table));
-        self.header.count += 1;
-        self.header.replicated += u32::from(entry.replicated);
+        self.header.count = self.header.count.saturating_add(1);
+        let replicated = u32::from(entry.replicated);
+        self.header.replicated = self.header.replicated.saturating_add(replicated);
         self.touched.chunks.insert(entry.uid.0 / CHUNK_UIDS);
         self.touched.holders.push((entry.guid, entry.uid, true));
         let contents = self.contents.get_or_insert_default();
@@ -458,7 +464,7 @@ impl Shelf {
                 expected = snapshot.header.count,
                 "records of a mailbox are missing in the index: reading it anew"
             );
-            let highest = ModSeq(snapshot.header.highest_modseq.0 + 1);
+            let highest = snapshot.header.highest_modseq.next();
             *snapshot = Snapshot::fresh(self.slot()?, snapshot.header.id, now_ms);
             let start = snapshot.header.highest_modseq.max(highest);
             (snapshot.header.highest_modseq, snapshot.header.floor) = (start, start);

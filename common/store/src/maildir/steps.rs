@@ -271,7 +271,7 @@ impl Engine {
         renames: &[(&MailboxName, &MailboxName)],
     ) -> Result<(), StoreError> {
         let layout = self.cx.options.layout;
-        let base = self.cx.pattern.locate(account, &self.cx.pattern)?;
+        let base = self.cx.place(account)?;
         let path = self.cx.work_dir.join("parked").join(random_id()?.to_string());
         let parked = open_or_make(&path)?;
         let mut note = String::new();

@@ -1,0 +1,4 @@
+//! Tries `mailtwin_host::fuzz::config`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| mailtwin_host::fuzz::config(input));
