@@ -94,7 +94,7 @@ impl Proxy {
                 match listener.accept() {
                     Ok((agent, _)) => {
                         // Who cannot be reached is seen by the agent as a closed connection.
-                        let _ = connect(agent, target, &shared, &clock);
+                        let _ = connect(&agent, target, &shared, &clock);
                     }
                     Err(_) => clock.pause(TICK),
                 }
@@ -111,7 +111,7 @@ impl Drop for Proxy {
 }
 
 fn connect(
-    agent: TcpStream,
+    agent: &TcpStream,
     target: u16,
     faults: &Arc<Faults>,
     clock: &Arc<dyn Clock>,
@@ -123,7 +123,7 @@ fn connect(
     let replica = TcpStream::connect(("127.0.0.1", target))?;
     let number = faults.connections.fetch_add(1, Ordering::SeqCst) + 1;
     for there in [true, false] {
-        let (from, to) = if there { (&agent, &replica) } else { (&replica, &agent) };
+        let (from, to) = if there { (agent, &replica) } else { (&replica, agent) };
         let mut pump = Pump {
             from: from.try_clone()?,
             to: to.try_clone()?,
@@ -230,9 +230,8 @@ impl Pump {
                 return false;
             }
             let rate = self.faults.rate.load(Ordering::SeqCst);
-            if rate > 0 {
-                let takes = Duration::from_micros(count * 1_000_000 / rate);
-                self.free_at = self.clock.monotonic() + takes;
+            if let Some(micros) = (count * 1_000_000).checked_div(rate) {
+                self.free_at = self.clock.monotonic() + Duration::from_micros(micros);
             }
             self.passed += count;
             self.queued -= octets.len();

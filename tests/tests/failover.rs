@@ -218,17 +218,7 @@ fn a_replica_takes_over_from_a_dead_master_and_nothing_of_that_is_lost() -> anyh
         let alive = cluster.nodes[1].replctl(lab, &["failover", "force"])?.expect(4)?;
         ensure!(alive.stdout.contains("is alive"), "{}", alive.stdout);
 
-        // From here on nothing of what happens on the master is replicated.
-        cluster.nodes[0].kill_both()?;
-        let mut imap = cluster.servers[0].imap("u1")?;
-        imap.select("INBOX")?;
-        imap.command("UID STORE 1 +FLAGS (\\Flagged $There)")?;
-        imap.command("UID STORE 2 +FLAGS (\\Deleted)")?;
-        imap.command("EXPUNGE")?;
-        imap.create("There")?;
-        imap.append("There", &corpus::short("t0")).finish()?;
-        imap.logout()?;
-        cluster.deliver(0, 20, 26)?;
+        die_with_mail(&mut cluster)?;
         // Somebody delivers past the gate: its UID means another message on each side.
         cluster.gates[1].open_by_hand()?;
         cluster.servers[1].deliver("u1", &corpus::short("c0"))?;
@@ -292,6 +282,20 @@ fn a_replica_takes_over_from_a_dead_master_and_nothing_of_that_is_lost() -> anyh
         ensure!(copy.list.contains("There"), "the mailbox made on the old master is there");
         Ok(())
     })
+}
+
+/// The first node's daemons die, and its clients go on for a while: nothing of that is replicated.
+fn die_with_mail(cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.nodes[0].kill_both()?;
+    let mut imap = cluster.servers[0].imap("u1")?;
+    imap.select("INBOX")?;
+    imap.command("UID STORE 1 +FLAGS (\\Flagged $There)")?;
+    imap.command("UID STORE 2 +FLAGS (\\Deleted)")?;
+    imap.command("EXPUNGE")?;
+    imap.create("There")?;
+    imap.append("There", &corpus::short("t0")).finish()?;
+    imap.logout()?;
+    cluster.deliver(0, 20, 26)
 }
 
 /// Delivers until told to end, to whichever server takes it; returns what was accepted.

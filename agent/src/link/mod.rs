@@ -372,7 +372,7 @@ impl Driver {
             Event::Greeted { result: Err(error), .. } => self.on_refused(&error),
             Event::Merged { result: Ok(()), .. } => self.feed(Input::Welcome),
             Event::Merged { result: Err(VisitError::Gone), .. } => {
-                self.lose("the connection broke")
+                self.lose("the connection broke");
             }
             Event::Merged {
                 result:

@@ -66,7 +66,8 @@ impl Visitor {
         plan: &mut AccountPlan,
     ) -> Option<Trouble> {
         let look = Look::of(ours, theirs, plan);
-        if !look.loses() && !(self.brake.holds(account) && !plan.remove.is_empty()) {
+        let files_held = self.brake.holds(account) && !plan.remove.is_empty();
+        if !look.loses() && !files_held {
             return None;
         }
         let messages_of = |name: &MailboxName| {

@@ -63,7 +63,7 @@ impl Visitor {
                 Ok(()) => totals.add(&journal),
                 Err(VisitError::Target(trouble)) => {
                     tracing::error!(%account, reason = %trouble.reason, detail = trouble.detail, "cannot be merged yet");
-                    failed.get_or_insert(format!("{account}: {}", trouble.detail));
+                    failed.get_or_insert_with(|| format!("{account}: {}", trouble.detail));
                 }
                 Err(error) => return Err(error),
             }

@@ -11,7 +11,7 @@ use mailtwin_disk::{
     replace::{PRIVATE, replace},
 };
 use mailtwin_logic::{
-    ids::{Account, Epoch},
+    ids::{Account, Epoch, Guid},
     reconcile::BaseMailbox,
     wire::message,
 };
@@ -89,16 +89,15 @@ impl Base {
 
     /// Account names may hold slashes: a hash makes a file name of any.
     fn path(&self, account: &Account) -> PathBuf {
-        let hash: [u8; 20] = Sha1::digest(account.as_str()).into();
-        let hex: String = hash.iter().map(|octet| format!("{octet:02x}")).collect();
-        self.dir.join(hex)
+        let hash = Guid(Sha1::digest(account.as_str()).into());
+        self.dir.join(hash.to_string())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use mailtwin_logic::{
-        ids::{Guid, MailboxId, ModSeq, Uid},
+        ids::{MailboxId, ModSeq, Uid},
         mailbox::{Flags, Head, Keywords, MailboxName, MailboxState},
         reconcile::BaseRecord,
     };

@@ -207,7 +207,11 @@ impl Visitor {
         additions: Vec<Addition>,
     ) -> Result<(), VisitError> {
         let (whose, id) = (account.clone(), to.id);
-        self.work(move |store| Ok(store.abandon(&whose, id))).await?; // what a crash may have left
+        let clear = move |store: &dyn MailStore| {
+            store.abandon(&whose, id); // what a crash may have left
+            Ok(())
+        };
+        self.work(clear).await?;
         match self.add_all(account, to, Mode::Build, additions).await? {
             Some(_) => Ok(()),
             None => Err(local(&format!("{} appeared while it was copied", to.name))),

@@ -32,13 +32,17 @@ fn take(uid: u32, why: Why) -> Decision {
     Decision::Take { uid: Uid(uid), why }
 }
 
+/// What it is, base, ours, theirs, and what follows.
+type Row<'a> =
+    (&'a str, Option<&'a BaseRecord>, Option<&'a Record>, Option<&'a Record>, Vec<Decision>);
+
 #[test]
 fn every_combination_of_one_uid() {
     let (a, b) = (record(7, 1, 0, &[]), record(7, 2, 0, &[]));
     let flagged = record(7, 1, 2, &[]);
     let base = based(7, 1, 0, &[]);
     let update = Decision::Update { uid: Uid(7), flags: Flags(2), keywords: Keywords::default() };
-    let table: Vec<(&str, Option<&BaseRecord>, Option<&Record>, Option<&Record>, Vec<Decision>)> = vec![
+    let table: Vec<Row<'_>> = vec![
         ("only there, new", None, None, Some(&a), vec![take(7, Why::Tail)]),
         ("only here, new", None, Some(&a), None, vec![]),
         ("equal", Some(&base), Some(&a), Some(&a), vec![]),

@@ -116,16 +116,12 @@ impl Locker {
         if dir.stat(name)?.is_none() {
             return Ok(false);
         }
-        match self.local_pid(holder) {
-            Some(pid) => {
-                let dead = rustix::process::test_kill_process(pid) == Err(Errno::SRCH);
-                Ok(dead && age_ms(name)? > DEAD_MS)
-            }
-            None => {
-                let patience = if holder.is_empty() { EMPTY_MS } else { SILENT_MS };
-                Ok(age_ms(name)?.min(age_ms(guarded)?) > patience)
-            }
+        if let Some(pid) = self.local_pid(holder) {
+            let dead = rustix::process::test_kill_process(pid) == Err(Errno::SRCH);
+            return Ok(dead && age_ms(name)? > DEAD_MS);
         }
+        let patience = if holder.is_empty() { EMPTY_MS } else { SILENT_MS };
+        Ok(age_ms(name)?.min(age_ms(guarded)?) > patience)
     }
 
     fn local_pid(&self, holder: &str) -> Option<Pid> {
