@@ -27,6 +27,8 @@ const RECOVERY: Duration = Duration::from_mins(3);
 const DELIVERY: Duration = Duration::from_secs(10);
 /// How often the clients of replicas tidy up, at most.
 const TIDYINGS_MAX: usize = 5;
+/// Why something may stay different until somebody sees to it.
+const TOLD: [Reason; 3] = [Reason::Conflict, Reason::Name, Reason::Brake];
 
 impl Story {
     /// One replica is away or slow and one account cannot be replayed, for long: the rest must not be
@@ -127,7 +129,7 @@ impl Story {
         let settled = |world: &World| {
             let mut aside = Vec::new();
             world.agent().links().iter().for_each(|link| aside.extend(link.aside.to_vec()));
-            aside.iter().all(|aside| [Reason::Conflict, Reason::Name].contains(&aside.reason))
+            aside.iter().all(|aside| TOLD.contains(&aside.reason))
         };
         self.world.wait("nothing but conflicts is set aside", settled).await?;
         self.world.drain().await
@@ -167,7 +169,7 @@ impl Story {
     }
 
     /// The clients of replicas take away what they put there, and UIDs they used up are used up on the
-    /// master, too. Tells whether there was anything to do.
+    /// master, too; the brake is released. Tells whether there was anything to do.
     async fn tidy_up(&mut self) -> bool {
         let mut found = false;
         for replica in self.world.replicas.clone() {
@@ -188,6 +190,15 @@ impl Story {
             }
             self.world.doubt(&replica);
             self.oracle.touched(&replica);
+        }
+        for link in self.world.agent().links() {
+            let scopes: Vec<_> = link.brake.iter().map(|(scope, _)| scope.clone()).collect();
+            if !scopes.is_empty() {
+                found = true;
+                self.world.tell(format!("{}: the brake is released", link.name));
+                let released = self.world.agent().release(&link.name, scopes).await;
+                released.expect("there is such a replica");
+            }
         }
         self.catch_up().await;
         found
