@@ -81,7 +81,8 @@ fn targets(guided: &Path) -> Result<Vec<String>> {
 
 fn build(guided: &Path, place: &Path) -> Result<()> {
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--locked", "--bins", "--target-dir"])
+        // Not `--locked`: that lock file knows of a new dependency only when this is run.
+        .args(["build", "--release", "--bins", "--target-dir"])
         .arg(place.join("build"))
         // With a target of its own, build scripts are not built with these flags.
         .args(["--target", &triple()])
