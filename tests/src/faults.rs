@@ -1,5 +1,5 @@
 //! Faults of a running system that end when they are dropped: system calls that fail, a disk that
-//! hangs, too little memory.
+//! hangs.
 
 use std::{
     fs,
@@ -68,38 +68,6 @@ impl Frozen {
 impl Drop for Frozen {
     fn drop(&mut self) {
         let _ = tool(&["fsfreeze".as_ref(), "--unfreeze".as_ref(), self.0.as_os_str()]);
-    }
-}
-
-/// A control group with a bound on memory.
-#[derive(Debug)]
-pub struct MemoryBound(PathBuf);
-
-impl MemoryBound {
-    /// Puts a process into a group of its own, with room for `octets`.
-    pub fn start(process: u32, octets: u64) -> anyhow::Result<Self> {
-        let v1 = Path::new("/sys/fs/cgroup/memory");
-        let (root, key) = if v1.is_dir() {
-            (v1, "memory.limit_in_bytes")
-        } else {
-            (Path::new("/sys/fs/cgroup"), "memory.max")
-        };
-        let group = root.join(format!("mailtwin-test-{process}"));
-        fs::create_dir(&group).context("make a control group")?;
-        let bound = Self(group);
-        let set = |name: &str, value: String| -> anyhow::Result<()> {
-            crate::files::write(&bound.0.join(name), value)
-        };
-        set(key, octets.to_string())?;
-        set("cgroup.procs", process.to_string())?;
-        Ok(bound)
-    }
-}
-
-impl Drop for MemoryBound {
-    fn drop(&mut self) {
-        // Only an empty group can go: whoever was in it has ended.
-        let _ = fs::remove_dir(&self.0);
     }
 }
 

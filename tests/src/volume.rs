@@ -167,12 +167,6 @@ impl Volume {
         Ok(())
     }
 
-    /// Makes an XFS fail from now on, as if its device were gone; what was not synced is lost.
-    pub fn shut_down(&self) -> anyhow::Result<()> {
-        let words = ["xfs_io", "-x", "-c", "shutdown"].map(OsStr::new);
-        tool(&words.into_iter().chain([self.at.as_os_str()]).collect::<Vec<_>>())
-    }
-
     /// The name of its block device, `loop7`.
     pub fn device(&self) -> anyhow::Result<String> {
         let mounts = fs::read_to_string("/proc/self/mounts").context("list what is mounted")?;

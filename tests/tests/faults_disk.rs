@@ -1,4 +1,4 @@
-//! Disks that are full, over quota, read-only, away, hung, or fail: the admin is told, nothing is
+//! Disks that are full, over quota, read-only, away, hung, or fail to sync: the admin is told, nothing is
 //! lost, and replication goes on by itself when the fault has ended.
 
 use std::{fs, path::Path};
@@ -141,26 +141,6 @@ fn a_replica_whose_disk_hangs_says_so_and_goes_on() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_replica_whose_disk_dies_goes_on_after_the_repair() -> anyhow::Result<()> {
-    Lab::run(|lab| {
-        let mail = lab.mail_dir("replica/mail")?;
-        let mut volume = Volume::mount(Kind::Xfs, volume::MEGABYTES, &mail)?;
-        let mut pair = pair_on(lab)?;
-        // From now on everything on it fails with EIO.
-        volume.shut_down()?;
-        deliver(&pair, "dead", 3, 0)?;
-        wait_status(lab, &pair, "Input/output error")?;
-        pair.copy.kill()?;
-        pair.replica.stop()?;
-        volume.unmount(lab)?;
-        volume.attach()?;
-        pair.replica.resume(lab)?;
-        pair.copy.start(lab)?;
-        pair.wait_equal(lab).context("after the repair")
-    })
-}
-
-#[test]
 fn a_failed_sync_ends_the_replica_daemon_and_nothing_is_acked_twice() -> anyhow::Result<()> {
     Lab::run(|lab| {
         faults::expect_tool("strace")?;
@@ -214,37 +194,5 @@ fn a_log_that_cannot_be_written_is_said_and_waited_for() -> anyhow::Result<()> {
         ensure!(pair.agent.daemon()?.is_running(), "the agent waits");
         pair.heal(lab).context("with a disk that writes")?;
         pair.replica.expect_quiet_log()
-    })
-}
-
-#[test]
-fn errors_of_reads_and_renames_set_aside_and_are_tried_again() -> anyhow::Result<()> {
-    Lab::run(|lab| {
-        faults::expect_tool("strace")?;
-        let mut pair = pair_on(lab)?;
-        for (on_master, calls) in [
-            (false, "rename,renameat,renameat2"),
-            (false, "linkat,mkdirat,unlinkat"),
-            (false, "read,pread64"),
-            (true, "read,pread64"),
-        ] {
-            let node = if on_master { &mut pair.agent } else { &mut pair.copy };
-            let failing = Failing::start(lab, node, calls)?;
-            deliver(&pair, calls.split(',').next().unwrap_or_default(), 2, 0)?;
-            let mut imap = pair.master.imap("u1")?;
-            imap.select("INBOX")?;
-            imap.command("UID STORE 1 +FLAGS (\\Flagged)")?;
-            imap.command("UID STORE 1 -FLAGS (\\Flagged)")?;
-            lab.wait("it is seen in the status, or ends a daemon", || {
-                let shown = pair.agent.replctl(lab, &["status"])?;
-                let alive = pair.agent.daemon()?.is_running() && pair.copy.daemon()?.is_running();
-                let seen = shown.code == Some(1) || !alive;
-                Ok(if seen { Ok(()) } else { Err(format!("{shown:?}")) })
-            })
-            .with_context(|| format!("{calls} on the master: {on_master}"))?;
-            failing.stop()?;
-            pair.heal(lab).with_context(|| format!("after {calls}, on the master: {on_master}"))?;
-        }
-        Ok(())
     })
 }

@@ -1,4 +1,4 @@
-//! Daemons that are stopped for a while, starved of memory, restarted again and again, or whose clock
+//! Daemons that are stopped for a while, restarted again and again, or whose clock
 //! jumps: nothing is lost, and all is equal in the end.
 
 use std::ffi::OsString;
@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use mailtwin_tests::{
     corpus,
     daemon::{Node, Pair},
-    faults::{MemoryBound, metric},
+    faults::metric,
     files,
     lab::Lab,
 };
@@ -15,9 +15,6 @@ use rustix::process::Signal;
 
 /// Restarts of a storm, of each daemon.
 const RESTARTS: usize = 15;
-
-/// So little that the next page a daemon wants is one too many.
-const LITTLE_MEMORY: u64 = 4096;
 
 /// Debian's libfaketime, for programs with several threads.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
@@ -66,26 +63,6 @@ fn a_stopped_agent_is_noticed_and_goes_on() -> anyhow::Result<()> {
         })?;
         pair.agent.daemon()?.signal(Signal::CONT)?;
         pair.wait_equal(lab).context("continued")?;
-        pair.expect_quiet_logs()
-    })
-}
-
-#[test]
-fn a_daemon_without_memory_is_killed_and_goes_on_with_more() -> anyhow::Result<()> {
-    Lab::run(|lab| {
-        let mut pair = pair_with_mail(lab)?;
-        for master in [true, false] {
-            let id = side(&mut pair, master).daemon()?.id();
-            let bound = MemoryBound::start(id, LITTLE_MEMORY)?;
-            let mut message = corpus::short(&format!("large-{master}"));
-            message.extend(b"0123456789abcdef\r\n".repeat(500_000));
-            pair.master.deliver("u1", &message)?;
-            deliver(&pair, &format!("starved-{master}-"))?;
-            let status = side(&mut pair, master).daemon()?.ended()?;
-            ensure!(!status.success(), "it was killed: {status}");
-            drop(bound);
-            pair.heal(lab).with_context(|| format!("with memory, on the master: {master}"))?;
-        }
         pair.expect_quiet_logs()
     })
 }
