@@ -99,7 +99,8 @@ impl Force {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         let (store, base) = (Arc::clone(&self.work.store), Base::of(&self.state_dir, epoch));
-        let noted = self.work.workers.run(move || write_base(&*store, &base)).await;
+        let master = old.clone().unwrap_or_default();
+        let noted = self.work.workers.run(move || write_base(&*store, &base, &master)).await;
         let (accounts, messages) = match noted {
             Ok(Ok(counted)) => counted,
             Ok(Err(why)) => return Err(undone(why)),
@@ -169,7 +170,7 @@ impl Force {
 }
 
 /// Writes down every account and leaves out UIDs; returns accounts and messages.
-fn write_base(store: &dyn MailStore, base: &Base) -> Result<(usize, u64), String> {
+fn write_base(store: &dyn MailStore, base: &Base, old: &str) -> Result<(usize, u64), String> {
     let failed = |error: &dyn std::error::Error| Chain(error).to_string();
     base.create().map_err(|error| failed(&error))?;
     let accounts = store.accounts().map_err(|error| failed(&error))?;
@@ -188,7 +189,7 @@ fn write_base(store: &dyn MailStore, base: &Base) -> Result<(usize, u64), String
         }
         base.save(account, &mailboxes).map_err(|error| failed(&error))?;
     }
-    base.finish().map_err(|error| failed(&error))?;
+    base.finish(old).map_err(|error| failed(&error))?;
     Ok((accounts.len(), messages))
 }
 
@@ -223,7 +224,12 @@ fn write_mailbox(
                 let state = MailboxState { head, ..state };
                 return Ok(BaseMailbox {
                     state,
-                    records: delta.records.iter().map(noted).collect(),
+                    records: delta
+                        .records
+                        .iter()
+                        .filter(|record| record.replicated)
+                        .map(noted)
+                        .collect(),
                 });
             }
             Some(Err(StoreError::Stale(_))) if tries < TRIES => tries += 1,

@@ -50,7 +50,9 @@ impl Visitor {
     /// Merges every account of the replica, then tells it that this is done.
     pub(crate) async fn merge(&self, merging: &Merging) -> Result<(), VisitError> {
         let base = Base::of(&merging.state_dir, merging.forced);
-        let whole = base.is_whole().then_some(&base);
+        let old_master = base.old_master();
+        let whole = old_master.is_some().then_some(&base);
+        let is_old_master = old_master.as_ref() == Some(&merging.node);
         if whole.is_none() {
             tracing::warn!(node = %merging.node, "there is no base: everything that is only there is copied, and nothing deleted");
         }
@@ -58,7 +60,7 @@ impl Visitor {
         tracing::info!(node = %merging.node, accounts = accounts.len(), "copying back what only it has");
         let (mut failed, mut totals) = (None, journal::Totals::default());
         for account in accounts.into_keys() {
-            let mut journal = Journal::new(merging, &account);
+            let mut journal = Journal::new(merging, &account, is_old_master);
             match self.merge_account(&account, whole, &mut journal).await {
                 Ok(()) => totals.add(&journal),
                 Err(VisitError::Target(trouble)) => {
@@ -104,7 +106,9 @@ impl Visitor {
             return Err(local(&format!("{name} cannot be read there: {why}")));
         }
         let ours = self.our_account(account).await?;
-        for fate in reconcile::account(based.as_deref(), &ours, &theirs) {
+        // Names and deletions of a node that was only behind say nothing.
+        let told = based.as_deref().filter(|_| journal.is_old_master());
+        for fate in reconcile::account(told, &ours, &theirs) {
             let base = based.as_deref().unwrap_or_default();
             self.carry_fate(account, base, &theirs, fate, journal).await?;
         }

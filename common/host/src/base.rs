@@ -63,14 +63,14 @@ impl Base {
         Ok(replace(&self.path(account), &octets, PRIVATE)?)
     }
 
-    /// Notes that every account's is written.
-    pub fn finish(&self) -> Result<(), BaseError> {
-        Ok(replace(&self.dir.join(WHOLE), b"", PRIVATE)?)
+    /// Notes that every account's is written, and who was the master until then.
+    pub fn finish(&self, old_master: &str) -> Result<(), BaseError> {
+        Ok(replace(&self.dir.join(WHOLE), old_master.as_bytes(), PRIVATE)?)
     }
 
-    /// Whether it was written to its end.
-    pub fn is_whole(&self) -> bool {
-        self.dir.join(WHOLE).exists()
+    /// Who was the master until then; `None` if it was not written to its end.
+    pub fn old_master(&self) -> Option<String> {
+        std::fs::read_to_string(self.dir.join(WHOLE)).ok()
     }
 
     /// Reads one account's; empty if the account was not there.
@@ -121,9 +121,9 @@ mod tests {
         let mailboxes = vec![BaseMailbox { state, records: vec![record] }];
         let (ann, ben) = (Account::new("a/nn").unwrap(), Account::new("ben").unwrap());
         base.save(&ann, &mailboxes).unwrap();
-        assert!(!base.is_whole());
-        base.finish().unwrap();
-        assert!(base.is_whole());
+        assert_eq!(base.old_master(), None);
+        base.finish("mx1").unwrap();
+        assert_eq!(base.old_master().as_deref(), Some("mx1"));
         assert_eq!(base.load(&ann).unwrap(), mailboxes);
         assert_eq!(base.load(&ben).unwrap(), []);
         replace(&base.path(&ben), b"\x01", PRIVATE).unwrap();

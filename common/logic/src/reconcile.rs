@@ -98,7 +98,15 @@ impl Why {
 /// Decides for one mailbox that both sides have. `base` is empty for one that was made since.
 ///
 /// In the order in which to carry it out: what is added comes before what it replaces goes.
-pub fn mailbox(base: &[BaseRecord], ours: &[Record], theirs: &[Record]) -> Vec<Decision> {
+///
+/// Only the old master's word counts for what is gone or changed: `their_next` is its UIDNEXT. Of any
+/// other node it is `None`, for that may only have been behind.
+pub fn mailbox(
+    base: &[BaseRecord],
+    ours: &[Record],
+    theirs: &[Record],
+    their_next: Option<Uid>,
+) -> Vec<Decision> {
     let base: BTreeMap<Uid, &BaseRecord> = base.iter().map(|record| (record.uid, record)).collect();
     let mine: BTreeMap<Uid, &Record> = ours.iter().map(|record| (record.uid, record)).collect();
     let mut copies = Copies::new(&base, ours, theirs);
@@ -107,6 +115,7 @@ pub fn mailbox(base: &[BaseRecord], ours: &[Record], theirs: &[Record]) -> Vec<D
         let uid = their.uid;
         let agreed = base.get(&uid).filter(|agreed| agreed.guid == their.guid);
         match (mine.get(&uid), agreed) {
+            (Some(our), _) if our.guid == their.guid && their_next.is_none() => {}
             (Some(our), agreed) if our.guid == their.guid => {
                 let (flags, keywords) = merge(agreed.copied(), our, their);
                 if flags != our.flags || keywords != our.keywords {
@@ -115,7 +124,7 @@ pub fn mailbox(base: &[BaseRecord], ours: &[Record], theirs: &[Record]) -> Vec<D
             }
             (None, Some(agreed)) => {
                 let changed = agreed.flags != their.flags || agreed.keywords != their.keywords;
-                if changed && !copies.has(their.guid) {
+                if changed && their_next.is_some() && !copies.has(their.guid) {
                     adds.push(Decision::Take { uid, why: Why::Changed });
                 }
             }
@@ -132,7 +141,12 @@ pub fn mailbox(base: &[BaseRecord], ours: &[Record], theirs: &[Record]) -> Vec<D
             }
         }
     }
-    rest.extend(expunges(&base, &mine, theirs));
+    if let Some(next) = their_next {
+        let gone = expunges(&base, &mine, theirs);
+        rest.extend(
+            gone.into_iter().filter(|&uid| uid < next).map(|uid| Decision::Expunge { uid }),
+        );
+    }
     adds.append(&mut rest);
     adds
 }
@@ -163,7 +177,7 @@ fn expunges(
     base: &BTreeMap<Uid, &BaseRecord>,
     mine: &BTreeMap<Uid, &Record>,
     theirs: &[Record],
-) -> Vec<Decision> {
+) -> Vec<Uid> {
     let there: BTreeSet<Uid> = theirs.iter().map(|record| record.uid).collect();
     let gone = base.values().filter(|agreed| !there.contains(&agreed.uid));
     let untouched = gone.filter(|agreed| {
@@ -171,7 +185,7 @@ fn expunges(
             our.guid == agreed.guid && our.flags == agreed.flags && our.keywords == agreed.keywords
         })
     });
-    untouched.map(|agreed| Decision::Expunge { uid: agreed.uid }).collect()
+    untouched.map(|agreed| agreed.uid).collect()
 }
 
 /// Messages that the master has beyond the base, by what they hold: a message that was copied back

@@ -46,7 +46,9 @@ impl Visitor {
         for _ in 0..TRIES {
             journal.drop_waiting();
             let sides = self.sides(account, their.id, their).await?;
-            let decisions = reconcile::mailbox(base, &sides.our_records, &sides.their_records);
+            let their_next = journal.is_old_master().then_some(their.head.uid_next);
+            let (ours, theirs) = (&sides.our_records, &sides.their_records);
+            let decisions = reconcile::mailbox(base, ours, theirs, their_next);
             // Above whatever either side may have shown.
             let next = sides.ours.head.uid_next.max(their.head.uid_next);
             match self.carry_out_here(account, &sides, &decisions, next, journal).await? {

@@ -20,11 +20,13 @@ pub(super) struct Journal {
     at: u64,
     waiting: Vec<LedgerEntry>,
     counted: BTreeMap<String, usize>,
+    is_old_master: bool,
 }
 
 impl Journal {
-    pub(super) fn new(merging: &Merging, account: &Account) -> Self {
+    pub(super) fn new(merging: &Merging, account: &Account, is_old_master: bool) -> Self {
         Self {
+            is_old_master,
             state_dir: merging.state_dir.clone(),
             node: merging.node.clone(),
             epoch: merging.epoch,
@@ -33,6 +35,11 @@ impl Journal {
             waiting: Vec::new(),
             counted: BTreeMap::new(),
         }
+    }
+
+    /// Whether the node that comes back was the master when the base was written.
+    pub(super) fn is_old_master(&self) -> bool {
+        self.is_old_master
     }
 
     pub(super) fn node(&self) -> &str {

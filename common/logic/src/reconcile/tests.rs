@@ -72,7 +72,14 @@ fn every_combination_of_one_uid() {
         let base: Vec<BaseRecord> = base.into_iter().cloned().collect();
         let ours: Vec<Record> = ours.into_iter().cloned().collect();
         let theirs: Vec<Record> = theirs.into_iter().cloned().collect();
-        assert_eq!(mailbox(&base, &ours, &theirs), expected, "{what}");
+        assert_eq!(mailbox(&base, &ours, &theirs, Some(Uid(100))), expected, "{what}");
+        // Who was only behind takes nothing away and changes nothing.
+        let harmless =
+            |decision: &Decision| matches!(decision, Decision::Take { .. } | Decision::Move { .. });
+        let of_a_replica = mailbox(&base, &ours, &theirs, None);
+        assert!(of_a_replica.iter().all(harmless), "{what}: {of_a_replica:?}");
+        let restored = mailbox(&base, &ours, &theirs, Some(Uid(7)));
+        assert!(!restored.contains(&Decision::Expunge { uid: Uid(7) }), "{what}");
     }
 }
 
@@ -94,7 +101,7 @@ fn what_was_done_before_a_crash_is_not_done_again() {
     // Of the clash at 7 both have been added above, and one of two equal messages.
     let ours =
         [record(7, 1, 0, &[]), record(50, 2, 0, &[]), record(51, 1, 0, &[]), record(52, 3, 0, &[])];
-    let decided = mailbox(&[], &ours, &theirs);
+    let decided = mailbox(&[], &ours, &theirs, Some(Uid(100)));
     assert_eq!(decided, [Decision::Move { uid: Uid(7), copy: false }, take(9, Why::Tail)]);
 }
 
