@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// What a replica daemon may take at most while all of this is done to it, in octets.
-pub const MEMORY_MAX: u64 = 250 << 20;
+pub const MEMORY_MAX: u64 = 128 << 20;
 
 /// A message, and what it is stored as.
 pub const BODY: &[u8] = b"Subject: x\r\n\r\nbody\r\n";

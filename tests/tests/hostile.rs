@@ -294,7 +294,10 @@ fn applies_that_make_no_sense_are_refused() -> anyhow::Result<()> {
         ];
         for (what, apply) in nonsense {
             let answer = peer.apply(apply, &[BODY, BODY])?;
-            let refused = matches!(answer, Some(Reply::Failed(_) | Reply::Stale(_)));
+            let refused = matches!(
+                answer,
+                Some(Reply::Failed(_) | Reply::FailedMessage(..) | Reply::Stale(_))
+            );
             ensure!(refused, "{what}: {answer:?}");
         }
         // Names and hints that would lead out make the replica choose a name of its own.
