@@ -238,6 +238,19 @@ pub fn account(master: &AccountState, replica: &AccountState) -> AccountPlan {
             plan.steps.push(Step::Delete { id, name });
         }
     }
+    // What cannot go to its place stays in the way of others.
+    let stuck = |taken: &BTreeSet<MailboxName>| {
+        let blocked = master.mailboxes.iter().filter(|mailbox| taken.contains(&mailbox.name));
+        let places = blocked.filter_map(|mailbox| Some(&theirs.get(&mailbox.id)?.name));
+        places.cloned().collect::<Vec<_>>()
+    };
+    loop {
+        let before = taken.len();
+        taken.extend(stuck(&taken));
+        if taken.len() == before {
+            break;
+        }
+    }
     for mailbox in &master.mailboxes {
         let held = theirs.get(&mailbox.id);
         if taken.contains(&mailbox.name) {
@@ -438,6 +451,8 @@ mod tests {
             ("swap", "1=B 2=A", "1=A 2=B", "[A>B B>A] visits [] extra [] blocked []"),
             ("foreign inbox", "1=", "2=", "[!INBOX] visits [INBOX] extra [] blocked []"),
             ("foreign mail", "1=A", "f2=A", "[] visits [] extra [A] blocked [A]"),
+            ("in the way", "1=A 2=B 3=C", "f9=A 1=B 3=C", "[] visits [] extra [A] blocked [A, B]"),
+            ("likewise", "1=A 2=B", "f9=A 1=B 2=C", "[] visits [] extra [A] blocked [A, B]"),
             ("deleted with mail", "n1=", "n1= n2=A", "[-A] visits [] extra [] blocked []"),
             ("restored master", "1=", "n1= n2=A", "[] visits [INBOX] extra [A] blocked []"),
             ("the same later", "n1=", "f1= n2=A 3=B", "[-B] visits [] extra [A] blocked []"),
