@@ -135,9 +135,9 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         what: "a visit that failed counts as done",
         file: "agent/src/link/mod.rs",
-        from: "Err(VisitError::Target(trouble)) => {",
+        from: "Err(VisitError::Target(trouble) | VisitError::Message(_, trouble)) => {",
         to: "Err(VisitError::Target(_)) if true => Outcome::Done(Vec::new()),
-            Err(VisitError::Target(trouble)) => {",
+            Err(VisitError::Target(trouble) | VisitError::Message(_, trouble)) => {",
     },
     Mutant {
         what: "expunges are not held by the brake",
@@ -185,9 +185,9 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         what: "one broken mailbox makes the whole connection start over",
         file: "agent/src/link/mod.rs",
-        from: "Err(VisitError::Target(trouble)) => {",
+        from: "Err(VisitError::Target(trouble) | VisitError::Message(_, trouble)) => {",
         to: "Err(VisitError::Target(trouble)) if true => return self.lose(&trouble.detail),
-            Err(VisitError::Target(trouble)) => {",
+            Err(VisitError::Target(trouble) | VisitError::Message(_, trouble)) => {",
     },
     Mutant {
         what: "what is set aside is released for its name's sake",
@@ -198,8 +198,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         what: "a stale plan is carried out again and again without comparing",
         file: VISIT,
-        from: "self.held.forget(account, state.id);",
-        to: "",
+        from: "self.held.forget(account, state.id);\n        let held_back",
+        to: "let held_back",
     },
 ];
 

@@ -7,7 +7,7 @@ use mailtwin_logic::{
     entry::Target,
     ids::Account,
     link::Phase,
-    mailbox::{MailboxName, MailboxState},
+    mailbox::{MailboxName, MailboxState, Record},
     quarantine::Reason,
 };
 use mailtwin_store::conformance::InMemory;
@@ -168,26 +168,32 @@ impl Story {
         }
     }
 
-    /// The clients of replicas take away what they put there, and UIDs they used up are used up on the
+    /// The clients of replicas take away what they put there and what is in the way of others, and UIDs they used up are used up on the
     /// master, too; the brake is released. Tells whether there was anything to do.
     async fn tidy_up(&mut self) -> bool {
         let mut found = false;
         for replica in self.world.replicas.clone() {
             self.world.note_own(&replica);
-            if self.world.own.remove(&replica.name).is_none_or(|own| own.is_empty()) {
-                continue;
-            }
-            found = true;
-            self.world.tell(format!("{}: its clients tidy up", replica.name));
+            self.world.own.remove(&replica.name);
+            let mut tidied = false;
             for account in self.world.accounts.clone() {
                 for mailbox in replica.mail.store.peek(&account).state.mailboxes {
                     for record in replica.mail.store.peek_records(&account, mailbox.id) {
-                        if !record.replicated {
+                        let ours = self.world.master.mail.store.peek_records(&account, mailbox.id);
+                        let clashes =
+                            |ours: &Record| ours.uid == record.uid && ours.guid != record.guid;
+                        if !record.replicated || ours.iter().any(clashes) {
+                            tidied = true;
                             replica.mail.store.expunge(&account, &mailbox.name, record.uid);
                         }
                     }
                 }
             }
+            if !tidied {
+                continue;
+            }
+            found = true;
+            self.world.tell(format!("{}: its clients tidied up", replica.name));
             self.world.doubt(&replica);
             self.oracle.touched(&replica);
         }
