@@ -9,7 +9,7 @@ use std::{
 };
 
 use mailtwin_host::admin::{
-    AgentStatus, AsideStatus, CheckAsk, Entry, FailureCode, LogStat, LogStatus, Problem,
+    AgentStatus, Answer, AsideStatus, CheckAsk, Entry, FailureCode, LogStat, LogStatus, Problem,
     ReplicaStatus, Request, Response, SCHEMA_VERSION, answer,
 };
 use mailtwin_host::{history, keys::PublicKey, node::Node, pins::Pins, tasks::Tasks};
@@ -62,9 +62,8 @@ pub(crate) struct Working {
     pub(crate) checks: Jobs,
 }
 
-impl Answers {
-    /// Answers one request.
-    pub(crate) async fn answer(&self, request: Request) -> Response {
+impl Answer for Answers {
+    async fn answer(&self, request: Request) -> Response {
         match request {
             Request::Status => Response::Status(self.status()),
             Request::KeysShow => answer::keys(&self.node.name, self.key, &self.pins),
@@ -108,7 +107,9 @@ impl Answers {
             },
         }
     }
+}
 
+impl Answers {
     #[expect(clippy::wildcard_enum_match_arm, reason = "all others are the working half's")]
     async fn work(&self, working: &Working, request: Request) -> Response {
         match request {

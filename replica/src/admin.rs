@@ -5,7 +5,10 @@ mod graveyard;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use mailtwin_host::{
-    admin::{FailureCode, Problem, ReplicaDaemonStatus, Request, Response, SCHEMA_VERSION, answer},
+    admin::{
+        Answer, FailureCode, Problem, ReplicaDaemonStatus, Request, Response, SCHEMA_VERSION,
+        answer,
+    },
     clock::Clock,
     keys::PublicKey,
     node::Role,
@@ -36,9 +39,8 @@ pub(crate) struct Answers {
     pub(crate) state_dir: PathBuf,
 }
 
-impl Answers {
-    /// Answers one request.
-    pub(crate) async fn answer(&self, request: Request) -> Response {
+impl Answer for Answers {
+    async fn answer(&self, request: Request) -> Response {
         match request {
             Request::Force { accept_loss, dry_run } => match self.work.clone() {
                 Some(work) => {
@@ -76,7 +78,9 @@ impl Answers {
             }
         }
     }
+}
 
+impl Answers {
     fn force(&self, work: Work) -> Force {
         Force {
             fence: self.fence.clone(),

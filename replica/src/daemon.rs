@@ -1,18 +1,16 @@
 //! Puts the replica daemon together, front to back, and takes it apart again.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use mailtwin_disk::lock::DirLock;
 use mailtwin_host::{
-    admin::{self, Request},
+    admin,
     clock::{Clock, SystemClock},
     config::Config,
+    daemon::{self, Lasting},
     gate::Gate,
-    keys::NodeKey,
     metrics as http,
-    node::{Node, NodeFile, Role},
-    pins::Pins,
+    node::{Node, Role},
     signals::Signal,
     systemd,
     tasks::Tasks,
@@ -36,90 +34,40 @@ use crate::{
 
 /// Threads for the store's blocking calls.
 const WORKERS: usize = 8;
-/// How long tasks may take to end.
-const GRACE: Duration = Duration::from_secs(10);
 /// How often the graveyard is gone through.
 const BURY_EVERY: Duration = Duration::from_hours(1);
 
 /// Runs until `stop`, a signal to stop, or a disk that does not sync.
 pub async fn run(
     config: Config,
-    mut signals: mpsc::Receiver<Signal>,
+    signals: mpsc::Receiver<Signal>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let state = &config.node.state_dir;
-    let file = Arc::new(NodeFile::open(state, &config.node.name)?);
-    let _lock = DirLock::take(&state.join("replica"))?;
-    let lasting = Tasks::new(stop.child_token());
-    file.spawn_watch(&lasting, lasting.stop().clone());
-    systemd::spawn_alive(&lasting, lasting.stop().clone());
-    let key = Arc::new(NodeKey::load(state)?);
-    let pins = Arc::new(Pins::open(state, key.public(), &config.peers)?);
-    let mut daemon = Daemon { config, file, key, pins };
-    let ended = loop {
-        match daemon.hold_role(&mut signals, &stop).await {
-            Ok(End::Role) => tracing::info!("this node's role has changed: starting anew in it"),
-            Ok(End::Stop) => break Ok(()),
-            Err(error) => break Err(error),
-        }
-    };
-    systemd::stopping();
-    if let Err(hanging) = lasting.shutdown(GRACE).await {
-        tracing::warn!(%hanging, "ending anyway");
-    }
-    ended?;
-    tracing::info!("stopped");
-    Ok(())
-}
-
-/// Why a role's work ended.
-enum End {
-    Stop,
-    Role,
+    daemon::run(config, signals, stop, Daemon).await
 }
 
 /// What stays over a change of role.
-struct Daemon {
-    config: Config,
-    file: Arc<NodeFile>,
-    key: Arc<NodeKey>,
-    pins: Arc<Pins>,
-}
+struct Daemon(Lasting);
 
-impl Daemon {
-    /// Does what the node's role asks for until that changes or the daemon ends.
-    async fn hold_role(
-        &mut self,
-        signals: &mut mpsc::Receiver<Signal>,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<End> {
-        let (node, mut nodes) = (self.file.now(), self.file.subscribe());
-        let tasks = Tasks::new(stop.child_token());
-        let fatal = CancellationToken::new();
-        let started = self.start(&node, &tasks, &fatal).await;
-        let end = match &started {
-            Ok(answers) => loop {
-                tokio::select! {
-                    () = stop.cancelled() => break End::Stop,
-                    () = fatal.cancelled() => break End::Stop,
-                    Ok(_) = nodes.wait_for(|now| now.role != node.role) => break End::Role,
-                    Some(signal) = signals.recv() => match signal {
-                        Signal::Stop => break End::Stop,
-                        Signal::Reload => self.reload(),
-                        Signal::Report => {
-                            tracing::info!(status = ?answers.status(), tasks = ?tasks.running(), "running");
-                        }
-                    },
-                }
-            },
-            Err(_) => End::Stop,
-        };
-        if let Err(hanging) = tasks.shutdown(GRACE).await {
-            tracing::warn!(%hanging, "ending anyway");
-        }
-        started?;
-        anyhow::ensure!(!fatal.is_cancelled(), "the disk failed to sync; see the log");
-        Ok(end)
+impl daemon::Daemon for Daemon {
+    const LOCK: &'static str = "replica";
+    const FATAL: &'static str = "the disk failed to sync";
+    type Working = Arc<Answers>;
+
+    fn lasting(&self) -> &Lasting {
+        &self.0
+    }
+
+    fn lasting_mut(&mut self) -> &mut Lasting {
+        &mut self.0
+    }
+
+    fn has_moved(before: &Node, now: &Node) -> bool {
+        now.role != before.role
+    }
+
+    fn report(&self, answers: &Arc<Answers>) {
+        tracing::info!(status = ?answers.status(), "replica");
     }
 
     async fn start(
@@ -128,14 +76,15 @@ impl Daemon {
         tasks: &Tasks,
         fatal: &CancellationToken,
     ) -> anyhow::Result<Arc<Answers>> {
-        let (config, stop) = (&self.config, tasks.stop());
+        let Lasting { config, file, .. } = &self.0;
+        let stop = tasks.stop();
         let clock = SystemClock::shared();
         let registry = Registry::new();
         http::build_info(&registry, "replica")?;
         let metrics = Metrics::register(&registry)?;
         metrics.publish_role(node.role);
         metrics.epoch.set(i64::try_from(node.epoch.0).unwrap_or(i64::MAX));
-        let fence = Fence::new(Arc::clone(&self.file));
+        let fence = Fence::new(Arc::clone(file));
         let work = if node.role == Role::Master {
             tracing::info!("this node is the master: agents are refused until that changes");
             None
@@ -143,7 +92,7 @@ impl Daemon {
             Some(work(config, &clock, &metrics, fatal)?)
         };
         if let Some(work) = &work {
-            handover::mark(work, &self.file, &config.node.state_dir).await?;
+            handover::mark(work, file, &config.node.state_dir).await?;
             tasks.spawn("graveyard", bury(work.clone(), stop.child_token()));
         }
         let heard = Heard::default();
@@ -152,14 +101,17 @@ impl Daemon {
         systemd::ready();
         Ok(answers)
     }
+}
 
+impl Daemon {
     /// Begins to listen: to agents, to scrapers, to `replctl`.
     async fn serve(
         &self,
         Serving { fence, work, metrics, heard, registry }: Serving,
         tasks: &Tasks,
     ) -> anyhow::Result<Arc<Answers>> {
-        let (config, stop) = (&self.config, tasks.stop());
+        let Lasting { config, key, pins, .. } = &self.0;
+        let stop = tasks.stop();
         let (ours, state_dir) = (work.clone(), config.node.state_dir.clone());
         let context = Context {
             node: config.node.name.clone(),
@@ -170,7 +122,7 @@ impl Daemon {
             heard: heard.clone(),
             tasks: tasks.clone(),
         };
-        let doorkeeper = Doorkeeper { key: Arc::clone(&self.key), pins: Arc::clone(&self.pins) };
+        let doorkeeper = Doorkeeper { key: Arc::clone(key), pins: Arc::clone(pins) };
         let at = config.replica.listen;
         let listen = listener::listen(at, doorkeeper, context, tasks, stop.child_token())
             .await
@@ -183,7 +135,7 @@ impl Daemon {
                 .with_context(|| format!("serve metrics on {at}; metrics.replica"))?;
         }
         let (node, clock) = (config.node.name.clone(), SystemClock::shared());
-        let (key, pins) = (self.key.public(), Arc::clone(&self.pins));
+        let (key, pins) = (key.public(), Arc::clone(pins));
         let answers = Arc::new(Answers {
             node,
             key,
@@ -195,26 +147,10 @@ impl Daemon {
             work: ours,
             state_dir,
         });
-        serve_admin(&config.node.run_dir, Arc::clone(&answers), tasks, stop.child_token())?;
+        let socket = admin::replica_socket(&config.node.run_dir);
+        admin::serve(&socket, Arc::clone(&answers), tasks, stop.child_token())
+            .with_context(|| format!("serve the admin socket {}", socket.display()))?;
         Ok(answers)
-    }
-
-    /// Takes over what can change while the daemon runs: keys and peers.
-    fn reload(&mut self) {
-        match Config::load(&self.config.file) {
-            Ok(new) => {
-                let changed = self.config.changed_keys(&new);
-                tracing::info!(
-                    ?changed,
-                    "configuration read again; peers and their keys count at once, the rest at the next start"
-                );
-                self.pins.reload(&new.peers);
-                self.config = new;
-            }
-            Err(error) => {
-                tracing::error!(error = %Chain(&error), "configuration not taken over: the old one stays");
-            }
-        }
     }
 }
 
@@ -277,19 +213,4 @@ async fn bury(work: Work, stop: CancellationToken) {
             Err(error) => tracing::error!(error = %Chain(&error), "cannot empty the graveyard"),
         }
     }
-}
-
-fn serve_admin(
-    run_dir: &Path,
-    answers: Arc<Answers>,
-    tasks: &Tasks,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let socket = admin::replica_socket(run_dir);
-    let handler: admin::Handler = Arc::new(move |request: Request| {
-        let answers = Arc::clone(&answers);
-        Box::pin(async move { answers.answer(request).await })
-    });
-    admin::serve(&socket, handler, tasks, stop)
-        .with_context(|| format!("serve the admin socket {}", socket.display()))
 }

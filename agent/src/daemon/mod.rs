@@ -2,14 +2,14 @@
 
 mod work;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Context as _;
-use mailtwin_disk::lock::DirLock;
 use mailtwin_host::{
-    admin::{self, Request},
+    admin,
     clock::SystemClock,
     config::{Config, Peer},
+    daemon::{self, Lasting},
     gate::Gate,
     keys::NodeKey,
     metrics as http,
@@ -32,103 +32,61 @@ use crate::{
     metrics::Metrics,
 };
 
-/// How long tasks may take to end.
-const GRACE: Duration = Duration::from_secs(10);
-
 /// Runs until `stop`, a signal to stop, or a log that cannot be made durable.
 pub async fn run(
     config: Config,
-    mut signals: mpsc::Receiver<Signal>,
+    signals: mpsc::Receiver<Signal>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let state_dir = &config.node.state_dir;
-    let file = Arc::new(NodeFile::open(state_dir, &config.node.name)?);
-    let _lock = DirLock::take(&state_dir.join("agent"))?;
-    let lasting = Tasks::new(stop.child_token());
-    file.spawn_watch(&lasting, lasting.stop().clone());
-    systemd::spawn_alive(&lasting, lasting.stop().clone());
-    let key = Arc::new(NodeKey::load(state_dir)?);
-    let pins = Arc::new(Pins::open(state_dir, key.public(), &config.peers)?);
-    let dialers = dialers(&config.peers, &key, &pins);
-    let failover = Failover {
-        state_dir: state_dir.clone(),
-        file,
-        gate: Gate::new(&config),
-        operations: Operations::new(),
-        clock: SystemClock::shared(),
+    let new = |lasting: Lasting| {
+        let dialers = dialers(&lasting.config.peers, &lasting.key, &lasting.pins);
+        let failover = Failover {
+            state_dir: lasting.config.node.state_dir.clone(),
+            file: Arc::clone(&lasting.file),
+            gate: Gate::new(&lasting.config),
+            operations: Operations::new(),
+            clock: SystemClock::shared(),
+        };
+        Daemon { lasting, dialers, failover }
     };
-    let mut daemon = Daemon { config, key, pins, dialers, failover };
-    let ended = loop {
-        match daemon.hold_role(&mut signals, &stop).await {
-            Ok(End::Role) => tracing::info!("this node's role has changed: starting anew in it"),
-            Ok(End::Stop) => break Ok(()),
-            Err(error) => break Err(error),
-        }
-    };
-    systemd::stopping();
-    if let Err(hanging) = lasting.shutdown(GRACE).await {
-        tracing::warn!(%hanging, "ending anyway");
-    }
-    ended?;
-    tracing::info!("stopped");
-    Ok(())
-}
-
-/// Why a role's work ended.
-enum End {
-    Stop,
-    Role,
+    daemon::run(config, signals, stop, new).await
 }
 
 /// What stays over a change of role.
 struct Daemon {
-    config: Config,
-    key: Arc<NodeKey>,
-    pins: Arc<Pins>,
+    lasting: Lasting,
     dialers: BTreeMap<String, Arc<TlsDialer>>,
     failover: Failover,
 }
 
-impl Daemon {
-    /// Does what the node's role asks for until that changes or the daemon ends.
-    async fn hold_role(
-        &mut self,
-        signals: &mut mpsc::Receiver<Signal>,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<End> {
-        let (node, mut nodes) = (self.failover.file.now(), self.failover.file.subscribe());
-        let (tasks, fatal) = (Tasks::new(stop.child_token()), CancellationToken::new());
-        let started = self.start(&node, &tasks, &fatal).await;
-        let end = match &started {
-            Ok(answers) => loop {
-                // A master of a new epoch has another name to show to its replicas.
-                let moved = |now: &Node| {
-                    now.role != node.role || now.role == Role::Master && now.epoch != node.epoch
-                };
-                tokio::select! {
-                    () = stop.cancelled() => break End::Stop,
-                    () = fatal.cancelled() => break End::Stop,
-                    Ok(_) = nodes.wait_for(moved) => break End::Role,
-                    Some(signal) = signals.recv() => match signal {
-                        Signal::Stop => break End::Stop,
-                        Signal::Reload => self.reload(),
-                        Signal::Report => {
-                            answers.report();
-                            tracing::info!(tasks = ?tasks.running(), "running");
-                        }
-                    },
-                }
-            },
-            Err(_) => End::Stop,
-        };
-        // What it holds has to go before the tasks that wait for it end.
-        let started = started.map(drop);
-        if let Err(hanging) = tasks.shutdown(GRACE).await {
-            tracing::warn!(%hanging, "ending anyway");
+impl daemon::Daemon for Daemon {
+    const LOCK: &'static str = "agent";
+    const FATAL: &'static str = "the sync log cannot be made durable";
+    type Working = Arc<Answers>;
+
+    fn lasting(&self) -> &Lasting {
+        &self.lasting
+    }
+
+    fn lasting_mut(&mut self) -> &mut Lasting {
+        &mut self.lasting
+    }
+
+    /// A master of a new epoch has another name to show to its replicas.
+    fn has_moved(before: &Node, now: &Node) -> bool {
+        now.role != before.role || now.role == Role::Master && now.epoch != before.epoch
+    }
+
+    fn report(&self, answers: &Arc<Answers>) {
+        answers.report();
+    }
+
+    fn reloaded(&self) {
+        for peer in &self.lasting.config.peers {
+            if let Some(dialer) = self.dialers.get(&peer.name) {
+                dialer.readdress(&peer.address);
+            }
         }
-        started?;
-        anyhow::ensure!(!fatal.is_cancelled(), "the sync log cannot be made durable; see above");
-        Ok(end)
     }
 
     async fn start(
@@ -137,14 +95,15 @@ impl Daemon {
         tasks: &Tasks,
         fatal: &CancellationToken,
     ) -> anyhow::Result<Arc<Answers>> {
-        let (config, stop) = (&self.config, tasks.stop());
+        let Lasting { config, key, pins, .. } = &self.lasting;
+        let stop = tasks.stop();
         let registry = Registry::new();
         http::build_info(&registry, "agent")?;
         let metrics = Metrics::register(&registry)?;
         publish_role(&metrics, node);
         let working = if node.role == Role::Master {
             let (dialers, clock) = (&self.dialers, SystemClock::shared());
-            let key = Arc::clone(&self.key);
+            let key = Arc::clone(key);
             let parts = work::Start { config, node, dialers, metrics, tasks, clock, key };
             let working = work::start(parts, fatal, stop)?;
             self.watch_fences(&working, tasks);
@@ -161,21 +120,25 @@ impl Daemon {
         }
         let answers = Answers {
             node: node.clone(),
-            key: self.key.public(),
-            pins: Arc::clone(&self.pins),
+            key: key.public(),
+            pins: Arc::clone(pins),
             working,
             failover: self.failover.clone(),
             tasks: tasks.clone(),
             thaw: std::sync::Mutex::default(),
         };
         let answers = Arc::new(answers);
-        serve_admin(&config.node.run_dir, Arc::clone(&answers), tasks, stop.child_token())?;
+        let socket = admin::agent_socket(&config.node.run_dir);
+        admin::serve(&socket, Arc::clone(&answers), tasks, stop.child_token())
+            .with_context(|| format!("serve the admin socket {}", socket.display()))?;
         failover::follow_role(&self.failover, node, tasks);
-        tracing::info!(key = %self.key.public(), role = %node.role, epoch = %node.epoch, "ready");
+        tracing::info!(key = %key.public(), role = %node.role, epoch = %node.epoch, "ready");
         systemd::ready();
         Ok(answers)
     }
+}
 
+impl Daemon {
     /// A hand-over that this node recorded and the new master may not know of.
     fn finish_handover(&self, node: &Node, tasks: &Tasks) {
         let Some(handover) = node.handover.clone().filter(|handover| handover.untold) else {
@@ -207,29 +170,6 @@ impl Daemon {
                 }
             }
         });
-    }
-
-    /// Takes over what can change while the daemon runs: addresses and keys of known peers.
-    fn reload(&mut self) {
-        match Config::load(&self.config.file) {
-            Ok(new) => {
-                let changed = self.config.changed_keys(&new);
-                tracing::info!(
-                    ?changed,
-                    "configuration read again; addresses and keys of peers count at once, the rest at the next start"
-                );
-                self.pins.reload(&new.peers);
-                for peer in &new.peers {
-                    if let Some(dialer) = self.dialers.get(&peer.name) {
-                        dialer.readdress(&peer.address);
-                    }
-                }
-                self.config = new;
-            }
-            Err(error) => {
-                tracing::error!(error = %Chain(&error), "configuration not taken over: the old one stays");
-            }
-        }
     }
 }
 
@@ -267,19 +207,4 @@ fn dialers(
     let dialer =
         |peer: &Peer| TlsDialer::new(&peer.name, &peer.address, Arc::clone(key), Arc::clone(pins));
     peers.iter().map(|peer| (peer.name.clone(), Arc::new(dialer(peer)))).collect()
-}
-
-fn serve_admin(
-    run_dir: &Path,
-    answers: Arc<Answers>,
-    tasks: &Tasks,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let socket = admin::agent_socket(run_dir);
-    let handler: admin::Handler = Arc::new(move |request: Request| {
-        let answers = Arc::clone(&answers);
-        Box::pin(async move { answers.answer(request).await })
-    });
-    admin::serve(&socket, handler, tasks, stop)
-        .with_context(|| format!("serve the admin socket {}", socket.display()))
 }

@@ -16,7 +16,7 @@ pub use message::{
     LogStatus, OperationOutcome, OperationStatus, OperationStep, Problem, QuarantineReport,
     QuarantineVerb, ReplicaDaemonStatus, ReplicaStatus, Request, Response, SCHEMA_VERSION,
 };
-pub use server::{Handler, is_served, serve};
+pub use server::{Answer, is_served, serve};
 
 /// Longest line in either direction, in octets.
 const LINE_MAX: usize = 4 << 20;

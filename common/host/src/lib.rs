@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod base;
 pub mod config;
+pub mod daemon;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod gate;

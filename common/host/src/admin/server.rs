@@ -4,7 +4,6 @@ use std::{
     fs, io,
     os::unix::{fs::PermissionsExt as _, net::UnixStream as StdStream},
     path::{Path, PathBuf},
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -27,15 +26,17 @@ const CLIENT_WITHIN: Duration = Duration::from_secs(30);
 /// Mode of the socket: its directory's group may use it.
 const MODE: u32 = 0o660;
 
-/// Answers one request.
-pub type Handler =
-    Arc<dyn Fn(Request) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
+/// Whoever answers what `replctl` asks.
+pub trait Answer: Send + Sync + 'static {
+    /// Answers one request.
+    fn answer(&self, request: Request) -> impl Future<Output = Response> + Send;
+}
 
 /// Serves `socket` until `stop`. A socket that a crash left behind is replaced; one that somebody
 /// listens on is an error.
 pub fn serve(
     socket: &Path,
-    handler: Handler,
+    answers: Arc<impl Answer>,
     tasks: &Tasks,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -67,13 +68,13 @@ pub fn serve(
                 continue;
             };
             let Ok(place) = Arc::clone(&room).try_acquire_owned() else { continue };
-            let (handler, stop) = (Arc::clone(&handler), stop.clone());
+            let (answers, stop) = (Arc::clone(&answers), stop.clone());
             inner.spawn("admin client", async move {
                 let _place = place;
                 tokio::select! {
                     () = stop.cancelled() => {}
                     // A client that goes away or talks nonsense ends its own connection only.
-                    _ = client(stream, handler) => {}
+                    _ = client(stream, &*answers) => {}
                 }
             });
         }
@@ -96,7 +97,7 @@ impl Drop for Gone {
     }
 }
 
-async fn client(stream: UnixStream, handler: Handler) -> io::Result<()> {
+async fn client(stream: UnixStream, answers: &impl Answer) -> io::Result<()> {
     let (input, mut output) = stream.into_split();
     let mut input = BufReader::new(input);
     loop {
@@ -108,7 +109,7 @@ async fn client(stream: UnixStream, handler: Handler) -> io::Result<()> {
         }
         let complete = line.ends_with(b"\n");
         let response = match serde_json::from_slice::<Request>(&line) {
-            Ok(request) if complete => handler(request).await,
+            Ok(request) if complete => answers.answer(request).await,
             Ok(_) | Err(_) => Response::Failed {
                 code: FailureCode::Usage,
                 message: "that is no request: are replctl and the daemon of one version?".into(),

@@ -11,19 +11,23 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::tasks::Tasks;
 
-fn done() -> Handler {
-    Arc::new(|request| {
-        Box::pin(async move {
-            if let Request::LogAppend { targets } = request {
-                return Response::Appended { seq: targets.len() as u64 };
-            }
-            if request == Request::Status {
-                let message = "not now".into();
-                return Response::Failed { code: FailureCode::Refused, message };
-            }
-            Response::Done
-        })
-    })
+struct Done;
+
+impl Answer for Done {
+    async fn answer(&self, request: Request) -> Response {
+        if let Request::LogAppend { targets } = request {
+            return Response::Appended { seq: targets.len() as u64 };
+        }
+        if request == Request::Status {
+            let message = "not now".into();
+            return Response::Failed { code: FailureCode::Refused, message };
+        }
+        Response::Done
+    }
+}
+
+fn done() -> Arc<Done> {
+    Arc::new(Done)
 }
 
 #[tokio::test]

@@ -1,0 +1,160 @@
+//! What both daemons do alike: open the node's state, hold its role, start anew in another, end.
+
+use std::{sync::Arc, time::Duration};
+
+use mailtwin_disk::lock::DirLock;
+use mailtwin_logic::chain::Chain;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    keys::NodeKey,
+    node::{Node, NodeFile},
+    pins::Pins,
+    signals::Signal,
+    systemd,
+    tasks::Tasks,
+};
+
+/// How long tasks may take to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What stays over a change of role.
+#[derive(Debug)]
+pub struct Lasting {
+    /// As last read.
+    pub config: Config,
+    /// The node's role and epoch, and what it does next.
+    pub file: Arc<NodeFile>,
+    /// The node's identity.
+    pub key: Arc<NodeKey>,
+    /// The keys of its peers.
+    pub pins: Arc<Pins>,
+}
+
+/// A daemon that has other work in each role of its node.
+pub trait Daemon {
+    /// Its lock under `node.state_dir`: two of one kind never share a node's state.
+    const LOCK: &'static str;
+    /// Why it ended by itself, for the admin: what `fatal` stands for.
+    const FATAL: &'static str;
+    /// What it holds while it has a role.
+    type Working: Sync;
+
+    /// What it has of its node.
+    fn lasting(&self) -> &Lasting;
+    /// The same, to read the configuration again.
+    fn lasting_mut(&mut self) -> &mut Lasting;
+    /// Begins the work of `node`'s role. It ends with `tasks`; `fatal` is cancelled by whoever finds
+    /// that it cannot go on.
+    fn start(
+        &self,
+        node: &Node,
+        tasks: &Tasks,
+        fatal: &CancellationToken,
+    ) -> impl Future<Output = anyhow::Result<Self::Working>> + Send;
+    /// Whether what was begun for `before` is not what `now` asks for.
+    fn has_moved(before: &Node, now: &Node) -> bool;
+    /// Logs what it is doing.
+    fn report(&self, working: &Self::Working);
+    /// Takes over what else may change while it runs; [`Lasting`] has the new configuration already.
+    fn reloaded(&self) {}
+}
+
+/// Why a role's work ended.
+enum End {
+    Stop,
+    Role,
+}
+
+/// Runs the daemon that `new` makes until `stop`, a signal to stop, or something fatal.
+pub async fn run<D: Daemon>(
+    config: Config,
+    mut signals: mpsc::Receiver<Signal>,
+    stop: CancellationToken,
+    new: impl FnOnce(Lasting) -> D,
+) -> anyhow::Result<()> {
+    let state_dir = &config.node.state_dir;
+    let file = Arc::new(NodeFile::open(state_dir, &config.node.name)?);
+    let _lock = DirLock::take(&state_dir.join(D::LOCK))?;
+    let watchers = Tasks::new(stop.child_token());
+    file.spawn_watch(&watchers, watchers.stop().clone());
+    systemd::spawn_alive(&watchers, watchers.stop().clone());
+    let key = Arc::new(NodeKey::load(state_dir)?);
+    let pins = Arc::new(Pins::open(state_dir, key.public(), &config.peers)?);
+    let mut daemon = new(Lasting { config, file, key, pins });
+    let ended = loop {
+        match hold_role(&mut daemon, &mut signals, &stop).await {
+            Ok(End::Role) => tracing::info!("this node's role has changed: starting anew in it"),
+            Ok(End::Stop) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    systemd::stopping();
+    end(&watchers).await;
+    ended?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Does what the node's role asks for until that changes or the daemon ends.
+async fn hold_role<D: Daemon>(
+    daemon: &mut D,
+    signals: &mut mpsc::Receiver<Signal>,
+    stop: &CancellationToken,
+) -> anyhow::Result<End> {
+    let (node, mut nodes) = (daemon.lasting().file.now(), daemon.lasting().file.subscribe());
+    let (tasks, fatal) = (Tasks::new(stop.child_token()), CancellationToken::new());
+    let started = daemon.start(&node, &tasks, &fatal).await;
+    let ended = match &started {
+        Ok(working) => loop {
+            tokio::select! {
+                () = stop.cancelled() => break End::Stop,
+                () = fatal.cancelled() => break End::Stop,
+                Ok(_) = nodes.wait_for(|now| D::has_moved(&node, now)) => break End::Role,
+                Some(signal) = signals.recv() => match signal {
+                    Signal::Stop => break End::Stop,
+                    Signal::Reload => reload(daemon),
+                    Signal::Report => {
+                        daemon.report(working);
+                        tracing::info!(tasks = ?tasks.running(), "running");
+                    }
+                },
+            }
+        },
+        Err(_) => End::Stop,
+    };
+    // What it holds has to go before the tasks that wait for it end.
+    let started = started.map(drop);
+    end(&tasks).await;
+    started?;
+    anyhow::ensure!(!fatal.is_cancelled(), "{}; see the log above", D::FATAL);
+    Ok(ended)
+}
+
+async fn end(tasks: &Tasks) {
+    if let Err(hanging) = tasks.shutdown(GRACE).await {
+        tracing::warn!(%hanging, "ending anyway");
+    }
+}
+
+/// Takes over what can change while the daemon runs: addresses and keys of known peers.
+fn reload<D: Daemon>(daemon: &mut D) {
+    let lasting = daemon.lasting_mut();
+    match Config::load(&lasting.config.file) {
+        Ok(new) => {
+            let changed = lasting.config.changed_keys(&new);
+            tracing::info!(
+                ?changed,
+                "configuration read again; addresses and keys of peers count at once, the rest at the next start"
+            );
+            lasting.pins.reload(&new.peers);
+            lasting.config = new;
+            daemon.reloaded();
+        }
+        Err(error) => {
+            tracing::error!(error = %Chain(&error), "configuration not taken over: the old one stays");
+        }
+    }
+}
