@@ -164,8 +164,9 @@ impl Checker {
 
     /// Compares, and waits until what differs stays different.
     pub(crate) async fn run(&self, wanted: &Wanted) -> Result<Outcome, CheckError> {
+        let since = *self.log.tail().borrow();
         let found = self.first_look(wanted).await.map_err(|error| self.why(error))?;
-        let mut outcome = self.settle(wanted, found).await?;
+        let mut outcome = self.settle(wanted, found, since).await?;
         outcome.found = u64::try_from(outcome.differences.len()).unwrap_or(u64::MAX);
         outcome.differences.sort_by(|a, b| a.rank().cmp(&b.rank()));
         outcome.differences.truncate(LISTED_MAX);

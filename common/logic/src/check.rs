@@ -19,7 +19,7 @@ use crate::{
 };
 
 pub use compare::{Listed, listing, records};
-pub use settle::{Looked, Settle};
+pub use settle::{Looked, Settle, may_be_back};
 pub use tree::{BRANCHES, branch, differing};
 
 /// Parts that the messages of a store fall into, whichever there are: a sample reads some of them.

@@ -140,7 +140,6 @@ fn files(account: &Account, ours: &AccountState, theirs: &AccountState, out: &mu
             FileKey::Sieve(name) => format!("Sieve script {name}"),
         };
         let mark = |guid: Option<&Guid>| guid.map_or(0, |guid| mark_of(*guid));
-        // An access list is its mailbox's; the others are told apart by a name of their own.
         out.push(Difference {
             account: account.clone(),
             mailbox: None,
