@@ -1,24 +1,22 @@
 //! Accepts agents: TLS, a key that is a peer's, and no more connections than a cluster needs.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use mailtwin_host::{
+    accept::{self, Door},
     keys::{NodeKey, PublicKey},
     pins::{Admission, Pins},
     tasks::Tasks,
     tls,
 };
 use mailtwin_logic::chain::Chain;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::session::{self, Context};
 
-/// Connections at once, strangers included.
-const CONNECTIONS_MAX: usize = 64;
+/// Strangers included.
+const DOOR: Door = Door { name: "listener", clients: "connection", most: 64 };
 
 /// What it takes to tell an agent from a stranger.
 #[derive(Clone, Debug)]
@@ -39,37 +37,9 @@ pub async fn listen(
 ) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
-    let (room, inner) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), tasks.clone());
-    tasks.spawn("listener", async move {
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let (socket, from) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-                tracing::warn!(%from, "refused: {CONNECTIONS_MAX} connections are open already");
-                continue;
-            };
-            let (doorkeeper, context) = (doorkeeper.clone(), context.clone());
-            let stop = stop.child_token();
-            inner.spawn("connection", async move {
-                let _place = place;
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => {}
-                    () = one(socket, from, doorkeeper, context, stop.clone()) => {}
-                }
-            });
-        }
+    let sessions = stop.clone();
+    accept::spawn(DOOR, listener, tasks, stop, move |(socket, from)| {
+        one(socket, from, doorkeeper.clone(), context.clone(), sessions.child_token())
     });
     Ok(bound)
 }

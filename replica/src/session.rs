@@ -293,11 +293,7 @@ async fn write<W: AsyncWrite + Unpin + Send>(
             frame = queue.recv() => frame,
         };
         let Some(frame) = frame else { return };
-        let idle = queue.is_empty();
-        let write = async {
-            writer.send(&frame).await?;
-            if idle { writer.flush().await } else { Ok(()) }
-        };
+        let write = writer.send_from(&frame, queue.is_empty());
         // A peer that takes nothing must not keep an ended session waiting.
         let written = tokio::select! {
             biased;

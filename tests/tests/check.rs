@@ -89,20 +89,11 @@ fn message(server: &Dovecot, uid: u32) -> anyhow::Result<PathBuf> {
     anyhow::bail!("no file of message {uid}")
 }
 
-/// Changes a file in place: neither its name, inode nor date tells.
-fn overwrite(path: &Path, octets: &[u8]) -> anyhow::Result<()> {
-    let date = fs::metadata(path)?.modified()?;
-    let file = fs::File::options().write(true).open(path)?;
-    std::os::unix::fs::FileExt::write_all_at(&file, octets, 0)?;
-    file.set_len(octets.len() as u64)?;
-    Ok(file.set_modified(date)?)
-}
-
 fn flip(path: &Path) -> anyhow::Result<()> {
     let mut octets = fs::read(path)?;
     let middle = octets.len() / 2;
     octets[middle] ^= 1;
-    overwrite(path, &octets)
+    files::overwrite(path, &octets)
 }
 
 fn redate(path: &Path) -> anyhow::Result<()> {
@@ -113,8 +104,8 @@ fn redate(path: &Path) -> anyhow::Result<()> {
 fn swap(server: &Dovecot) -> anyhow::Result<()> {
     let (one, other) = (message(server, 2)?, message(server, 3)?);
     let (a, b) = (fs::read(&one)?, fs::read(&other)?);
-    overwrite(&one, &b)?;
-    overwrite(&other, &a)
+    files::overwrite(&one, &b)?;
+    files::overwrite(&other, &a)
 }
 
 /// Gives a message other letters behind the colon.
@@ -176,7 +167,7 @@ const PLANTS: &[Plant] = &[
         name: "truncated on the replica",
         put: |_, pair| {
             let path = message(&pair.replica, 2)?;
-            overwrite(&path, &fs::read(&path)?[..10])
+            files::overwrite(&path, &fs::read(&path)?[..10])
         },
         level: "full",
         finds: "size replica Work 2",
@@ -186,7 +177,7 @@ const PLANTS: &[Plant] = &[
         name: "truncated on the master",
         put: |_, pair| {
             let path = message(&pair.master, 2)?;
-            overwrite(&path, &fs::read(&path)?[..10])
+            files::overwrite(&path, &fs::read(&path)?[..10])
         },
         level: "full",
         finds: "size master Work 2",

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -52,15 +52,6 @@ fn messages(server: &Dovecot) -> anyhow::Result<Vec<(u32, PathBuf)>> {
     Ok(found)
 }
 
-/// Changes a file in place: neither its name, inode nor date tells.
-fn overwrite(path: &Path, octets: &[u8]) -> anyhow::Result<()> {
-    let date = fs::metadata(path)?.modified()?;
-    let file = fs::File::options().write(true).open(path)?;
-    std::os::unix::fs::FileExt::write_all_at(&file, octets, 0)?;
-    file.set_len(octets.len() as u64)?;
-    Ok(file.set_modified(date)?)
-}
-
 /// Spoils one message at random; says what must be reported.
 fn spoil(random: &mut Random, pair: &Pair, at: usize) -> anyhow::Result<String> {
     let on_master = random.once_in(3);
@@ -73,12 +64,12 @@ fn spoil(random: &mut Random, pair: &Pair, at: usize) -> anyhow::Result<String> 
         0 => {
             let at = random.below(octets.len());
             octets[at] ^= 1 << random.below(8);
-            overwrite(path, &octets)?;
+            files::overwrite(path, &octets)?;
             "corrupt"
         }
         1 => {
             octets.truncate(random.below(octets.len()));
-            overwrite(path, &octets)?;
+            files::overwrite(path, &octets)?;
             "size"
         }
         2 => {

@@ -290,11 +290,7 @@ async fn write<W: AsyncWrite + Unpin + Send>(
             Some(frame) = queue.recv() => frame,
             _ = ticks.tick() => message(0, &Control::Beat(*beat.borrow_and_update())),
         };
-        let idle = queue.is_empty();
-        let write = async {
-            writer.send(&frame).await?;
-            if idle { writer.flush().await } else { Ok(()) }
-        };
+        let write = writer.send_from(&frame, queue.is_empty());
         // A replica that takes nothing must not keep a connection alive that was given up.
         let written = tokio::select! {
             biased;

@@ -1,6 +1,7 @@
 //! What a Mailtwin daemon needs from its host: configuration, keys, TLS, tasks, metrics, signals.
 #![forbid(unsafe_code)]
 
+pub mod accept;
 pub mod admin;
 pub mod base;
 pub mod config;

@@ -1,6 +1,6 @@
 //! `/metrics` over HTTP, from a registry that belongs to the daemon and to nobody else.
 
-use std::{convert::Infallible, fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Write as _, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -9,14 +9,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder as _, IntGaugeVec, Opts, Registry, TextEncoder};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::tasks::Tasks;
+use crate::{
+    accept::{self, Door},
+    tasks::Tasks,
+};
 
-/// Connections served at once: a scraper or two, and an admin.
-const CONNECTIONS_MAX: usize = 8;
+/// A scraper or two, and an admin.
+const DOOR: Door = Door { name: "metrics", clients: "metrics client", most: 8 };
 /// How long a client may take over one connection.
 const CLIENT_WITHIN: Duration = Duration::from_secs(10);
 
@@ -29,30 +32,9 @@ pub async fn serve(
 ) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
-    let (room, inner) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), tasks.clone());
-    tasks.spawn("metrics", async move {
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            // Nobody is refused for a moment's lack of descriptors: the next one may be served.
-            let Ok((socket, _)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let Ok(place) = Arc::clone(&room).try_acquire_owned() else { continue };
-            let (registry, stop) = (registry.clone(), stop.clone());
-            inner.spawn("metrics client", async move {
-                let _place = place;
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = tokio::time::sleep(CLIENT_WITHIN) => {}
-                    () = client(socket, registry) => {}
-                }
-            });
-        }
+    accept::spawn(DOOR, listener, tasks, stop, move |(socket, _)| {
+        let served = timeout(CLIENT_WITHIN, client(socket, registry.clone()));
+        async move { served.await.unwrap_or_default() }
     });
     Ok(bound)
 }
@@ -182,7 +164,7 @@ mod tests {
     async fn silent_clients_are_let_go_and_take_no_more_than_their_places() {
         let (address, tasks) = server().await;
         let mut silent = Vec::new();
-        for _ in 0..2 * CONNECTIONS_MAX {
+        for _ in 0..2 * DOOR.most {
             silent.push(TcpStream::connect(address).await.unwrap());
         }
         for mut client in silent {

@@ -132,6 +132,12 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         Ok(self.output.write_all(&frame.payload).await?)
     }
 
+    /// Takes a frame from a queue; sends everything taken so far if no other waits behind it.
+    pub async fn send_from(&mut self, frame: &Frame, idle: bool) -> Result<(), FrameError> {
+        self.send(frame).await?;
+        if idle { self.flush().await } else { Ok(()) }
+    }
+
     /// Sends everything taken so far.
     pub async fn flush(&mut self) -> Result<(), FrameError> {
         self.write_buffer().await?;

@@ -9,6 +9,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod ann;
 pub mod clock;
 pub mod disk;
 pub mod net;

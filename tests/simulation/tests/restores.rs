@@ -1,37 +1,14 @@
 //! Situations in which names and UIDs no longer mean what they meant: restores and renames.
 
 use mailtwin_logic::{
-    entry::Target,
-    ids::{Account, Uid},
-    link::Phase,
-    mailbox::MailboxName,
-    quarantine::Reason,
+    entry::Target, ids::Uid, link::Phase, mailbox::MailboxName, quarantine::Reason,
 };
-use mailtwin_simulation::world::World;
+use mailtwin_simulation::ann::{ann, name, settled};
 use mailtwin_store::{
     MailStore as _, StoreError,
     conformance::InMemory,
     memory::{Call, Fault},
 };
-
-fn ann() -> Account {
-    Account::new("ann").expect("it is a good name")
-}
-
-fn name(text: &str) -> MailboxName {
-    MailboxName::new(text.as_bytes()).expect("it is a good name")
-}
-
-/// A world that runs, in which ann has a message in each of two mailboxes.
-async fn settled(mailboxes: [&MailboxName; 2]) -> World {
-    let mut world = World::new(1);
-    for at in mailboxes {
-        world.master.mail.store.deliver(&ann(), at, b"first\n");
-    }
-    world.start();
-    world.settle().await.expect("nothing fails yet");
-    world
-}
 
 #[tokio::test(start_paused = true)]
 async fn a_master_from_an_older_backup_takes_nothing_away() {

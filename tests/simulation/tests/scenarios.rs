@@ -15,21 +15,17 @@ use mailtwin_logic::{
     quarantine::Reason,
     wire::message::{Greeting, Hello, MODEL, Refusal, decode, encode},
 };
-use mailtwin_simulation::{replica::Open, world::World};
+use mailtwin_simulation::{
+    ann::{ann, name, settled},
+    replica::Open,
+    world::World,
+};
 use mailtwin_store::{
     MailStore as _, StoreError,
     conformance::{InMemory, replication::Dice},
     guid_of,
     memory::{Call, Fault, MemoryStore},
 };
-
-fn ann() -> Account {
-    Account::new("ann").expect("it is a good name")
-}
-
-fn name(text: &str) -> MailboxName {
-    MailboxName::new(text.as_bytes()).expect("it is a good name")
-}
 
 fn denied() -> StoreError {
     let source = std::io::ErrorKind::PermissionDenied.into();
@@ -41,17 +37,6 @@ fn break_mailbox(store: &MemoryStore, call: Call, at: &MailboxName) {
     let mailbox = store.find(&ann(), at).expect("nothing fails yet").map(|state| state.id);
     let (account, times) = (Some(ann()), u32::MAX);
     store.fail(Fault { call, account, mailbox, times, error: Box::new(denied) });
-}
-
-/// A world that runs, in which ann has a message in each of two mailboxes.
-async fn settled(mailboxes: [&MailboxName; 2]) -> World {
-    let mut world = World::new(1);
-    for at in mailboxes {
-        world.master.mail.store.deliver(&ann(), at, b"first\n");
-    }
-    world.start();
-    world.settle().await.expect("nothing fails yet");
-    world
 }
 
 #[tokio::test(start_paused = true)]

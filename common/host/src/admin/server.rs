@@ -11,16 +11,18 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
-    sync::Semaphore,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{FailureCode, LINE_MAX, Request, Response};
-use crate::tasks::Tasks;
+use crate::{
+    accept::{self, Door},
+    tasks::Tasks,
+};
 
-/// Clients at once.
-const CLIENTS_MAX: usize = 16;
+/// Each a `replctl`.
+const DOOR: Door = Door { name: "admin", clients: "admin client", most: 16 };
 /// How long a client may take to ask its next question or to take an answer.
 const CLIENT_WITHIN: Duration = Duration::from_secs(30);
 /// Mode of the socket: its directory's group may use it.
@@ -54,30 +56,12 @@ pub fn serve(
     let listener = UnixListener::bind(socket)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(MODE))?;
     let gone = Gone(socket.to_owned());
-    let (room, inner) = (Arc::new(Semaphore::new(CLIENTS_MAX)), tasks.clone());
-    tasks.spawn("admin", async move {
-        let _gone = gone;
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let Ok(place) = Arc::clone(&room).try_acquire_owned() else { continue };
-            let (answers, stop) = (Arc::clone(&answers), stop.clone());
-            inner.spawn("admin client", async move {
-                let _place = place;
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    // A client that goes away or talks nonsense ends its own connection only.
-                    _ = client(stream, &*answers) => {}
-                }
-            });
-        }
+    accept::spawn(DOOR, listener, tasks, stop, move |stream| {
+        // It is taken away with the listener, not with its last client.
+        let _ = &gone;
+        let answers = Arc::clone(&answers);
+        // A client that goes away or talks nonsense ends its own connection only.
+        async move { client(stream, &*answers).await.unwrap_or_default() }
     });
     Ok(())
 }

@@ -28,6 +28,7 @@ use super::{
     identity::refused,
     indexlog,
     layout::Layout,
+    lock::DotLock,
     random_id,
     snapshot::{Entry, Shelf, Snapshot},
     stage::open_or_make,
@@ -128,8 +129,36 @@ impl Engine {
         Ok(())
     }
 
-    /// Looks again under the lock, so that nothing delivered meanwhile goes along, then takes the
-    /// mailbox away in one rename.
+    /// Looks at a mailbox again under its lock, so that nothing delivered meanwhile goes along, and
+    /// lets `take` take it away or empty it; the next build gives what then stands there a new identity.
+    fn take_away(
+        &self,
+        account: &Account,
+        book: &Book,
+        root: &Dir,
+        name: &MailboxName,
+        take: impl FnOnce(&Dir, &DotLock<'_>, &Snapshot, Family<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let stale = || StoreError::Stale(None);
+        let dir = self.cx.mailbox_dir(root, name)?.ok_or_else(stale)?;
+        let cell = book.cell(name);
+        let mut guard = lock(&cell);
+        let held = self.cx.locker.take(&dir, uidlist::LOCK, uidlist::NAME, dir.owner()?)?;
+        self.refresh_locked(&dir, &mut guard)?;
+        let snapshot = guard.as_ref().ok_or_else(stale)?;
+        if snapshot.state(name).foreign > 0 {
+            return Err(StoreError::Stale(Some(snapshot.head())));
+        }
+        let uid_validity = snapshot.header.uid_validity;
+        let family = Family { account, mailbox: name, uid_validity };
+        take(&dir, &held, snapshot, family)?;
+        if let Some(snapshot) = guard.take() {
+            self.forget(account, book, name, &snapshot)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the mailbox away in one rename.
     fn delete(
         &self,
         account: &Account,
@@ -137,33 +166,19 @@ impl Engine {
         root: &Dir,
         name: &MailboxName,
     ) -> Result<(), StoreError> {
-        let stale = || StoreError::Stale(None);
-        let dir = self.cx.mailbox_dir(root, name)?.ok_or_else(stale)?;
-        let cell = book.cell(name);
-        let mut guard = lock(&cell);
-        let held = self.cx.locker.take(&dir, uidlist::LOCK, uidlist::NAME, dir.owner()?)?;
-        self.refresh_locked(&dir, &mut guard)?;
-        let snapshot = guard.as_ref().ok_or_else(stale)?;
-        if snapshot.state(name).foreign > 0 {
-            return Err(StoreError::Stale(Some(snapshot.head())));
-        }
-        let uid_validity = snapshot.header.uid_validity;
-        let family = Family { account, mailbox: name, uid_validity };
-        let (grave, at) = self.cx.graveyard.mailbox(family, self.cx.clock.unix_ms())?;
-        let directory = self.cx.options.layout.directory(name)?;
-        move_mailbox(self.cx.options.layout, root, &directory, &grave, &at)?;
-        // The lock went along; what it is called there does not matter.
-        if let Some(moved) = grave.sub(&at)? {
-            moved.remove(uidlist::LOCK)?;
-        }
-        drop(held);
-        if let Some(snapshot) = guard.take() {
-            self.forget(account, book, name, &snapshot)?;
-        }
-        Ok(())
+        self.take_away(account, book, root, name, |_, _, _, family| {
+            let (grave, at) = self.cx.graveyard.mailbox(family, self.cx.clock.unix_ms())?;
+            let directory = self.cx.options.layout.directory(name)?;
+            move_mailbox(self.cx.options.layout, root, &directory, &grave, &at)?;
+            // The lock went along; what it is called there does not matter.
+            if let Some(moved) = grave.sub(&at)? {
+                moved.remove(uidlist::LOCK)?;
+            }
+            Ok(())
+        })
     }
 
-    /// Empties the INBOX and takes its identity away; the next build gives it another.
+    /// Empties the INBOX and takes its identity away.
     fn reset(
         &self,
         account: &Account,
@@ -171,34 +186,20 @@ impl Engine {
         root: &Dir,
         name: &MailboxName,
     ) -> Result<(), StoreError> {
-        let stale = || StoreError::Stale(None);
-        let dir = self.cx.mailbox_dir(root, name)?.ok_or_else(stale)?;
-        let cell = book.cell(name);
-        let mut guard = lock(&cell);
-        let held = self.cx.locker.take(&dir, uidlist::LOCK, uidlist::NAME, dir.owner()?)?;
-        self.refresh_locked(&dir, &mut guard)?;
-        let snapshot = guard.as_ref().ok_or_else(stale)?;
-        if snapshot.state(name).foreign > 0 {
-            return Err(StoreError::Stale(Some(snapshot.head())));
-        }
-        let uid_validity = snapshot.header.uid_validity;
-        let family = Family { account, mailbox: name, uid_validity };
-        let entries: Vec<Entry> = snapshot.entries().values().cloned().collect();
-        for file in indexlog::COMPANIONS.iter().chain([&indexlog::NAME]) {
-            dir.remove(file)?;
-        }
-        self.cx.graveyard.messages(&dir, family, &entries, self.cx.clock.unix_ms())?;
-        dir.remove(b"dovecot-keywords")?;
-        dir.remove(uidlist::NAME)?;
-        for place in [b"cur", b"new"] {
-            dir.sub(place)?.map_or(Ok(()), |dir| dir.sync())?;
-        }
-        dir.sync()?;
-        held.check()?;
-        if let Some(snapshot) = guard.take() {
-            self.forget(account, book, name, &snapshot)?;
-        }
-        Ok(())
+        self.take_away(account, book, root, name, |dir, held, snapshot, family| {
+            let entries: Vec<Entry> = snapshot.entries().values().cloned().collect();
+            for file in indexlog::COMPANIONS.iter().chain([&indexlog::NAME]) {
+                dir.remove(file)?;
+            }
+            self.cx.graveyard.messages(dir, family, &entries, self.cx.clock.unix_ms())?;
+            dir.remove(b"dovecot-keywords")?;
+            dir.remove(uidlist::NAME)?;
+            for place in [b"cur", b"new"] {
+                dir.sub(place)?.map_or(Ok(()), |dir| dir.sync())?;
+            }
+            dir.sync()?;
+            held.check()
+        })
     }
 
     fn rename_all(

@@ -1,0 +1,98 @@
+//! One loop for everything that listens: so many clients at once, each a task of its own.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::Semaphore,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::tasks::Tasks;
+
+/// How long to wait after the system could not accept: it may be a moment's lack of descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What clients connect to.
+pub trait Listener: Send + 'static {
+    /// A client's connection.
+    type Client: Send + 'static;
+
+    /// The next client. Cancelling it loses nobody.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Client>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Client = (TcpStream, SocketAddr);
+
+    fn next(&self) -> impl Future<Output = io::Result<Self::Client>> + Send {
+        self.accept()
+    }
+}
+
+impl Listener for UnixListener {
+    type Client = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+/// What a listener is called among the tasks, and how many it serves.
+#[derive(Clone, Copy, Debug)]
+pub struct Door {
+    /// The task that accepts.
+    pub name: &'static str,
+    /// The tasks of its clients.
+    pub clients: &'static str,
+    /// So many at once; more are turned away.
+    pub most: usize,
+}
+
+/// Serves every client with `serve` until `stop`, which ends those that are being served, too.
+pub fn spawn<L, F>(
+    door: Door,
+    listener: L,
+    tasks: &Tasks,
+    stop: CancellationToken,
+    serve: impl Fn(L::Client) -> F + Send + 'static,
+) where
+    L: Listener + Sync,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (room, inner) = (Arc::new(Semaphore::new(door.most)), tasks.clone());
+    tasks.spawn(door.name, async move {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = listener.next() => accepted,
+            };
+            let client = match accepted {
+                Ok(client) => client,
+                Err(error) => {
+                    tracing::warn!(%error, door = door.name, "cannot accept a connection");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+                tracing::warn!(
+                    door = door.name,
+                    "refused: {} connections are open already",
+                    door.most
+                );
+                continue;
+            };
+            let (stop, served) = (stop.clone(), serve(client));
+            inner.spawn(door.clients, async move {
+                let _place = place;
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => {}
+                    () = served => {}
+                }
+            });
+        }
+    });
+}
