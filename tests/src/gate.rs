@@ -17,6 +17,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
 
 use crate::{daemon::Node, dovecot::Dovecot, files, lab::Lab};
 
@@ -27,7 +31,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const ASK: &str = r#"#!/bin/sh
 question=$(mktemp -p "$1") || exit 1
 mkfifo "$question.answer" || exit 1
-echo "$2 ${MAILTWIN_WAIT:-0}" > "$question"
+echo "$2 ${MAILTWIN_WAIT:-0} $$" > "$question"
 mv "$question" "$question.asked"
 read -r code text < "$question.answer"
 [ "$code" = 0 ] || echo "$text" >&2
@@ -93,17 +97,27 @@ fn answer(dir: &Path, dovecot: &Path) -> anyhow::Result<()> {
             continue;
         }
         let question = fs::read_to_string(&path)?;
-        let (what, wait) = question.trim().split_once(' ').context("a word and a number")?;
+        let mut words = question.split_whitespace();
+        let mut word = || words.next().context("a word, a number of seconds and who asks");
+        let (what, wait, asker) = (word()?, word()?, word()?);
         let (code, text) = hook(dovecot, what, wait)?;
         fs::remove_file(&path)?;
-        // Not waiting for a daemon that was killed meanwhile.
-        let fifo = rustix::fs::open(
-            path.with_extension("answer"),
-            rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK,
-            rustix::fs::Mode::empty(),
-        );
-        if let Ok(fifo) = fifo {
-            rustix::io::write(fifo, format!("{code} {text}\n").as_bytes())?;
+        tell(&path.with_extension("answer"), asker, &format!("{code} {text}\n"))?;
+    }
+    Ok(())
+}
+
+/// Gives the answer to whoever asked, who may not listen yet, or have been killed meanwhile.
+fn tell(answer: &Path, asker: &str, text: &str) -> anyhow::Result<()> {
+    while Path::new("/proc").join(asker).exists() {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+        match rustix::fs::open(answer, flags, Mode::empty()) {
+            Ok(fifo) => {
+                rustix::io::write(fifo, text.as_bytes())?;
+                return Ok(());
+            }
+            Err(Errno::NXIO) => std::thread::yield_now(),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())
