@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::Context as _;
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{FlockOperation, Mode, OFlags},
     io::Errno,
 };
 
@@ -42,6 +42,8 @@ exit "$code"
 #[derive(Debug)]
 pub struct Gatekeeper {
     dovecot: PathBuf,
+    /// Held while a command of the daemon's runs.
+    lock: PathBuf,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -69,11 +71,14 @@ impl Gatekeeper {
                 clock.pause(LOOK_EVERY);
             }
         })?;
-        Ok(Self { dovecot, stop, thread: Some(thread) })
+        let lock = node.state_dir().join("gate.lock");
+        Ok(Self { dovecot, lock, stop, thread: Some(thread) })
     }
 
-    /// Opens the gate as an admin would by hand.
+    /// Opens the gate as an admin would by hand, when the daemon has done with it.
     pub fn open_by_hand(&self) -> anyhow::Result<()> {
+        let lock = fs::File::options().read(true).open(&self.lock)?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
         let (code, text) = hook(&self.dovecot, "open", "0")?;
         anyhow::ensure!(code == 0, "open the gate: {text}");
         Ok(())

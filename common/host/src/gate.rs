@@ -1,9 +1,22 @@
 //! The gate: the admin's commands that stop and reopen mail access and delivery on this node.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::PathBuf,
+    process::Stdio,
+    time::Duration,
+};
 
+use mailtwin_disk::replace;
 use mailtwin_logic::ids::Epoch;
-use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
+use rustix::{fs::FlockOperation, io::Errno};
+use tokio::{
+    io::AsyncReadExt as _,
+    process::Command,
+    time::{Instant, sleep, timeout},
+};
 
 use crate::{config::Config, node::Role};
 
@@ -14,10 +27,17 @@ const TOLD_WITHIN: Duration = Duration::from_secs(1);
 /// Octets of what a command complains about that are kept.
 const TOLD_MAX: u64 = 2_000;
 
+/// How often it is looked whether an earlier command has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 /// Runs the commands. Both must be fit to be run again when the gate is already as it shall be.
+///
+/// One at a time: a command may outlive the daemon that began it, and must not open what the next
+/// daemon has closed. So each has a lock as its standard input, which ends when its last process has.
 #[derive(Clone, Debug)]
 pub struct Gate {
     node: String,
+    lock: PathBuf,
     commands: crate::config::Gate,
 }
 
@@ -44,7 +64,8 @@ pub struct Occasion {
 impl Gate {
     /// The one that `config` describes.
     pub fn new(config: &Config) -> Self {
-        Self { node: config.node.name.clone(), commands: config.gate.clone() }
+        let lock = config.node.state_dir.join("gate.lock");
+        Self { node: config.node.name.clone(), lock, commands: config.gate.clone() }
     }
 
     /// Whether it can be closed and opened.
@@ -62,6 +83,25 @@ impl Gate {
         self.run("open", self.commands.open.as_deref(), occasion).await
     }
 
+    /// Waits until no earlier command runs. The file is empty: whoever reads it finds its end.
+    async fn turn(&self, until: Instant) -> Result<File, String> {
+        let path = self.lock.display();
+        let told = |error: io::Error| format!("lock {path}: {error}");
+        let mut file = OpenOptions::new();
+        file.read(true).write(true).create(true).truncate(false).mode(replace::PRIVATE);
+        let file = file.open(&self.lock).map_err(told)?;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(Errno::WOULDBLOCK) if Instant::now() < until => sleep(LOOK_EVERY).await,
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(format!("an earlier gate command still runs: see `fuser {path}`"));
+                }
+                Err(error) => return Err(told(error.into())),
+            }
+        }
+    }
+
     async fn run(
         &self,
         what: &'static str,
@@ -70,6 +110,7 @@ impl Gate {
     ) -> Result<(), GateError> {
         let Some(command) = command else { return Ok(()) };
         let failed = |why: String| GateError { what, command: command.to_owned(), why };
+        let turn = self.turn(Instant::now() + WITHIN + wait).await.map_err(failed)?;
         let mut child = Command::new("/bin/sh")
             .args(["-c", command])
             .env("MAILTWIN_GATE", what)
@@ -77,7 +118,7 @@ impl Gate {
             .env("MAILTWIN_ROLE", role.to_string())
             .env("MAILTWIN_EPOCH", epoch.to_string())
             .env("MAILTWIN_WAIT", wait.as_secs().to_string())
-            .stdin(Stdio::null())
+            .stdin(turn)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -112,9 +153,9 @@ impl Gate {
 mod tests {
     use super::*;
 
-    fn gate(close: &str) -> Gate {
+    fn gate(dir: &tempfile::TempDir, close: &str) -> Gate {
         let commands = crate::config::Gate { close: Some(close.into()), open: None };
-        Gate { node: "mx1".into(), commands }
+        Gate { node: "mx1".into(), lock: dir.path().join("gate.lock"), commands }
     }
 
     fn occasion() -> Occasion {
@@ -123,12 +164,36 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_knows_the_occasion_and_its_complaint_is_told() {
+        let dir = tempfile::tempdir().unwrap();
         let told = r#"[ "$MAILTWIN_GATE $MAILTWIN_NODE $MAILTWIN_ROLE $MAILTWIN_EPOCH $MAILTWIN_WAIT" = "close mx1 replica 7 3" ]"#;
-        gate(told).close(occasion()).await.unwrap();
-        gate("false").open(occasion()).await.unwrap();
-        let error = gate("echo no doveadm here >&2; exit 3").close(occasion()).await.unwrap_err();
-        let text = error.to_string();
+        gate(&dir, told).close(occasion()).await.unwrap();
+        gate(&dir, "false").open(occasion()).await.unwrap();
+        let complains = gate(&dir, "echo no doveadm here >&2; exit 3");
+        let text = complains.close(occasion()).await.unwrap_err().to_string();
         assert!(text.contains("no doveadm here") && text.contains("exit status: 3"), "{text}");
-        assert!(!gate("true").is_there(), "it could not be opened again");
+        assert!(!gate(&dir, "true").is_there(), "it could not be opened again");
+    }
+
+    #[tokio::test]
+    async fn the_next_waits_for_what_a_dead_daemon_has_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        let (go, log) = (dir.path().join("go"), dir.path().join("log"));
+        // Like a daemon that was killed: its command goes on, with the lock.
+        let slow = format!(
+            "echo begun >> {log}; until [ -e {go} ]; do sleep 0.01; done; echo ended >> {log}",
+            log = log.display(),
+            go = go.display()
+        );
+        let turn = gate(&dir, "").turn(Instant::now() + WITHIN).await.unwrap();
+        let mut orphan = Command::new("/bin/sh").args(["-c", &slow]).stdin(turn).spawn().unwrap();
+        let next = gate(&dir, &format!("echo next >> {}", log.display()));
+        let late = next.turn(Instant::now()).await.unwrap_err();
+        assert!(late.contains("an earlier gate command still runs"), "{late}");
+        let (moved, ()) = tokio::join!(next.close(occasion()), async {
+            File::create(&go).unwrap();
+        });
+        moved.unwrap();
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "begun\nended\nnext\n");
+        orphan.wait().await.unwrap();
     }
 }
