@@ -177,6 +177,18 @@ impl Dovecot {
         open(self.imap) && open(self.lmtp)
     }
 
+    /// How to call its doveadm, as a shell does.
+    pub fn doveadm(&self) -> anyhow::Result<String> {
+        let config = path_text(&self.config());
+        Ok(match self.version {
+            Version::V23 => format!("doveadm -c {config}"),
+            Version::V24 => {
+                let pid = self.process.as_ref().context("a running Dovecot")?.id();
+                format!("nsenter --target {pid} --mount --root doveadm -c {config}")
+            }
+        })
+    }
+
     /// Folder of all homes.
     pub fn mail_root(&self) -> PathBuf {
         self.dir.join("mail")

@@ -41,7 +41,7 @@ exit "$code"
 /// Runs the hook until it is dropped.
 #[derive(Debug)]
 pub struct Gatekeeper {
-    dovecot: PathBuf,
+    doveadm: String,
     /// Held while a command of the daemon's runs.
     lock: PathBuf,
     stop: Arc<AtomicBool>,
@@ -62,24 +62,24 @@ impl Gatekeeper {
         node.write_config(&text)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (ended, clock) = (Arc::clone(&stop), lab.shared_clock());
-        let dovecot = server.config();
-        let config = dovecot.clone();
+        let doveadm = server.doveadm()?;
+        let ours = doveadm.clone();
         let thread = std::thread::Builder::new().name("gatekeeper".into()).spawn(move || {
             while !ended.load(Ordering::Relaxed) {
                 // A question that cannot be answered leaves the daemon waiting, and the test fails.
-                let _ = answer(&dir, &config);
+                let _ = answer(&dir, &ours);
                 clock.pause(LOOK_EVERY);
             }
         })?;
         let lock = node.state_dir().join("gate.lock");
-        Ok(Self { dovecot, lock, stop, thread: Some(thread) })
+        Ok(Self { doveadm, lock, stop, thread: Some(thread) })
     }
 
     /// Opens the gate as an admin would by hand, when the daemon has done with it.
     pub fn open_by_hand(&self) -> anyhow::Result<()> {
         let lock = fs::File::options().read(true).open(&self.lock)?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
-        let (code, text) = hook(&self.dovecot, "open", "0")?;
+        let (code, text) = hook(&self.doveadm, "open", "0")?;
         anyhow::ensure!(code == 0, "open the gate: {text}");
         Ok(())
     }
@@ -95,7 +95,7 @@ impl Drop for Gatekeeper {
     }
 }
 
-fn answer(dir: &Path, dovecot: &Path) -> anyhow::Result<()> {
+fn answer(dir: &Path, doveadm: &str) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.extension().is_none_or(|extension| extension != "asked") {
@@ -105,7 +105,7 @@ fn answer(dir: &Path, dovecot: &Path) -> anyhow::Result<()> {
         let mut words = question.split_whitespace();
         let mut word = || words.next().context("a word, a number of seconds and who asks");
         let (what, wait, asker) = (word()?, word()?, word()?);
-        let (code, text) = hook(dovecot, what, wait)?;
+        let (code, text) = hook(doveadm, what, wait)?;
         fs::remove_file(&path)?;
         tell(&path.with_extension("answer"), asker, &format!("{code} {text}\n"))?;
     }
@@ -128,12 +128,12 @@ fn tell(answer: &Path, asker: &str, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the hook that the project ships.
-fn hook(dovecot: &Path, what: &str, wait: &str) -> anyhow::Result<(i32, String)> {
+/// Runs the hook that the project ships; returns its exit code and its complaints.
+pub fn hook(doveadm: &str, what: &str, wait: &str) -> anyhow::Result<(i32, String)> {
     let hook = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/hooks/dovecot-gate");
     let output = Command::new(hook)
         .arg(what)
-        .env("DOVEADM", format!("doveadm -c {}", dovecot.display()))
+        .env("DOVEADM", doveadm)
         .env("MAILTWIN_WAIT", wait)
         .output()
         .context("run dovecot-gate")?;

@@ -15,7 +15,7 @@ use mailtwin_tests::{
     corpus,
     daemon::{AGENT, Node, REPLICA},
     dovecot::{Dovecot, Version},
-    gate::Gatekeeper,
+    gate::{self, Gatekeeper},
     lab::Lab,
     oracle::{self, Account},
     random::Random,
@@ -206,6 +206,34 @@ fn a_frozen_master_thaws_by_itself() -> anyhow::Result<()> {
         freeze("3s")?.expect(0)?;
         cluster.wait_master(lab, 0)?;
         cluster.deliver(0, 2, 4)
+    })
+}
+
+#[test]
+fn the_gate_closes_and_opens_both_versions_of_dovecot() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        for (name, version) in [("old", Version::V23), ("new", Version::V24)] {
+            let server = Dovecot::start(lab, name, version)?;
+            let turn = |what: &str| {
+                let (code, told) = gate::hook(&server.doveadm()?, what, "0")?;
+                ensure!(code == 0, "{what} at {}: {told}", server.name());
+                anyhow::Ok(())
+            };
+            let mut imap = server.imap("u1")?;
+            turn("open")?;
+            imap.command("NOOP").context("nobody is thrown out of an open gate")?;
+            for _ in 0..2 {
+                turn("close")?;
+                ensure!(!server.is_open(), "{} lets nobody in", server.name());
+            }
+            ensure!(imap.command("NOOP").is_err(), "the session was ended");
+            turn("open")?;
+            lab.wait(&format!("{} lets clients in again", server.name()), || {
+                Ok(server.imap("u1").map(drop).map_err(|error| format!("{error:#}")))
+            })?;
+            server.deliver("u1", &corpus::short("m0"))?;
+        }
+        Ok(())
     })
 }
 
