@@ -105,8 +105,11 @@ fn answer(dir: &Path, doveadm: &str) -> anyhow::Result<()> {
         let mut words = question.split_whitespace();
         let mut word = || words.next().context("a word, a number of seconds and who asks");
         let (what, wait, asker) = (word()?, word()?, word()?);
-        let (code, text) = hook(doveadm, what, wait)?;
+        let is_there = || Path::new("/proc").join(asker).exists();
+        // Nobody waits for what a daemon wanted that was killed meanwhile.
+        let answer = is_there().then(|| hook(doveadm, what, wait)).transpose()?;
         fs::remove_file(&path)?;
+        let Some((code, text)) = answer else { continue };
         tell(&path.with_extension("answer"), asker, &format!("{code} {text}\n"))?;
     }
     Ok(())

@@ -41,12 +41,17 @@ impl Operations {
     pub(crate) fn begin(&self) -> Option<OperationStatus> {
         let mut now = self.lock();
         let (_, last) = &*now;
-        if last.id > 0 && last.outcome.is_none() {
+        if runs(last) {
             return None;
         }
         let new = OperationStatus { id: last.id + 1, ..OperationStatus::default() };
         *now = (Instant::now(), new.clone());
         Some(new)
+    }
+
+    /// Whether one runs.
+    pub(crate) fn is_under_way(&self) -> bool {
+        runs(&self.lock().1)
     }
 
     /// Notes that something was done.
@@ -76,4 +81,8 @@ impl Operations {
     fn lock(&self) -> std::sync::MutexGuard<'_, (Instant, OperationStatus)> {
         self.now.lock().expect("no panic while it is held")
     }
+}
+
+fn runs(operation: &OperationStatus) -> bool {
+    operation.id > 0 && operation.outcome.is_none()
 }

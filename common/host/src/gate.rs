@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
     process::Stdio,
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,6 +16,7 @@ use rustix::{fs::FlockOperation, io::Errno};
 use tokio::{
     io::AsyncReadExt as _,
     process::Command,
+    sync::Mutex,
     time::{Instant, sleep, timeout},
 };
 
@@ -32,12 +34,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Runs the commands. Both must be fit to be run again when the gate is already as it shall be.
 ///
-/// One at a time: a command may outlive the daemon that began it, and must not open what the next
-/// daemon has closed. So each has a lock as its standard input, which ends when its last process has.
+/// One at a time, in the order in which they were asked for. A command may also outlive the daemon
+/// that began it, and must not open what the next daemon has closed: so each has a lock as its
+/// standard input, which ends when its last process has.
 #[derive(Clone, Debug)]
 pub struct Gate {
     node: String,
     lock: PathBuf,
+    /// Whose turn it is; first come, first served.
+    turn: Arc<Mutex<()>>,
     commands: crate::config::Gate,
 }
 
@@ -65,7 +70,8 @@ impl Gate {
     /// The one that `config` describes.
     pub fn new(config: &Config) -> Self {
         let lock = config.node.state_dir.join("gate.lock");
-        Self { node: config.node.name.clone(), lock, commands: config.gate.clone() }
+        let (node, commands) = (config.node.name.clone(), config.gate.clone());
+        Self { node, lock, turn: Arc::default(), commands }
     }
 
     /// Whether it can be closed and opened.
@@ -75,16 +81,30 @@ impl Gate {
 
     /// Closes it. Without a command that is somebody else's task.
     pub async fn close(&self, occasion: Occasion) -> Result<(), GateError> {
+        let _turn = self.turn.lock().await;
         self.run("close", self.commands.close.as_deref(), occasion).await
     }
 
     /// Opens it. Without a command that is somebody else's task.
     pub async fn open(&self, occasion: Occasion) -> Result<(), GateError> {
-        self.run("open", self.commands.open.as_deref(), occasion).await
+        self.open_unless(occasion, || false).await.map(|_opened| ())
+    }
+
+    /// Opens it, unless somebody has come, when it is its turn, who wants it closed. Whether it did.
+    pub async fn open_unless(
+        &self,
+        occasion: Occasion,
+        unwanted: impl Fn() -> bool,
+    ) -> Result<bool, GateError> {
+        let _turn = self.turn.lock().await;
+        if unwanted() {
+            return Ok(false);
+        }
+        self.run("open", self.commands.open.as_deref(), occasion).await.map(|()| true)
     }
 
     /// Waits until no earlier command runs. The file is empty: whoever reads it finds its end.
-    async fn turn(&self, until: Instant) -> Result<File, String> {
+    async fn take_lock(&self, until: Instant) -> Result<File, String> {
         let path = self.lock.display();
         let told = |error: io::Error| format!("lock {path}: {error}");
         let mut file = OpenOptions::new();
@@ -110,7 +130,7 @@ impl Gate {
     ) -> Result<(), GateError> {
         let Some(command) = command else { return Ok(()) };
         let failed = |why: String| GateError { what, command: command.to_owned(), why };
-        let turn = self.turn(Instant::now() + WITHIN + wait).await.map_err(failed)?;
+        let lock = self.take_lock(Instant::now() + WITHIN + wait).await.map_err(failed)?;
         let mut child = Command::new("/bin/sh")
             .args(["-c", command])
             .env("MAILTWIN_GATE", what)
@@ -118,7 +138,7 @@ impl Gate {
             .env("MAILTWIN_ROLE", role.to_string())
             .env("MAILTWIN_EPOCH", epoch.to_string())
             .env("MAILTWIN_WAIT", wait.as_secs().to_string())
-            .stdin(turn)
+            .stdin(lock)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -155,7 +175,8 @@ mod tests {
 
     fn gate(dir: &tempfile::TempDir, close: &str) -> Gate {
         let commands = crate::config::Gate { close: Some(close.into()), open: None };
-        Gate { node: "mx1".into(), lock: dir.path().join("gate.lock"), commands }
+        let lock = dir.path().join("gate.lock");
+        Gate { node: "mx1".into(), lock, turn: Arc::default(), commands }
     }
 
     fn occasion() -> Occasion {
@@ -175,6 +196,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn it_is_not_opened_when_somebody_has_come_who_closes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = gate(&dir, "true");
+        assert!(gate.open_unless(occasion(), || false).await.unwrap());
+        // Whether it is wanted is asked when it is its turn, not before.
+        let asked = std::cell::Cell::new(false);
+        let held = gate.turn.lock().await;
+        let unwanted = || {
+            asked.set(true);
+            true
+        };
+        let opening = gate.open_unless(occasion(), unwanted);
+        tokio::pin!(opening);
+        assert!(timeout(LOOK_EVERY, &mut opening).await.is_err() && !asked.get());
+        drop(held);
+        assert!(!opening.await.unwrap() && asked.get());
+    }
+
+    #[tokio::test]
     async fn the_next_waits_for_what_a_dead_daemon_has_begun() {
         let dir = tempfile::tempdir().unwrap();
         let (go, log) = (dir.path().join("go"), dir.path().join("log"));
@@ -184,10 +224,10 @@ mod tests {
             log = log.display(),
             go = go.display()
         );
-        let turn = gate(&dir, "").turn(Instant::now() + WITHIN).await.unwrap();
+        let turn = gate(&dir, "").take_lock(Instant::now() + WITHIN).await.unwrap();
         let mut orphan = Command::new("/bin/sh").args(["-c", &slow]).stdin(turn).spawn().unwrap();
         let next = gate(&dir, &format!("echo next >> {}", log.display()));
-        let late = next.turn(Instant::now()).await.unwrap_err();
+        let late = next.take_lock(Instant::now()).await.unwrap_err();
         assert!(late.contains("an earlier gate command still runs"), "{late}");
         let (moved, ()) = tokio::join!(next.close(occasion()), async {
             File::create(&go).unwrap();
