@@ -51,7 +51,6 @@ struct Daemon(Lasting);
 
 impl daemon::Daemon for Daemon {
     const LOCK: &'static str = "replica";
-    const FATAL: &'static str = "the disk failed to sync";
     type Working = Arc<Answers>;
 
     fn lasting(&self) -> &Lasting {
@@ -191,7 +190,7 @@ fn work(
     metrics: &Metrics,
     fatal: &CancellationToken,
 ) -> anyhow::Result<Work> {
-    let index = mailtwin_host::state::open_index(&config.node.state_dir)?;
+    let index = mailtwin_host::state::open_index(&config.node.state_dir, fatal)?;
     let store = crate::store::open(config, index, Arc::clone(clock))?;
     let committer = Committer::start(Arc::clone(&store), metrics.clone(), fatal.clone())?;
     Ok(Work { store, workers: Workers::start("store", WORKERS)?, committer })

@@ -26,13 +26,25 @@ pub struct Failing {
 impl Failing {
     /// From now on, each of these system calls of the node's daemon fails with EIO.
     pub fn start(lab: &Lab, node: &mut Node, calls: &str) -> anyhow::Result<Self> {
+        Self::start_at(lab, node, calls, None)
+    }
+
+    /// The same, only of those that are about one file.
+    pub fn start_at(
+        lab: &Lab,
+        node: &mut Node,
+        calls: &str,
+        file: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         let id = node.daemon()?.id();
         let trace = format!("trace={calls}");
         let inject = format!("inject={calls}:error=EIO");
         let traced = lab.dir().join(format!("strace.{id}"));
         let words = ["strace", "-f", "-e", &trace, "-e", &inject, "-o"];
         let mut command: Vec<std::ffi::OsString> = words.iter().map(Into::into).collect();
-        command.extend([traced.into(), "-p".into(), id.to_string().into()]);
+        command.extend([traced.into()]);
+        command.extend(file.into_iter().flat_map(|file| ["-P".into(), file.into()]));
+        command.extend(["-p".into(), id.to_string().into()]);
         let log = lab.dir().join("strace.log");
         let launch = Launch { name: "strace".into(), command, as_mail_user: false, log };
         let tracer = Process::start(lab, &launch)?;

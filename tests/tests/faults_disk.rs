@@ -181,7 +181,13 @@ fn a_log_that_cannot_be_written_is_said_and_waited_for() -> anyhow::Result<()> {
     Lab::run(|lab| {
         faults::expect_tool("strace")?;
         let mut pair = pair_on(lab)?;
-        let failing = Failing::start(lab, &mut pair.agent, "pwrite64")?;
+        let log = pair.agent.state_dir().join("log");
+        let mut segments = fs::read_dir(&log)?.map(|entry| entry.map(|entry| entry.path()));
+        let segment = segments.find(|path| {
+            path.as_ref().is_ok_and(|path| path.extension().is_some_and(|kind| kind == "log"))
+        });
+        let segment = segment.context("a segment of the log")??;
+        let failing = Failing::start_at(lab, &mut pair.agent, "pwrite64", Some(&segment))?;
         deliver(&pair, "unwritten", 3, 0)?;
         wait_status(lab, &pair, "CANNOT BE WRITTEN")?;
         let shown = pair.agent.replctl(lab, &["status", "--nagios"])?.expect(2)?;
@@ -193,6 +199,39 @@ fn a_log_that_cannot_be_written_is_said_and_waited_for() -> anyhow::Result<()> {
         failing.stop()?;
         ensure!(pair.agent.daemon()?.is_running(), "the agent waits");
         pair.heal(lab).context("with a disk that writes")?;
+        pair.replica.expect_quiet_log()
+    })
+}
+
+#[test]
+fn an_index_that_cannot_be_written_ends_its_daemon_and_is_repaired() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        faults::expect_tool("strace")?;
+        let mut pair = pair_on(lab)?;
+        let index = pair.copy.state_dir().join("index/db");
+        let failing = Failing::start_at(lab, &mut pair.copy, "pwrite64", Some(&index))?;
+        deliver(&pair, "unindexed", 3, 0)?;
+        let status = pair.copy.daemon()?.ended()?;
+        ensure!(!status.success(), "it ends with an error: {status}");
+        let log = pair.copy.log_text(REPLICA)?;
+        ensure!(log.contains("the index failed: ending"), "{log}");
+        failing.stop()?;
+        pair.heal(lab).context("started again")?;
+        pair.replica.expect_quiet_log()
+    })
+}
+
+#[test]
+fn a_replica_that_cannot_rename_waits() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        faults::expect_tool("strace")?;
+        let mut pair = pair_on(lab)?;
+        let calls = "rename,renameat,renameat2,link,linkat";
+        let failing = Failing::start(lab, &mut pair.copy, calls)?;
+        deliver(&pair, "unnamed", 3, 0)?;
+        wait_status(lab, &pair, "Input/output error")?;
+        failing.stop()?;
+        pair.heal(lab).context("with a disk that renames")?;
         pair.replica.expect_quiet_log()
     })
 }

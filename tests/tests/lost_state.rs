@@ -172,10 +172,7 @@ fn a_full_disk_under_the_log_is_waited_out() -> anyhow::Result<()> {
             Ok(if named { Ok(()) } else { Err(log) })
         })?;
         fs::remove_file(&ballast)?;
-        if !pair.agent.daemon()?.is_running() {
-            pair.agent.start(lab)?; // as its service manager would
-        }
-        pair.wait_equal(lab).context("with room again")
+        pair.heal(lab).context("with room again")
     })
 }
 

@@ -61,7 +61,6 @@ struct Daemon {
 
 impl daemon::Daemon for Daemon {
     const LOCK: &'static str = "agent";
-    const FATAL: &'static str = "the sync log cannot be made durable";
     type Working = Arc<Answers>;
 
     fn lasting(&self) -> &Lasting {

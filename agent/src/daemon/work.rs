@@ -50,7 +50,7 @@ pub(super) fn start(
 ) -> anyhow::Result<Working> {
     let Start { config, node, dialers, metrics, tasks, clock, key } = parts;
     let state_dir = &config.node.state_dir;
-    let index = state::open_index(state_dir)?;
+    let index = state::open_index(state_dir, fatal)?;
     let store = crate::store::open(config, index, Arc::clone(&clock))?;
     let options = log::Options { bound_octets: config.log.bound, ..log::Options::default() };
     let (log, recovery) = Log::open(&state_dir.join("log"), options, Arc::clone(&clock))?;

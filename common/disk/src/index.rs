@@ -24,7 +24,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -97,7 +97,7 @@ pub enum Opened {
 }
 
 /// Why a call on an index failed. After [`IndexError::Damaged`] and [`IndexError::Disk`] this index
-/// answers every call with an error: whoever can, goes on without; opening it again repairs it.
+/// answers every call with an error, and [`Index::on_failure`] says so; opening it again repairs it.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// A value over [`VALUE_MAX`].
@@ -164,6 +164,14 @@ impl Index {
         let open = Arc::new(open);
         let writer = Arc::new(Writer::start(&open)?);
         Ok((Self { open, _writer: writer }, opened))
+    }
+
+    /// Calls `tell` once, when it has failed: soon after, from whichever thread noticed.
+    pub fn on_failure(&self, tell: impl FnOnce() + Send + 'static) {
+        *self.open.failure.lock() = Some(Box::new(tell));
+        if self.open.damaged.load(Ordering::Acquire) {
+            self.open.tell_failure();
+        }
     }
 
     /// The value of `key`.
@@ -257,6 +265,23 @@ struct Open {
     syncs: Mutex<Syncs>,
     /// Damage was seen; sled is not called again.
     damaged: AtomicBool,
+    failure: Failure,
+}
+
+/// Whom to tell when it fails.
+#[derive(Default)]
+struct Failure(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Failure {
+    fn lock(&self) -> MutexGuard<'_, Option<Box<dyn FnOnce() + Send>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Failure")
+    }
 }
 
 #[derive(Debug)]
@@ -302,6 +327,7 @@ impl Open {
             applied: AtomicU64::new(0),
             syncs: Mutex::new(Syncs { mark, number: has, covered: 0 }),
             damaged: AtomicBool::new(false),
+            failure: Failure::default(),
         };
         Ok((open, number.is_some()))
     }
@@ -317,8 +343,19 @@ impl Open {
             return Err(IndexError::Damaged(why.to_string()));
         };
         // After any error sled refuses writes or knows less than it should: do not go on with it.
-        contain(&self.dir, op, || call(db))
-            .inspect_err(|_| self.damaged.store(true, Ordering::Release))
+        contain(&self.dir, op, || call(db)).inspect_err(|_| self.fail())
+    }
+
+    fn fail(&self) {
+        self.damaged.store(true, Ordering::Release);
+        self.tell_failure();
+    }
+
+    fn tell_failure(&self) {
+        let tell = self.failure.lock().take();
+        if let Some(tell) = tell {
+            tell();
+        }
     }
 
     /// Gives sled what waits, as one batch.
@@ -364,7 +401,7 @@ impl Open {
 
     fn sync_data(&self) -> Result<(), IndexError> {
         self.data.sync_data().map_err(|error| {
-            self.damaged.store(true, Ordering::Release);
+            self.fail();
             DiskError::during("sync", &self.dir.join(DATA))(error).into()
         })
     }

@@ -37,8 +37,6 @@ pub struct Lasting {
 pub trait Daemon {
     /// Its lock under `node.state_dir`: two of one kind never share a node's state.
     const LOCK: &'static str;
-    /// Why it ended by itself, for the admin: what `fatal` stands for.
-    const FATAL: &'static str;
     /// What it holds while it has a role.
     type Working: Sync;
 
@@ -47,7 +45,7 @@ pub trait Daemon {
     /// The same, to read the configuration again.
     fn lasting_mut(&mut self) -> &mut Lasting;
     /// Begins the work of `node`'s role. It ends with `tasks`; `fatal` is cancelled by whoever finds
-    /// that it cannot go on.
+    /// that what must be durable cannot be made so, and has logged what that is.
     fn start(
         &self,
         node: &Node,
@@ -129,7 +127,7 @@ async fn hold_role<D: Daemon>(
     let started = started.map(drop);
     end(&tasks).await;
     started?;
-    anyhow::ensure!(!fatal.is_cancelled(), "{}; see the log above", D::FATAL);
+    anyhow::ensure!(!fatal.is_cancelled(), "the disk under it failed; see the log above");
     Ok(ended)
 }
 

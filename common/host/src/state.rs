@@ -3,10 +3,14 @@
 use std::path::Path;
 
 use mailtwin_disk::index::{Index, IndexError, Opened};
+use tokio_util::sync::CancellationToken;
 
 /// Opens the index in `state_dir`. One that is damaged is set aside and rebuilt by scanning: that
 /// costs time, never mail, and nothing is deleted on a replica before both sides were compared.
-pub fn open_index(state_dir: &Path) -> Result<Index, IndexError> {
+///
+/// One that fails later is out of use until it is opened again: `fatal` is cancelled then, and the
+/// next start repairs it.
+pub fn open_index(state_dir: &Path, fatal: &CancellationToken) -> Result<Index, IndexError> {
     let (index, opened) = Index::open(&state_dir.join("index"))?;
     match opened {
         Opened::Fresh | Opened::Kept => {}
@@ -15,5 +19,11 @@ pub fn open_index(state_dir: &Path) -> Result<Index, IndexError> {
             tracing::warn!(why, %aside, "the index was damaged: rebuilding it from the mail; the old one is kept");
         }
     }
+    let (fatal, dir) = (fatal.clone(), state_dir.join("index"));
+    index.on_failure(move || {
+        let dir = dir.display();
+        tracing::error!(%dir, "the index failed: ending, so that the next start repairs it");
+        fatal.cancel();
+    });
     Ok(index)
 }

@@ -4,6 +4,7 @@
 mod syncs;
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -244,7 +245,9 @@ impl Workspace {
         let copy = ours.join("target/mutants");
         let listed = Command::new("git").arg("ls-files").current_dir(&ours).output();
         let listed = listed.context("list the workspace's files")?;
-        for file in String::from_utf8(listed.stdout)?.lines() {
+        let listed = String::from_utf8(listed.stdout)?;
+        remove_all_but(&copy, &listed.lines().map(|file| copy.join(file)).collect())?;
+        for file in listed.lines() {
             let (from, to) = (ours.join(file), copy.join(file));
             let Ok(content) = fs::read(&from) else { continue };
             // What has not changed keeps its date, so that it is not built again.
@@ -318,6 +321,24 @@ fn failed(said: &str) -> Vec<&str> {
     said.lines()
         .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"))
         .collect()
+}
+
+/// Removes what an earlier copy had and the workspace has no more.
+fn remove_all_but(dir: &Path, kept: &BTreeSet<PathBuf>) -> Result<()> {
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            // Not what was built.
+            if entry.file_name() != "target" {
+                remove_all_but(&path, kept)?;
+            }
+        } else if !kept.contains(&path) {
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 #[expect(clippy::disallowed_methods, reason = "a scratch copy need not be durable")]
