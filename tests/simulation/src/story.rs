@@ -180,9 +180,12 @@ impl Story {
             23 => self.tear(place),
             24 => self.former_master().await,
             25 if strays => {
-                let actions = 1 + self.dice.below(3);
-                self.world.live_on_replica(place, actions, &mut self.dice).await;
-                self.oracle.touched(&replica);
+                for _ in 0..=self.dice.below(3) {
+                    self.world.act_on_replica(place, &mut self.dice);
+                    self.oracle.touched(&replica);
+                    let pause = self.dice.below(80) as u64;
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
             }
             26 | 27 if strays => self.masters_backup().await,
             _ => self.heal(&replica),

@@ -260,18 +260,15 @@ impl World {
         }
     }
 
-    /// Does random things to a replica's mail, as its own clients would.
-    pub async fn live_on_replica(&mut self, place: usize, actions: usize, dice: &mut Dice) {
+    /// Does a random thing to a replica's mail, as its own clients would.
+    pub fn act_on_replica(&mut self, place: usize, dice: &mut Dice) {
         let replica = Arc::clone(&self.replicas[place]);
-        for _ in 0..actions {
-            let account = dice.pick(&self.accounts).clone();
-            replica.mail.store.heal(); // its clients can read
-            let done = act(&replica.mail, &account, dice);
-            self.tell(format!("{}: {account}: {done}", replica.name));
-            self.doubt(&replica);
-            self.note_own(&replica);
-            tokio::time::sleep(Duration::from_millis(dice.below(80) as u64)).await;
-        }
+        let account = dice.pick(&self.accounts).clone();
+        replica.mail.store.heal(); // its clients can read
+        let done = act(&replica.mail, &account, dice);
+        self.tell(format!("{}: {account}: {done}", replica.name));
+        self.doubt(&replica);
+        self.note_own(&replica);
     }
 
     /// Notes what a replica has of its own.
