@@ -34,12 +34,19 @@ pub struct Oracle {
     /// What each replica had when it was looked at last, and what of that went since (I10).
     there: BTreeMap<String, BTreeSet<Seen>>,
     expunged: BTreeMap<String, BTreeSet<Seen>>,
+    /// What the master got back when it was restored, and has had ever since: what was on its way
+    /// then may expunge it on a replica, and the next look at the master brings it back.
+    restored: BTreeSet<Seen>,
 }
 
 impl Oracle {
     /// Looks at everything; says what is broken.
     pub fn look(&mut self, world: &mut World) -> Result<(), String> {
         world.believe();
+        if !self.restored.is_empty() {
+            let now = masters(world);
+            self.restored.retain(|seen| now.contains(seen));
+        }
         self.numbers(world, &world.master.name, &world.master.mail)?;
         for replica in &world.replicas {
             self.numbers(world, &replica.name, &replica.mail)?;
@@ -70,6 +77,7 @@ impl Oracle {
             replica.is_some_and(|replica| has_mailbox(&replica.mail, account, *id))
         });
         self.expunged.clear();
+        self.restored = masters(world);
         for ((account, id, _), meanings) in &mut self.meanings {
             let mailboxes = world.master.mail.store.peek(account).state.mailboxes;
             let there = mailboxes.iter().find(|mailbox| mailbox.id == *id);
@@ -150,7 +158,8 @@ impl Oracle {
             return Err(format!("I10: the master never had {mailbox} {uid}, which {name} has"));
         }
         let expunged = self.expunged.entry(name.clone()).or_default();
-        if let Some((mailbox, uid, _)) = expunged.intersection(&now).next() {
+        let mut back = expunged.intersection(&now).filter(|seen| !self.restored.contains(*seen));
+        if let Some((mailbox, uid, _)) = back.next() {
             return Err(format!("I10: {mailbox} {uid} is back on {name}"));
         }
         let before = self.there.insert(name.clone(), now.clone()).unwrap_or_default();
@@ -280,4 +289,10 @@ pub fn difference(ours: &InMemory, theirs: &InMemory, account: &Account) -> Opti
     let (ours, theirs) = (ours.store.peek(account).state, theirs.store.peek(account).state);
     let same = digest::account(&ours) == digest::account(&theirs);
     (!same).then(|| format!("{account}: {ours:#?}\non the replica: {theirs:#?}"))
+}
+
+/// All mail on the master.
+fn masters(world: &World) -> BTreeSet<Seen> {
+    let mail = &world.master.mail;
+    world.accounts.iter().flat_map(|account| look(mail, account).1).collect()
 }
