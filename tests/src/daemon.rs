@@ -90,6 +90,22 @@ impl Node {
         self.dir.join("state")
     }
 
+    /// Lets it tell of incidents. Before its agent is started.
+    pub fn tell_incidents(&self) -> anyhow::Result<()> {
+        let told = self.dir.join("incidents");
+        let command = format!("echo $MAILTWIN_INCIDENT $MAILTWIN_TEXT >> {}", told.display());
+        let text = format!("{}\n[incident]\ncommand = {command:?}\n", self.config_text()?);
+        self.write_config(&text)
+    }
+
+    /// What it has told of, a line each.
+    pub fn incidents(&self) -> anyhow::Result<String> {
+        match fs::read_to_string(self.dir.join("incidents")) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            told => Ok(told?),
+        }
+    }
+
     /// Where its admin sockets are.
     pub fn run_dir(&self) -> PathBuf {
         self.dir.join("run")

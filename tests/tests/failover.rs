@@ -3,10 +3,11 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
@@ -15,6 +16,7 @@ use mailtwin_tests::{
     corpus,
     daemon::{AGENT, Node, REPLICA},
     dovecot::{Dovecot, Version},
+    files,
     gate::{self, Gatekeeper},
     lab::Lab,
     oracle::{self, Account},
@@ -40,6 +42,7 @@ impl Cluster {
         let mut gates = Vec::new();
         for (node, server) in nodes.iter().zip(&servers) {
             gates.push(Gatekeeper::install(lab, node, server)?);
+            node.tell_incidents()?;
         }
         let accounts = ACCOUNTS.map(str::to_owned).to_vec();
         let mut cluster = Self { servers, nodes, gates, accounts };
@@ -137,7 +140,8 @@ fn the_role_moves_there_and_back_and_everybody_follows() -> anyhow::Result<()> {
         ensure!(there.len() == 39, "39 of 40 messages, for one was expunged: {there:?}");
         let copy = Account::read(&cluster.servers[2], "u1")?;
         ensure!(copy.list.contains("New"), "the third node followed: {:?}", copy.list);
-        Ok(())
+        // What was planned is no incident.
+        cluster.nodes.iter().try_for_each(|node| told(lab, node, &[]))
     })
 }
 
@@ -308,7 +312,44 @@ fn a_replica_takes_over_from_a_dead_master_and_nothing_of_that_is_lost() -> anyh
             ensure!(first.to_lowercase().contains(&flag.to_lowercase()), "{flag}: {first}");
         }
         ensure!(copy.list.contains("There"), "the mailbox made on the old master is there");
+        told(lab, &cluster.nodes[1], &["force", "merged", "merged"])?;
+        told(lab, &cluster.nodes[0], &["stepped-down"])?;
+        told(lab, &cluster.nodes[2], &[])
+    })
+}
+
+#[test]
+fn the_hook_that_mails_incidents_hands_a_message_over() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let (sendmail, mail) = (lab.dir().join("sendmail"), lab.dir().join("mail"));
+        files::write(
+            &sendmail,
+            format!("#!/bin/sh\necho \"$@\" > {0}; cat >> {0}\n", mail.display()),
+        )?;
+        files::chmod(&sendmail, 0o755)?;
+        let hook = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/hooks/incident-mail");
+        let status = Command::new(hook)
+            .arg("admin@example.org")
+            .env("SENDMAIL", &sendmail)
+            .env("MAILTWIN_NODE", "mx2")
+            .env("MAILTWIN_INCIDENT", "merged")
+            .env("MAILTWIN_TEXT", "mx1 has come back")
+            .status()?;
+        ensure!(status.success(), "{status}");
+        let sent = fs::read_to_string(mail)?;
+        let expected = "-i admin@example.org\nTo: admin@example.org\nSubject: Mailtwin on mx2: merged\n\
+                        Auto-Submitted: auto-generated\n\nmx1 has come back\n";
+        ensure!(sent == expected, "{sent}");
         Ok(())
+    })
+}
+
+/// Waits until a node's admin has been told of these incidents, and fails if there are others.
+fn told(lab: &Lab, node: &Node, expected: &[&str]) -> anyhow::Result<()> {
+    lab.wait(&format!("{} tells of {expected:?}", node.name()), || {
+        let told = node.incidents()?;
+        let kinds: Vec<&str> = told.lines().filter_map(|line| line.split(' ').next()).collect();
+        Ok(if kinds == expected { Ok(()) } else { Err(told) })
     })
 }
 
@@ -329,17 +370,13 @@ fn die_with_mail(cluster: &mut Cluster) -> anyhow::Result<()> {
 /// Delivers until told to end, to whichever server takes it; returns what was accepted.
 fn deliver_all_the_while(
     lab: &Lab,
-    cluster: &Mutex<Cluster>,
+    addresses: &[SocketAddr],
     go_on: &AtomicBool,
 ) -> BTreeSet<String> {
-    let addresses: Vec<_> = {
-        let cluster = cluster.lock().expect("nobody panics while holding it");
-        cluster.servers.iter().map(Dovecot::lmtp_address).collect()
-    };
     let mut accepted = BTreeSet::new();
     let mut number = 0;
     while go_on.load(Ordering::Relaxed) {
-        for address in &addresses {
+        for address in addresses {
             // A number is used once: one that was refused may have been taken all the same.
             let serial = format!("t{number}");
             number += 1;
@@ -357,13 +394,13 @@ fn deliver_all_the_while(
 fn a_switch_survives_the_death_of_any_daemon_at_any_moment() -> anyhow::Result<()> {
     const ROUNDS: usize = 12;
     Lab::run(|lab| {
-        let cluster = Mutex::new(Cluster::start(lab, &["one", "two"])?);
+        let mut cluster = Cluster::start(lab, &["one", "two"])?;
+        let addresses: Vec<_> = cluster.servers.iter().map(Dovecot::lmtp_address).collect();
         let go_on = AtomicBool::new(true);
         let mut random = Random::new(0x5eed);
         let accepted = thread::scope(|scope| {
-            let deliveries = scope.spawn(|| deliver_all_the_while(lab, &cluster, &go_on));
+            let deliveries = scope.spawn(|| deliver_all_the_while(lab, &addresses, &go_on));
             let rounds = (0..ROUNDS).try_for_each(|round| {
-                let mut cluster = cluster.lock().expect("nobody panics while holding it");
                 switch_and_kill(lab, &mut cluster, &mut random)
                     .with_context(|| format!("round {round}"))
             });
@@ -371,7 +408,6 @@ fn a_switch_survives_the_death_of_any_daemon_at_any_moment() -> anyhow::Result<(
             let accepted = deliveries.join().expect("deliveries do not panic");
             rounds.map(|()| accepted)
         })?;
-        let cluster = cluster.into_inner().expect("nobody panicked");
         let master = wait_for_a_master(lab, &cluster)?;
         cluster.wait_all_equal(lab, master)?;
         let there = cluster.serials(master)?;

@@ -11,9 +11,10 @@ use mailtwin_host::{
     config::{Config, Peer},
     daemon::{self, Lasting},
     gate::Gate,
+    incident::Teller,
     keys::NodeKey,
     metrics as http,
-    node::{ChangeError, Node, NodeFile, Role},
+    node::{Node, Role},
     pins::Pins,
     signals::Signal,
     systemd,
@@ -131,6 +132,9 @@ impl daemon::Daemon for Daemon {
         admin::serve(&socket, Arc::clone(&answers), tasks, stop.child_token())
             .with_context(|| format!("serve the admin socket {}", socket.display()))?;
         failover::follow_role(&self.failover, node, tasks);
+        if let Some(command) = &config.incident {
+            Teller::new(&node.name, &config.node.state_dir, command).spawn(tasks);
+        }
         tracing::info!(key = %key.public(), role = %node.role, epoch = %node.epoch, "ready");
         systemd::ready();
         Ok(answers)
@@ -155,7 +159,7 @@ impl Daemon {
 
     /// A replica that knows a newer epoch makes this node one, too: its time as a master is over.
     fn watch_fences(&self, working: &Working, tasks: &Tasks) {
-        let (agent, file) = (Arc::clone(&working.agent), Arc::clone(&self.failover.file));
+        let (agent, failover) = (Arc::clone(&working.agent), self.failover.clone());
         let (mut news, stop) = (agent.news(), tasks.stop().clone());
         tasks.spawn("fences", async move {
             loop {
@@ -164,7 +168,7 @@ impl Daemon {
                     () = news.changed() => {}
                 }
                 let Some(by) = newest_fence(&agent) else { continue };
-                if let Err(error) = step_down(&file, by) {
+                if let Err(error) = failover.step_down(by) {
                     tracing::error!(error = %Chain(&error), "cannot note that this node is no longer the master");
                 }
             }
@@ -175,19 +179,6 @@ impl Daemon {
 fn newest_fence(agent: &Agent) -> Option<Epoch> {
     let by = |phase| if let Phase::Fenced(by) = phase { Some(by) } else { None };
     agent.links().into_iter().filter_map(|link| by(link.phase)).max()
-}
-
-fn step_down(file: &NodeFile, by: Epoch) -> Result<(), ChangeError> {
-    file.change::<ChangeError>(|node| {
-        if by > node.epoch {
-            tracing::error!(epoch = %by, "a newer epoch has begun: this node is no longer the master");
-            node.role = Role::Replica;
-            node.epoch = by;
-            node.master = None;
-        }
-        Ok(())
-    })?;
-    Ok(())
 }
 
 fn publish_role(metrics: &Metrics, node: &Node) {

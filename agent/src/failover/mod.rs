@@ -14,7 +14,7 @@ use mailtwin_host::{
     clock::Clock,
     gate::{Gate, Occasion},
     history,
-    node::{Node, NodeFile},
+    node::{ChangeError, Node, NodeFile, Role},
 };
 use mailtwin_logic::{chain::Chain, ids::Epoch};
 
@@ -39,15 +39,35 @@ impl Failover {
         Occasion { role: node.role, epoch: node.epoch, wait }
     }
 
+    /// This node's time as a master is over: a replica knows a newer epoch.
+    pub(crate) fn step_down(&self, by: Epoch) -> Result<(), ChangeError> {
+        let mut was_master = false;
+        self.file.change::<ChangeError>(|node| {
+            if by > node.epoch {
+                was_master = node.role == Role::Master;
+                node.role = Role::Replica;
+                node.epoch = by;
+                node.master = None;
+            }
+            Ok(())
+        })?;
+        if was_master {
+            tracing::error!(epoch = %by, "a newer epoch has begun: this node is no longer the master");
+            let note = Note { gate_closed_ms: None, detail: "a replica knows a newer epoch" };
+            self.note("stepped-down", Ended::Done, by, None, &note);
+        }
+        Ok(())
+    }
+
     /// Writes a line into the node's history; what cannot be written is logged.
-    fn note(&self, kind: &str, ended: Ended, epoch: Epoch, to: &str, note: &Note<'_>) {
+    fn note(&self, kind: &str, ended: Ended, epoch: Epoch, to: Option<&str>, note: &Note<'_>) {
         let entry = HistoryEntry {
             at: self.clock.unix_ms(),
             kind: kind.to_owned(),
             outcome: ended.as_str().to_owned(),
             epoch: epoch.0,
             from: Some(self.file.now().name),
-            to: Some(to.to_owned()),
+            to: to.map(str::to_owned),
             gate_closed_ms: note.gate_closed_ms,
             detail: note.detail.to_owned(),
         };

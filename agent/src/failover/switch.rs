@@ -83,7 +83,7 @@ pub(crate) async fn switch(
     };
     let closed = failover.clock.unix_ms().saturating_sub(closed_at);
     let note = Note { gate_closed_ms: Some(closed), detail: &why };
-    failover.note("switch", Ended::Undone, epoch, &to, &note);
+    failover.note("switch", Ended::Undone, epoch, Some(&to), &note);
     operations.end(Ended::Undone, format!("{why}; this node is still the master, and {opened}"));
 }
 

@@ -55,7 +55,7 @@ pub(crate) async fn tell(
         handover.to, node.epoch
     );
     let note = Note { gate_closed_ms: Some(closed), detail: &message };
-    failover.note("switch", Ended::Done, node.epoch, &handover.to, &note);
+    failover.note("switch", Ended::Done, node.epoch, Some(&handover.to), &note);
     let finished = failover.file.change::<ChangeError>(|node| {
         let open = node.handover.take().map(|old| Handover { untold: false, ..old });
         node.handover = open.filter(|open| open.unmarked);

@@ -7,7 +7,7 @@ mod journal;
 
 use std::{path::PathBuf, sync::Arc};
 
-use mailtwin_host::{base::Base, clock::Clock};
+use mailtwin_host::{admin::HistoryEntry, base::Base, clock::Clock, history};
 use mailtwin_logic::{
     chain::Chain,
     ids::{Account, Epoch, MailboxId, ModSeq},
@@ -76,6 +76,9 @@ impl Visitor {
         }
         self.tell_merged(merging.epoch).await?;
         tracing::info!(node = %merging.node, %totals, "all that only it had is here now");
+        if is_old_master || !totals.is_nothing() {
+            note_merged(merging, &totals);
+        }
         Ok(())
     }
 
@@ -190,6 +193,23 @@ impl Visitor {
         mailbox: MailboxId,
     ) -> Result<Vec<Record>, VisitError> {
         Ok(self.their_records_of(account, mailbox).await?.1)
+    }
+}
+
+/// Writes a line into the node's history; what cannot be written is logged.
+fn note_merged(merging: &Merging, totals: &journal::Totals) {
+    let entry = HistoryEntry {
+        at: merging.clock.unix_ms(),
+        kind: "merged".to_owned(),
+        outcome: "done".to_owned(),
+        epoch: merging.epoch.0,
+        from: Some(merging.node.clone()),
+        to: None,
+        gate_closed_ms: None,
+        detail: totals.to_string(),
+    };
+    if let Err(error) = history::append(&merging.state_dir, &entry) {
+        tracing::error!(error = %Chain(&error), ?entry, "cannot write the history of failovers");
     }
 }
 

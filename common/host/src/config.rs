@@ -49,6 +49,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// `[gate]`: commands that stop and reopen mail access.
     pub gate: Gate,
+    /// `[incident] command`: tells the admin of what happened by itself.
+    pub incident: Option<String>,
 }
 
 /// `[node]`.
@@ -243,7 +245,7 @@ impl Config {
 
     /// Every key with its value in a form that is only good for comparing.
     fn values(&self) -> BTreeMap<String, String> {
-        let fixed: [(&str, &dyn fmt::Debug); 19] = [
+        let fixed: [(&str, &dyn fmt::Debug); 20] = [
             ("node.name", &self.node.name),
             ("node.state_dir", &self.node.state_dir),
             ("node.run_dir", &self.node.run_dir),
@@ -263,6 +265,7 @@ impl Config {
             ("metrics.agent", &self.metrics.agent),
             ("metrics.replica", &self.metrics.replica),
             ("gate", &self.gate),
+            ("incident.command", &self.incident),
         ];
         let fixed = fixed.into_iter().map(|(key, value)| (key.to_owned(), format!("{value:?}")));
         let peers = self.peers.iter().map(|p| (format!("peer {}", p.name), format!("{p:?}")));

@@ -5,7 +5,6 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
-    process::Stdio,
     sync::Arc,
     time::Duration,
 };
@@ -14,20 +13,14 @@ use mailtwin_disk::replace;
 use mailtwin_logic::ids::Epoch;
 use rustix::{fs::FlockOperation, io::Errno};
 use tokio::{
-    io::AsyncReadExt as _,
-    process::Command,
     sync::Mutex,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
-use crate::{config::Config, node::Role};
+use crate::{config::Config, hook, node::Role};
 
 /// How long a command may take beyond the time it was given for sessions to finish.
 const WITHIN: Duration = Duration::from_mins(1);
-/// How long its complaint is waited for when it has ended.
-const TOLD_WITHIN: Duration = Duration::from_secs(1);
-/// Octets of what a command complains about that are kept.
-const TOLD_MAX: u64 = 2_000;
 
 /// How often it is looked whether an earlier command has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -131,46 +124,23 @@ impl Gate {
         let Some(command) = command else { return Ok(()) };
         let failed = |why: String| GateError { what, command: command.to_owned(), why };
         let lock = self.take_lock(Instant::now() + WITHIN + wait).await.map_err(failed)?;
-        let mut child = Command::new("/bin/sh")
-            .args(["-c", command])
-            .env("MAILTWIN_GATE", what)
-            .env("MAILTWIN_NODE", &self.node)
-            .env("MAILTWIN_ROLE", role.to_string())
-            .env("MAILTWIN_EPOCH", epoch.to_string())
-            .env("MAILTWIN_WAIT", wait.as_secs().to_string())
-            .stdin(lock)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| failed(error.to_string()))?;
-        let stderr = child.stderr.take();
-        let ended = timeout(WITHIN + wait, async {
-            let (status, mut told) = (child.wait().await, Vec::new());
-            if let Some(stderr) = stderr {
-                // What it left running may hold the pipe open; and what it said is not worth
-                // failing for.
-                let _ = timeout(TOLD_WITHIN, stderr.take(TOLD_MAX).read_to_end(&mut told)).await;
-            }
-            (status, told)
-        });
-        match ended.await {
-            Err(_) => Err(failed(format!("not done after {} s", (WITHIN + wait).as_secs()))),
-            Ok((Err(error), _)) => Err(failed(error.to_string())),
-            Ok((Ok(status), _)) if status.success() => {
-                tracing::info!(what, %role, %epoch, "gate moved");
-                Ok(())
-            }
-            Ok((Ok(status), told)) => {
-                let told = String::from_utf8_lossy(&told);
-                Err(failed(format!("{status}: {}", told.trim())))
-            }
-        }
+        let told = [
+            ("MAILTWIN_GATE", what.to_owned()),
+            ("MAILTWIN_NODE", self.node.clone()),
+            ("MAILTWIN_ROLE", role.to_string()),
+            ("MAILTWIN_EPOCH", epoch.to_string()),
+            ("MAILTWIN_WAIT", wait.as_secs().to_string()),
+        ];
+        hook::run(command, lock.into(), &told, WITHIN + wait).await.map_err(failed)?;
+        tracing::info!(what, %role, %epoch, "gate moved");
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::{process::Command, time::timeout};
+
     use super::*;
 
     fn gate(dir: &tempfile::TempDir, close: &str) -> Gate {

@@ -23,7 +23,17 @@ pub fn append(state_dir: &Path, entry: &HistoryEntry) -> Result<(), DiskError> {
     append_line(&path_in(state_dir), entry)
 }
 
-/// What was appended, oldest first; damaged lines are left out.
+/// All that was ever appended, oldest first; damaged lines are left out.
+pub(crate) fn all(state_dir: &Path) -> Result<Vec<HistoryEntry>, DiskError> {
+    read_lines(&path_in(state_dir), usize::MAX)
+}
+
+/// How long the history's file is; 0 if there is none.
+pub(crate) fn octets(state_dir: &Path) -> u64 {
+    std::fs::metadata(path_in(state_dir)).map_or(0, |file| file.len())
+}
+
+/// The newest of what was appended, oldest first; damaged lines are left out.
 pub fn read(state_dir: &Path) -> Result<Vec<HistoryEntry>, DiskError> {
     read_lines(&path_in(state_dir), SHOWN_MAX)
 }

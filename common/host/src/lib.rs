@@ -10,6 +10,8 @@ pub mod daemon;
 pub mod fuzz;
 pub mod gate;
 pub mod history;
+mod hook;
+pub mod incident;
 pub mod keys;
 pub mod metrics;
 pub mod net;

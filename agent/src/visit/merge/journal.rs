@@ -105,6 +105,10 @@ impl Journal {
 pub(super) struct Totals(BTreeMap<String, usize>);
 
 impl Totals {
+    pub(super) fn is_nothing(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn add(&mut self, journal: &Journal) {
         for (kind, count) in &journal.counted {
             *self.0.entry(kind.clone()).or_default() += count;

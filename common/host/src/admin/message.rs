@@ -547,7 +547,7 @@ pub struct OperationOutcome {
 pub struct HistoryEntry {
     /// When, in milliseconds since 1970.
     pub at: u64,
-    /// `switch`, `force`, `promoted` or `stepped-down`.
+    /// `switch`, `force`, `promoted`, `stepped-down` or `merged`.
     pub kind: String,
     /// `done`, `refused` or `undone`.
     pub outcome: String,

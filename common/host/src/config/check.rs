@@ -67,6 +67,7 @@ fn document(path: &Path, top: &mut Section<'_>, problems: &mut Problems<'_>) -> 
     let own = node.as_ref().map(|node| node.name.clone());
     let peers = peers(top, own.as_deref(), problems);
     let gate = gate(top.section("gate", problems), problems);
+    let incident = incident(top.section("incident", problems), problems);
     let (node, store) = (node?, store?);
     Some(Config {
         file: path.to_owned(),
@@ -80,6 +81,7 @@ fn document(path: &Path, top: &mut Section<'_>, problems: &mut Problems<'_>) -> 
         metrics,
         peers,
         gate,
+        incident,
     })
 }
 
@@ -280,16 +282,31 @@ fn peers(top: &mut Section<'_>, own: Option<&str>, problems: &mut Problems<'_>) 
 }
 
 fn gate(mut section: Section<'_>, problems: &mut Problems<'_>) -> Gate {
-    let mut command = |name| {
-        section.string(name, problems).and_then(|found| {
-            found.check(problems, |text| {
-                if text.trim().is_empty() { Err("is empty".into()) } else { Ok(text) }
-            })
-        })
-    };
-    let (close, open) = (command("close"), command("open"));
+    let close = command(&mut section, "close", problems);
+    let open = command(&mut section, "open", problems);
     section.finish(problems);
     Gate { close, open }
+}
+
+fn incident(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<String> {
+    let command = command(&mut section, "command", problems);
+    section.finish(problems);
+    command
+}
+
+/// A command for the shell, if there is one.
+fn command(
+    section: &mut Section<'_>,
+    name: &'static str,
+    problems: &mut Problems<'_>,
+) -> Option<String> {
+    let found = section.string(name, problems)?;
+    found.check(
+        problems,
+        |text| {
+            if text.trim().is_empty() { Err("is empty".into()) } else { Ok(text) }
+        },
+    )
 }
 
 /// A text that must be there and pass `check`.
