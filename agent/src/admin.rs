@@ -2,6 +2,7 @@
 
 mod brake;
 mod quarantine;
+mod replicas;
 
 use std::{
     sync::{Arc, Mutex},
@@ -9,13 +10,12 @@ use std::{
 };
 
 use mailtwin_host::admin::{
-    AgentStatus, Answer, AsideStatus, CheckAsk, Entry, FailureCode, LogStat, LogStatus, Problem,
-    ReplicaStatus, Request, Response, SCHEMA_VERSION, answer,
+    AgentStatus, Answer, AsideStatus, CheckAsk, CopyStatus, Entry, FailureCode, LogStat, LogStatus,
+    Problem, ReplicaStatus, Request, Response, SCHEMA_VERSION, answer,
 };
-use mailtwin_host::{history, keys::PublicKey, node::Node, pins::Pins, tasks::Tasks};
+use mailtwin_host::{config::Peer, history, keys::PublicKey, node::Node, pins::Pins, tasks::Tasks};
 use mailtwin_logic::{
     chain::Chain,
-    cursor::{Claim, Cursor},
     entry::Target,
     ids::{Account, LogSeq},
     link::Phase,
@@ -26,10 +26,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Agent,
-    check::{self, Bench, CheckLink, Jobs, Scope},
+    check::{self, Bench, Jobs, Scope},
     failover::{self, Ended, Failover, Order},
-    link::LinkStatus,
+    link::{Copying, Dialers, LinkStatus},
     log::{Health, LogError},
+    metrics::claim_name,
     source::Source,
 };
 
@@ -45,6 +46,10 @@ pub(crate) struct Answers {
     pub(crate) pins: Arc<Pins>,
     /// Absent while this node is a replica.
     pub(crate) working: Option<Working>,
+    /// How peers are reached, and who they are.
+    pub(crate) dialers: Dialers,
+    /// Held while a replica is added or removed.
+    pub(crate) changing: tokio::sync::Mutex<()>,
     pub(crate) failover: Failover,
     pub(crate) tasks: Tasks,
     /// Ends the freeze that was begun last.
@@ -90,6 +95,10 @@ impl Answer for Answers {
                 FailureCode::Refused,
                 format!("{}: that is the replica daemon to ask", self.node.name),
             ),
+            Request::ReplicaAdd { name, address, keys, dry_run } => {
+                self.add(Peer { name, address, keys }, dry_run).await
+            }
+            Request::ReplicaRemove { name, dry_run } => self.remove(&name, dry_run).await,
             Request::Sync { .. }
             | Request::LogTail { .. }
             | Request::LogStat
@@ -257,7 +266,7 @@ impl Working {
             }
             Request::Check(ask) => self.check(ask),
             Request::CheckRepair { plan } => {
-                let bench = self.bench(self.agent.check_links());
+                let bench = self.bench.clone();
                 Self::started(self.checks.start(|_| check::repair(bench, plan)))
             }
             Request::CheckState { id, from } => match self.checks.state(id, from) {
@@ -269,6 +278,8 @@ impl Working {
             | Request::KeysShow
             | Request::KeysPin { .. }
             | Request::KeysUnpin { .. }
+            | Request::ReplicaAdd { .. }
+            | Request::ReplicaRemove { .. }
             | Request::Switch { .. }
             | Request::Freeze { .. }
             | Request::Thaw
@@ -287,19 +298,11 @@ impl Working {
             Ok(targets) => Scope::new(targets),
             Err(message) => return usage(message),
         };
-        let mut links = self.agent.check_links();
-        if let Some(name) = &ask.replica {
-            links.retain(|link| link.status.borrow().name == *name);
-            if links.is_empty() {
-                return usage(format!("no replica is called {name:?}"));
-            }
+        if let Some(name) = ask.replica.as_ref().filter(|name| self.agent.link(name).is_none()) {
+            return usage(format!("no replica is called {name:?}"));
         }
-        let bench = self.bench(links);
+        let bench = Bench { only: ask.replica.clone(), ..self.bench.clone() };
         Self::started(self.checks.start(|tally| check::run(bench, ask, scope, tally)))
-    }
-
-    fn bench(&self, links: Vec<CheckLink>) -> Bench {
-        Bench { links, ..self.bench.clone() }
     }
 
     fn started(id: Option<u64>) -> Response {
@@ -379,25 +382,14 @@ impl Working {
     }
 
     fn replicas(&self) -> Vec<ReplicaStatus> {
-        let (extent, now) = (self.agent.log().extent(), self.agent.now());
+        let now = self.agent.now();
         let mut links = self.agent.links_with_totals();
         links.sort_by_key(|(link, _)| std::cmp::Reverse(badness(link.phase)));
-        links
-            .into_iter()
-            .map(|(link, messages)| {
-                let claim = extent.claim(Cursor { log: extent.id, seq: link.cursor });
-                replica(&link, messages, claim, now)
-            })
-            .collect()
+        links.into_iter().map(|(link, messages)| replica(&link, messages, now)).collect()
     }
 }
 
-fn replica(link: &LinkStatus, messages: u64, claim: Claim, now: u64) -> ReplicaStatus {
-    let claim = match claim {
-        Claim::Ok => "ok",
-        Claim::AtRisk => "at-risk",
-        Claim::Lost => "lost",
-    };
+fn replica(link: &LinkStatus, messages: u64, now: u64) -> ReplicaStatus {
     ReplicaStatus {
         name: link.name.clone(),
         state: state(link.phase).to_owned(),
@@ -405,7 +397,8 @@ fn replica(link: &LinkStatus, messages: u64, claim: Claim, now: u64) -> ReplicaS
         lag_entries: link.lag_entries,
         lag_seconds: Duration::from_millis(link.lag_ms(now)).as_secs_f64(),
         quarantined: link.aside.len(),
-        claim: claim.to_owned(),
+        claim: claim_name(link.claim).to_owned(),
+        copy: link.copy.map(copy),
         messages,
         last_error: link.last_error.clone(),
         set_aside: link
@@ -421,6 +414,16 @@ fn replica(link: &LinkStatus, messages: u64, claim: Claim, now: u64) -> ReplicaS
             })
             .collect(),
         brake: brake::held(link),
+    }
+}
+
+fn copy(copy: Copying) -> CopyStatus {
+    CopyStatus {
+        messages: copy.copied.there,
+        of: copy.copied.of,
+        counted: copy.copied.whole,
+        per_second: copy.per_kilosecond.map(|pace| Duration::from_millis(pace).as_secs_f64()),
+        eta_seconds: copy.left_ms().map(|ms| Duration::from_millis(ms).as_secs_f64()),
     }
 }
 

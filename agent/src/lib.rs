@@ -14,10 +14,12 @@ mod failover;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod link;
+mod links;
 pub mod log;
 pub mod metrics;
 mod passed;
 mod pause;
+mod progress;
 pub mod quarantine;
 pub mod source;
 mod store;
@@ -36,13 +38,17 @@ use mailtwin_store::MailStore;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use links::News;
+pub use progress::Copied;
+
 use crate::{
     brake::BrakeFile,
     check::Coverage,
     cursor::CursorFile,
     link::{Dial, LinkParts, LinkStatus, Order, What},
+    links::{Links, Running},
     log::Log,
-    metrics::{LinkMetrics, Metrics},
+    metrics::Metrics,
     passed::Passed,
     pause::Pauses,
     quarantine::Quarantine,
@@ -99,21 +105,22 @@ pub enum StartError {
     },
 }
 
-/// A running agent: one link per replica, over one log.
-pub struct Agent {
-    log: Arc<Log>,
-    links: Vec<Running>,
-    pauses: Arc<Pauses>,
-    clock: Arc<dyn Clock>,
-    workers: Workers,
+impl StartError {
+    fn of<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        replica: &str,
+    ) -> impl FnOnce(E) -> Self + use<E> {
+        let replica = replica.to_owned();
+        |source| Self::State { replica, source: source.into() }
+    }
 }
 
-struct Running {
-    status: watch::Receiver<LinkStatus>,
-    visitor: watch::Receiver<Option<Visitor>>,
-    coverage: Arc<Coverage>,
-    metrics: LinkMetrics,
-    orders: mpsc::Sender<Order>,
+/// A running agent: one link per replica, over one log.
+pub struct Agent {
+    parts: AgentParts,
+    links: Links,
+    pauses: Pauses,
+    passed: Arc<Passed>,
+    stop: CancellationToken,
 }
 
 /// Orders that wait for a link; whoever gives more waits.
@@ -126,91 +133,141 @@ impl Agent {
         replicas: Vec<Replica>,
         stop: &CancellationToken,
     ) -> Result<Self, StartError> {
-        let state = |replica: &str| {
-            let replica = replica.to_owned();
-            move |source: Box<dyn std::error::Error + Send + Sync>| StartError::State {
-                replica,
-                source,
-            }
-        };
-        let pauses = Pauses::open(&parts.state_dir).map_err(|e| state("list")(e.into()))?;
+        let pauses = Pauses::open(&parts.state_dir).map_err(StartError::of("list"))?;
         let names = replicas.iter().map(|replica| replica.name.clone());
         let passed = Arc::new(Passed::new(Arc::clone(&parts.log), names));
-        let mut links = Vec::new();
-        for Replica { name, dialer } in replicas {
-            let mut cursor = CursorFile::open(&parts.state_dir, &name, parts.log.id())
-                .map_err(|error| state(&name)(error.into()))?;
-            let head = *parts.log.tail().borrow();
-            if cursor.seq() > head {
-                // The log was restored from before: its next entries must not count as replayed.
-                // The greeting has everything compared.
-                cursor.reset(head).map_err(|error| state(&name)(error.into()))?;
-            }
-            let quarantine = Quarantine::open(&parts.state_dir, &name)
-                .map_err(|error| state(&name)(error.into()))?;
-            let clock = Arc::clone(&parts.clock);
-            let brake = BrakeFile::open(&parts.state_dir, &name, parts.brake, clock)
-                .map_err(|error| state(&name)(error.into()))?;
-            let status = watch::Sender::new(LinkStatus::new(&name));
-            let metrics = parts.metrics.link(&name);
-            let visitor = watch::Sender::new(None);
-            let (orders, queue) = mpsc::channel(ORDERS);
-            links.push(Running {
-                status: status.subscribe(),
-                visitor: visitor.subscribe(),
-                coverage: Arc::new(Coverage::open(&parts.state_dir, &name)),
-                metrics: metrics.clone(),
-                orders,
-            });
-            passed.up_to(&name, cursor.seq());
-            let link = LinkParts {
-                paused: pauses.watch(&name),
-                replica: name,
-                node: parts.node.clone(),
-                epoch: parts.epoch,
-                forced: parts.forced,
-                state_dir: parts.state_dir.clone(),
-                dialer,
-                store: Arc::clone(&parts.store),
-                workers: parts.workers.clone(),
-                reader: parts.log.reader(cursor.seq()),
-                log: Arc::clone(&parts.log),
-                passed: Arc::clone(&passed),
-                cursor,
-                quarantine,
-                brake: Arc::new(brake),
-                tasks: parts.tasks.clone(),
-                clock: Arc::clone(&parts.clock),
-                metrics,
-                retry: parts.retry.clone(),
-                status,
-                visitor,
-            };
-            parts.tasks.spawn("link", link::run(link, queue, stop.child_token()));
+        let agent = Self { parts, links: Links::new(), pauses, passed, stop: stop.clone() };
+        for replica in replicas {
+            agent.begin(replica)?;
         }
-        let AgentParts { log, clock, workers, .. } = parts;
-        Ok(Self { log, links, pauses: Arc::new(pauses), clock, workers })
+        Ok(agent)
+    }
+
+    /// Takes a place in the log for a replica that is new, durably, before anything is copied to it:
+    /// what changes from now on is there to be replayed, and all else is compared. What an earlier
+    /// replica of that name has left is forgotten.
+    pub fn claim(&self, replica: &str) -> Result<LogSeq, StartError> {
+        self.forget(replica).map_err(StartError::of(replica))?;
+        let place = self.passed.join(replica);
+        let cursor = CursorFile::open(&self.parts.state_dir, replica, self.parts.log.id());
+        let mut cursor = cursor.map_err(StartError::of(replica))?;
+        cursor.reset(place).map_err(StartError::of(replica))?;
+        Ok(place)
+    }
+
+    /// Starts the link to a replica that has its place, or gives that up.
+    pub fn join(&self, replica: Replica) -> Result<(), StartError> {
+        let name = replica.name.clone();
+        self.begin(replica).inspect_err(|_| self.passed.leave(&name))
+    }
+
+    /// Ends the link to a replica, gives up its place in the log, and forgets what was kept of it.
+    pub async fn leave(&self, replica: &str) -> Result<(), mailtwin_disk::DiskError> {
+        let metrics = self.links.named(replica).map(|link| link.metrics.clone());
+        let _ = self.links.end(replica).await;
+        self.passed.leave(replica);
+        if let Some(metrics) = metrics {
+            self.parts.metrics.forget(&metrics);
+        }
+        self.forget(replica)
+    }
+
+    /// Octets of the log that are kept for this replica alone.
+    pub fn kept_for(&self, replica: &str) -> u64 {
+        self.passed.kept_for(replica)
+    }
+
+    fn begin(&self, Replica { name, dialer }: Replica) -> Result<(), StartError> {
+        let parts = &self.parts;
+        let cursor = CursorFile::open(&parts.state_dir, &name, parts.log.id());
+        let mut cursor = cursor.map_err(StartError::of(&name))?;
+        let head = *parts.log.tail().borrow();
+        if cursor.seq() > head {
+            // The log was restored from before: its next entries must not count as replayed.
+            // The greeting has everything compared.
+            cursor.reset(head).map_err(StartError::of(&name))?;
+        }
+        let quarantine =
+            Quarantine::open(&parts.state_dir, &name).map_err(StartError::of(&name))?;
+        let brake = BrakeFile::open(&parts.state_dir, &name, parts.brake, Arc::clone(&parts.clock))
+            .map_err(StartError::of(&name))?;
+        let status = watch::Sender::new(LinkStatus::new(&name));
+        let metrics = parts.metrics.link(&name);
+        let visitor = watch::Sender::new(None);
+        let (orders, queue) = mpsc::channel(ORDERS);
+        let stop = self.stop.child_token();
+        self.links.join(Running {
+            name: name.clone(),
+            status: status.subscribe(),
+            visitor: visitor.subscribe(),
+            coverage: Arc::new(Coverage::open(&parts.state_dir, &name)),
+            metrics: metrics.clone(),
+            orders,
+            stop: stop.clone(),
+        });
+        self.passed.up_to(&name, cursor.seq());
+        let link = LinkParts {
+            paused: self.pauses.watch(&name),
+            replica: name,
+            node: parts.node.clone(),
+            epoch: parts.epoch,
+            forced: parts.forced,
+            state_dir: parts.state_dir.clone(),
+            dialer,
+            store: Arc::clone(&parts.store),
+            workers: parts.workers.clone(),
+            reader: parts.log.reader(cursor.seq()),
+            log: Arc::clone(&parts.log),
+            passed: Arc::clone(&self.passed),
+            cursor,
+            quarantine,
+            brake: Arc::new(brake),
+            tasks: parts.tasks.clone(),
+            clock: Arc::clone(&parts.clock),
+            metrics,
+            retry: parts.retry.clone(),
+            status,
+            visitor,
+        };
+        parts.tasks.spawn("link", link::run(link, queue, stop));
+        Ok(())
+    }
+
+    /// Removes every file about a replica.
+    fn forget(&self, replica: &str) -> Result<(), mailtwin_disk::DiskError> {
+        self.pauses.set(replica, false)?;
+        for kind in ["cursors", "quarantine", "brake", "check"] {
+            let dir = self.parts.state_dir.join(kind);
+            let path = dir.join(format!("{replica}.json"));
+            match std::fs::remove_file(&path) {
+                Ok(()) => mailtwin_disk::dir::sync(&dir)?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(mailtwin_disk::DiskError::during("remove", &path)(error)),
+            }
+        }
+        Ok(())
     }
 
     /// The sync log.
     pub fn log(&self) -> &Arc<Log> {
-        &self.log
+        &self.parts.log
     }
 
-    /// Every link, in the order of the configuration.
+    /// Every link, in the order in which they began.
     pub fn links(&self) -> Vec<LinkStatus> {
-        self.links.iter().map(|link| link.status.borrow().clone()).collect()
+        self.links.all().iter().map(|link| link.status.borrow().clone()).collect()
     }
 
     /// Every link, with the number of messages its replica acked since the start.
     pub fn links_with_totals(&self) -> Vec<(LinkStatus, u64)> {
-        let one = |link: &Running| (link.status.borrow().clone(), link.metrics.totals().0);
-        self.links.iter().map(one).collect()
+        let one = |link: Arc<Running>| (link.status.borrow().clone(), link.metrics.totals().0);
+        self.links.all().into_iter().map(one).collect()
     }
 
     /// Messages, octets sent and octets saved so far, over all links.
     pub fn totals(&self) -> (u64, u64, u64) {
         self.links
+            .all()
             .iter()
             .map(|link| link.metrics.totals())
             .fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
@@ -218,13 +275,13 @@ impl Agent {
 
     /// What checks of each link need.
     pub(crate) fn check_links(&self) -> Vec<check::CheckLink> {
-        let link = |link: &Running| check::CheckLink {
+        let link = |link: &Arc<Running>| check::CheckLink {
             status: link.status.clone(),
             visitor: link.visitor.clone(),
-            log: Arc::clone(&self.log),
+            log: Arc::clone(&self.parts.log),
             coverage: Arc::clone(&link.coverage),
         };
-        self.links.iter().map(link).collect()
+        self.links.all().iter().map(link).collect()
     }
 
     /// Stops or resumes replaying to one replica, also over a restart; `None` if there is no such.
@@ -261,8 +318,7 @@ impl Agent {
         replica: &str,
         what: What,
     ) -> Option<Result<(), mailtwin_disk::DiskError>> {
-        let named = |link: &&Running| link.status.borrow().name == replica;
-        let link = self.links.iter().find(named)?;
+        let link = self.running(replica)?;
         let (done, answer) = oneshot::channel();
         // A link that has ended has nothing to do any more.
         link.orders.send(Order { what, done }).await.ok()?;
@@ -271,14 +327,14 @@ impl Agent {
 
     /// Logs `targets` and returns the position of the last.
     pub async fn append(&self, targets: Vec<Target>) -> Result<LogSeq, log::LogError> {
-        self.log.append(targets).await
+        self.parts.log.append(targets).await
     }
 
     /// Waits until every link, or `only` one, that is not paused has replayed up to `upto` and has
     /// nothing else to do; `false` if that took longer than `within`.
     pub async fn drained(&self, upto: LogSeq, within: Duration, only: Option<&str>) -> bool {
         let all = async {
-            for link in &self.links {
+            for link in self.links.all() {
                 let mut status = link.status.clone();
                 if only.is_some_and(|name| name != status.borrow().name) {
                     continue;
@@ -319,38 +375,20 @@ impl Agent {
 
     /// Threads for calls of the store.
     pub(crate) fn workers(&self) -> &Workers {
-        &self.workers
+        &self.parts.workers
     }
 
-    fn running(&self, replica: &str) -> Option<&Running> {
-        self.links.iter().find(|link| link.status.borrow().name == replica)
+    fn running(&self, replica: &str) -> Option<Arc<Running>> {
+        self.links.named(replica)
     }
 
-    /// Tells of every change of a link's status from now on.
+    /// Tells of every change of a link's status from now on, of links that begin later, too.
     pub fn news(&self) -> News {
-        let mut links: Vec<_> = self.links.iter().map(|link| link.status.clone()).collect();
-        links.iter_mut().for_each(watch::Receiver::mark_changed);
-        News { links }
+        self.links.news()
     }
 
     /// Milliseconds since 1970.
     pub fn now(&self) -> u64 {
-        self.clock.unix_ms()
-    }
-}
-
-/// Changes of links' statuses.
-#[derive(Debug)]
-pub struct News {
-    links: Vec<watch::Receiver<LinkStatus>>,
-}
-
-impl News {
-    /// Waits until some link's status differs from what it was when this last returned. What is
-    /// read of the links afterwards is at least as new.
-    pub async fn changed(&mut self) {
-        let news = self.links.iter_mut().map(|link| Box::pin(link.changed()));
-        let _ = futures_util::future::select_all(news).await;
-        self.links.iter_mut().for_each(watch::Receiver::mark_unchanged);
+        self.parts.clock.unix_ms()
     }
 }

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use mailtwin_logic::quarantine::Reason;
+use mailtwin_logic::{cursor::Claim, quarantine::Reason};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, exponential_buckets,
@@ -40,8 +40,32 @@ pub struct Metrics {
     delivery: HistogramVec,
     quarantined: IntGaugeVec,
     brake: IntGaugeVec,
+    standing: Standing,
     /// What checks found.
     pub check: CheckMetrics,
+}
+
+/// Where replicas stand, beside their lag.
+#[derive(Clone, Debug)]
+struct Standing {
+    claim: IntGaugeVec,
+    copy_left: IntGaugeVec,
+}
+
+impl Standing {
+    fn register(r: &Registrar<'_>) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            claim: r.gauges(
+                "mailtwin_replica_claim",
+                "1 for the state of the replica's place in the sync log",
+                &["replica", "state"],
+            )?,
+            copy_left: r.per_replica(
+                "mailtwin_replica_copy_left_messages",
+                "Messages that a copy of everything has still to bring, as far as they are counted",
+            )?,
+        })
+    }
 }
 
 /// What checks found.
@@ -138,6 +162,7 @@ impl Metrics {
                 &["replica", "reason"],
             )?,
             brake: r.per_replica("mailtwin_brake_engaged", "1 while deletions are held")?,
+            standing: Standing::register(&r)?,
             check: CheckMetrics::register(&r)?,
         })
     }
@@ -156,8 +181,39 @@ impl Metrics {
             delivery: self.delivery.with_label_values(&one),
             quarantined: self.quarantined.clone(),
             brake: self.brake.with_label_values(&one),
+            claim: CLAIMS
+                .map(|claim| self.standing.claim.with_label_values(&[replica, claim_name(claim)])),
+            copy_left: self.standing.copy_left.with_label_values(&one),
             reasons: Arc::default(),
             replica: replica.to_owned(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Takes a replica's values out: it is none any more.
+    pub(crate) fn forget(&self, link: &LinkMetrics) {
+        let one = [link.replica.as_str()];
+        // What was never shown need not go.
+        for gauges in [
+            &self.connected,
+            &self.cursor,
+            &self.lag_seconds,
+            &self.lag_entries,
+            &self.brake,
+            &self.standing.copy_left,
+        ] {
+            let _ = gauges.remove_label_values(&one);
+        }
+        for counters in [&self.messages, &self.octets_sent, &self.octets_saved] {
+            let _ = counters.remove_label_values(&one);
+        }
+        let _ = self.delivery.remove_label_values(&one);
+        for claim in CLAIMS {
+            let _ = self.standing.claim.remove_label_values(&[one[0], claim_name(claim)]);
+        }
+        for reason in link.reasons.lock().expect("no panic while it is held").iter() {
+            let _ = self.quarantined.remove_label_values(&[link.replica.as_str(), reason.as_str()]);
         }
     }
 }
@@ -176,6 +232,8 @@ pub struct LinkMetrics {
     pub delivery: Histogram,
     quarantined: IntGaugeVec,
     brake: IntGauge,
+    claim: [IntGauge; CLAIMS.len()],
+    copy_left: IntGauge,
     /// Reasons that were shown once: they fall to 0, they do not go stale.
     reasons: Arc<Mutex<BTreeSet<Reason>>>,
     replica: String,
@@ -214,9 +272,25 @@ impl LinkMetrics {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.connected.set(status.connected.into());
         self.brake.set((!status.brake.is_empty()).into());
+        for (gauge, claim) in self.claim.iter().zip(CLAIMS) {
+            gauge.set((status.claim == claim).into());
+        }
+        self.copy_left.set(number(status.copy.map_or(0, |copy| copy.left())));
         self.cursor.set(number(status.cursor.0));
         self.lag_entries.set(number(status.lag_entries));
         self.lag_seconds.set(number(status.lag_ms(now) / 1000));
+    }
+}
+
+/// Every state that a replica's place in the log may be in.
+const CLAIMS: [Claim; 3] = [Claim::Ok, Claim::AtRisk, Claim::Lost];
+
+/// One word for it, as in status and docs.
+pub(crate) fn claim_name(claim: Claim) -> &'static str {
+    match claim {
+        Claim::Ok => "ok",
+        Claim::AtRisk => "at-risk",
+        Claim::Lost => "lost",
     }
 }
 

@@ -53,7 +53,9 @@ impl Pauses {
             next.remove(replica)
         };
         let text = serde_json::to_vec(&next).expect("strings always encode");
-        replace(&self.path, &text, PRIVATE)?;
+        if *paused != next {
+            replace(&self.path, &text, PRIVATE)?;
+        }
         *paused = next;
         let switches = self.switches.lock().expect("no panic while it is held");
         if let Some(switch) = switches.get(replica) {

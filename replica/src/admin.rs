@@ -63,6 +63,8 @@ impl Answer for Answers {
             | Request::LogAppend { .. }
             | Request::Quarantine { .. }
             | Request::Brake { .. }
+            | Request::ReplicaAdd { .. }
+            | Request::ReplicaRemove { .. }
             | Request::ReplicaPause { .. }
             | Request::Switch { .. }
             | Request::Freeze { .. }

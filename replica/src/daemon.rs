@@ -11,6 +11,7 @@ use mailtwin_host::{
     gate::Gate,
     metrics as http,
     node::{Node, Role},
+    peers::Peers,
     signals::Signal,
     systemd,
     tasks::Tasks,
@@ -109,14 +110,14 @@ impl Daemon {
         Serving { fence, work, metrics, heard, registry }: Serving,
         tasks: &Tasks,
     ) -> anyhow::Result<Arc<Answers>> {
-        let Lasting { config, key, pins, .. } = &self.0;
+        let Lasting { config, key, peers, pins, .. } = &self.0;
         let stop = tasks.stop();
         let (ours, state_dir) = (work.clone(), config.node.state_dir.clone());
         let context = Context {
             node: config.node.name.clone(),
             work,
             fence: fence.clone(),
-            readiness: readiness(config),
+            readiness: readiness(config, Arc::clone(peers)),
             metrics,
             heard: heard.clone(),
             tasks: tasks.clone(),
@@ -163,9 +164,8 @@ struct Serving {
 }
 
 /// What would keep this node from being a good master, as far as its configuration tells.
-fn readiness(config: &Config) -> Readiness {
+fn readiness(config: &Config, peers: Arc<Peers>) -> Readiness {
     let (has_gate, run_dir) = (Gate::new(config).is_there(), config.node.run_dir.clone());
-    let has_peers = !config.peers.is_empty();
     Arc::new(move || {
         let mut blockers = Vec::new();
         if !admin::is_served(&admin::agent_socket(&run_dir)) {
@@ -176,8 +176,12 @@ fn readiness(config: &Config) -> Readiness {
         if !has_gate {
             tracing::debug!("no gate is configured here: it will not be opened by a promotion");
         }
-        if !has_peers {
-            blockers.push("no [[peer]] is configured: it would replay to nobody".into());
+        match peers.all() {
+            Ok(peers) if peers.is_empty() => {
+                blockers.push("no peer is configured: it would replay to nobody".into());
+            }
+            Ok(_) => {}
+            Err(error) => blockers.push(Chain(&error).to_string()),
         }
         blockers
     })

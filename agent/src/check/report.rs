@@ -21,7 +21,7 @@ use mailtwin_logic::{
 };
 
 use super::{CheckLink, Checker, Outcome, Scope, Tally, Wanted, file, repair::Mender};
-use crate::{metrics::Metrics, source::Barrier};
+use crate::{Agent, metrics::Metrics, source::Barrier};
 
 /// How long changes under way may take to settle unless it is told.
 const SETTLE: Duration = Duration::from_mins(1);
@@ -30,7 +30,9 @@ const SETTLE: Duration = Duration::from_mins(1);
 #[derive(Clone)]
 pub(crate) struct Bench {
     pub(crate) node: String,
-    pub(crate) links: Vec<CheckLink>,
+    pub(crate) agent: Arc<Agent>,
+    /// One replica; all if absent.
+    pub(crate) only: Option<String>,
     pub(crate) barrier: Option<Barrier>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
@@ -74,6 +76,15 @@ pub(crate) async fn scrub(
 }
 
 impl Bench {
+    /// The replicas that are meant, as they are now.
+    fn links(&self) -> Vec<CheckLink> {
+        let mut links = self.agent.check_links();
+        links.retain(|link| {
+            self.only.as_ref().is_none_or(|name| *name == link.status.borrow().name)
+        });
+        links
+    }
+
     fn show(&self, level: &str, report: &CheckReport) {
         let found = i64::try_from(report.found).unwrap_or(i64::MAX);
         self.metrics.check.differences.with_label_values(&[level]).set(found);
@@ -82,7 +93,8 @@ impl Bench {
 
     /// Shows how old the oldest verification is.
     pub(crate) fn show_oldest(&self) {
-        let oldest = self.links.iter().map(|link| link.coverage.oldest()).min().unwrap_or(0);
+        let oldest =
+            self.agent.check_links().iter().map(|link| link.coverage.oldest()).min().unwrap_or(0);
         let seconds = i64::try_from(oldest / 1000).unwrap_or(i64::MAX);
         self.metrics.check.oldest_verified.set(seconds);
     }
@@ -103,7 +115,7 @@ async fn compare(
     let schema_version = SCHEMA_VERSION;
     let mut report =
         CheckReport { schema_version, node, targets, level, began, ..CheckReport::default() };
-    for link in bench.links.clone() {
+    for link in bench.links() {
         let (name, coverage) = (link.status.borrow().name.clone(), Arc::clone(&link.coverage));
         wanted.slots = coverage.next(&key, ask.sample);
         let checker = Checker::new(link, bench.barrier.clone(), Arc::clone(&tally), wanted.rate);
@@ -148,15 +160,15 @@ fn sum_up(report: &mut CheckReport, tally: &Tally) {
 /// Carries out what a plan says; what is left is reported as differences.
 pub(crate) async fn repair(bench: Bench, plan: Vec<CheckDifference>) -> CheckReport {
     let (began, start) = (bench.clock.unix_ms(), bench.clock.monotonic());
-    let (node, schema_version) = (bench.node, SCHEMA_VERSION);
+    let (node, schema_version) = (bench.node.clone(), SCHEMA_VERSION);
     let mut report = CheckReport { schema_version, node, began, ..CheckReport::default() };
     let mut plans: BTreeMap<String, Vec<CheckDifference>> = BTreeMap::new();
     for item in plan {
         plans.entry(item.replica.clone()).or_default().push(item);
     }
     for (name, plan) in plans {
-        let link = bench.links.iter().find(|link| link.status.borrow().name == name);
-        match link.cloned().and_then(Mender::new) {
+        let link = bench.links().into_iter().find(|link| link.status.borrow().name == name);
+        match link.and_then(Mender::new) {
             Some(mender) => {
                 let repaired = mender.carry_out(plan).await;
                 report.repaired += repaired.done.len() as u64;

@@ -2,20 +2,18 @@
 
 mod work;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use mailtwin_host::{
     admin,
     clock::SystemClock,
-    config::{Config, Peer},
+    config::Config,
     daemon::{self, Lasting},
     gate::Gate,
     incident::Teller,
-    keys::NodeKey,
     metrics as http,
     node::{Node, Role},
-    pins::Pins,
     signals::Signal,
     systemd,
     tasks::Tasks,
@@ -29,7 +27,7 @@ use crate::{
     Agent,
     admin::{Answers, Working},
     failover::{self, Failover, Operations},
-    link::{Dial, TlsDialer},
+    link::Dialers,
     metrics::Metrics,
 };
 
@@ -40,7 +38,8 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let new = |lasting: Lasting| {
-        let dialers = dialers(&lasting.config.peers, &lasting.key, &lasting.pins);
+        let (peers, key) = (Arc::clone(&lasting.peers), Arc::clone(&lasting.key));
+        let dialers = Dialers { peers, key, pins: Arc::clone(&lasting.pins) };
         let failover = Failover {
             state_dir: lasting.config.node.state_dir.clone(),
             file: Arc::clone(&lasting.file),
@@ -56,7 +55,7 @@ pub async fn run(
 /// What stays over a change of role.
 struct Daemon {
     lasting: Lasting,
-    dialers: BTreeMap<String, Arc<TlsDialer>>,
+    dialers: Dialers,
     failover: Failover,
 }
 
@@ -82,10 +81,8 @@ impl daemon::Daemon for Daemon {
     }
 
     fn reloaded(&self) {
-        for peer in &self.lasting.config.peers {
-            if let Some(dialer) = self.dialers.get(&peer.name) {
-                dialer.readdress(&peer.address);
-            }
+        if let Err(error) = self.lasting.peers.settle() {
+            tracing::error!(error = %Chain(&error), "cannot note which removed peers left the configuration");
         }
     }
 
@@ -95,7 +92,8 @@ impl daemon::Daemon for Daemon {
         tasks: &Tasks,
         fatal: &CancellationToken,
     ) -> anyhow::Result<Arc<Answers>> {
-        let Lasting { config, key, pins, .. } = &self.lasting;
+        let Lasting { config, key, peers, pins, .. } = &self.lasting;
+        peers.settle()?;
         let stop = tasks.stop();
         let registry = Registry::new();
         http::build_info(&registry, "agent")?;
@@ -103,8 +101,7 @@ impl daemon::Daemon for Daemon {
         publish_role(&metrics, node);
         let working = if node.role == Role::Master {
             let (dialers, clock) = (&self.dialers, SystemClock::shared());
-            let key = Arc::clone(key);
-            let parts = work::Start { config, node, dialers, metrics, tasks, clock, key };
+            let parts = work::Start { config, node, dialers, metrics, tasks, clock };
             let working = work::start(parts, fatal, stop)?;
             self.watch_fences(&working, tasks);
             Some(working)
@@ -123,6 +120,8 @@ impl daemon::Daemon for Daemon {
             key: key.public(),
             pins: Arc::clone(pins),
             working,
+            dialers: self.dialers.clone(),
+            changing: tokio::sync::Mutex::default(),
             failover: self.failover.clone(),
             tasks: tasks.clone(),
             thaw: std::sync::Mutex::default(),
@@ -147,12 +146,12 @@ impl Daemon {
         let Some(handover) = node.handover.clone().filter(|handover| handover.untold) else {
             return;
         };
-        let Some(dialer) = self.dialers.get(&handover.to) else {
+        if let Err(error) = self.lasting.peers.get(&handover.to) {
             let to = &handover.to;
-            tracing::error!(%to, "the new master is no [[peer]] any more: nobody can tell it; put it back and restart");
+            tracing::error!(%to, error = %Chain(&error), "the new master is no peer any more: nobody can tell it; put it back and restart");
             return;
-        };
-        let dialer = Arc::clone(dialer) as Arc<dyn Dial>;
+        }
+        let dialer = self.dialers.to(&handover.to);
         let (failover, node, inner) = (self.failover.clone(), node.clone(), tasks.clone());
         tasks.spawn("hand over", failover::tell(failover, node, handover, dialer, inner));
     }
@@ -187,14 +186,4 @@ fn publish_role(metrics: &Metrics, node: &Node) {
         gauge.set((role == node.role).into());
     }
     metrics.epoch.set(i64::try_from(node.epoch.0).unwrap_or(i64::MAX));
-}
-
-fn dialers(
-    peers: &[Peer],
-    key: &Arc<NodeKey>,
-    pins: &Arc<Pins>,
-) -> BTreeMap<String, Arc<TlsDialer>> {
-    let dialer =
-        |peer: &Peer| TlsDialer::new(&peer.name, &peer.address, Arc::clone(key), Arc::clone(pins));
-    peers.iter().map(|peer| (peer.name.clone(), Arc::new(dialer(peer)))).collect()
 }

@@ -1,11 +1,10 @@
 //! The working half of an agent, on a master: store, log, links, source.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use mailtwin_host::{
     clock::Clock,
     config::{self, Config},
-    keys::NodeKey,
     node::Node,
     retry::Retry,
     state,
@@ -21,7 +20,7 @@ use crate::{
     Agent, AgentParts, Replica,
     admin::Working,
     check::{self, Bench, Jobs, Scrub},
-    link::{Dial, TlsDialer},
+    link::Dialers,
     log::{self, Health, Log},
     metrics::Metrics,
     source::{self, Source},
@@ -36,11 +35,10 @@ const PUBLISH_EVERY: Duration = Duration::from_secs(5);
 pub(super) struct Start<'a> {
     pub(super) config: &'a Config,
     pub(super) node: &'a Node,
-    pub(super) dialers: &'a BTreeMap<String, Arc<TlsDialer>>,
+    pub(super) dialers: &'a Dialers,
     pub(super) metrics: Metrics,
     pub(super) tasks: &'a Tasks,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) key: Arc<NodeKey>,
 }
 
 pub(super) fn start(
@@ -48,11 +46,11 @@ pub(super) fn start(
     fatal: &CancellationToken,
     stop: &CancellationToken,
 ) -> anyhow::Result<Working> {
-    let Start { config, node, dialers, metrics, tasks, clock, key } = parts;
+    let Start { config, node, dialers, metrics, tasks, clock } = parts;
     let state_dir = &config.node.state_dir;
     let index = state::open_index(state_dir, fatal)?;
     let store = crate::store::open(config, index, Arc::clone(&clock))?;
-    let options = log::Options { bound_octets: config.log.bound, ..log::Options::default() };
+    let options = log::Options::bound(config.log.bound);
     let (log, recovery) = Log::open(&state_dir.join("log"), options, Arc::clone(&clock))?;
     for damage in &recovery.damaged {
         tracing::error!(
@@ -75,11 +73,11 @@ pub(super) fn start(
         retry: Retry::new(),
         brake: limits(&config.brake),
     };
-    let replicas = dialers.iter().map(|(name, dialer)| {
-        let dialer = Arc::clone(dialer) as Arc<dyn Dial>;
-        Replica { name: name.clone(), dialer }
+    let replicas = dialers.peers.all()?.into_iter().map(|peer| {
+        let dialer = dialers.to(&peer.name);
+        Replica { name: peer.name, dialer }
     });
-    let agent = Agent::start(agent_parts, replicas.collect(), stop)?;
+    let agent = Arc::new(Agent::start(agent_parts, replicas.collect(), stop)?);
     let options = source::Options { rescan: config.scan.interval, ..source::Options::default() };
     let feed = Arc::clone(&clock);
     let source = Source::start(Arc::clone(&store), Arc::clone(&log), options, feed)?;
@@ -87,11 +85,12 @@ pub(super) fn start(
     tasks.spawn("counters", counters.publish(fatal.clone(), stop.child_token()));
     let bench = Bench {
         node: node.name.clone(),
-        links: agent.check_links(),
+        agent: Arc::clone(&agent),
+        only: None,
         barrier: Some(source.barrier()),
         clock,
         metrics,
-        key,
+        key: Arc::clone(&dialers.key),
         reports: state_dir.join("reports"),
     };
     bench.show_oldest();
@@ -100,7 +99,7 @@ pub(super) fn start(
         tasks.spawn("scrub", check::scrub(bench.clone(), scrub, stop.child_token()));
     }
     let checks = Jobs::new(tasks.clone());
-    Ok(Working { agent: Arc::new(agent), store, _source: source, bench, checks })
+    Ok(Working { agent, store, _source: source, bench, checks })
 }
 
 fn limits(brake: &config::Brake) -> Limits {

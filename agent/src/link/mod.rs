@@ -3,6 +3,7 @@
 pub(crate) mod connection;
 mod dial;
 mod merge;
+mod standing;
 mod status;
 mod tls;
 
@@ -13,10 +14,12 @@ use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
 use mailtwin_logic::{
     brake::Scope,
     chain::Chain,
+    cursor::Claim,
     entry::{Entry, Target},
     evidence::Acked,
     ids::{Epoch, LogSeq},
     link::{Action, Input, Link, Outcome},
+    pace::Pace,
     quarantine::{Reason, Step},
     wire::message::{Beat, FEATURES, Hello, MODEL, Refusal, VERSION_MAX, VERSION_MIN},
 };
@@ -33,14 +36,15 @@ use crate::{
     log::{Log, LogError, Reader},
     metrics::LinkMetrics,
     passed::Passed,
+    progress::Progress,
     quarantine::{Aside, News, Quarantine},
     visit::{Held, Trouble, VisitError, Visited, Visitor},
 };
 use connection::{Connection, GreetError};
 
 pub use dial::{Dial, DialError, Dialing, Io};
-pub use status::LinkStatus;
-pub use tls::TlsDialer;
+pub use status::{Copying, LinkStatus};
+pub use tls::Dialers;
 
 /// Log entries read in one go.
 const ENTRIES_MAX: usize = 1000;
@@ -50,8 +54,6 @@ const EVENTS: usize = 64;
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// Targets set aside of which status tells at once; of more, it tells once in a while.
 const ASIDE_FEW: usize = 500;
-/// How often the age of the lag is published.
-const PUBLISH_EVERY: Duration = Duration::from_secs(5);
 
 /// What a link needs of its agent.
 pub(crate) struct LinkParts {
@@ -154,6 +156,9 @@ struct Driver {
     saved_at: Instant,
     unsaved: Option<Acked>,
     last_error: Option<String>,
+    progress: Arc<Progress>,
+    pace: Pace,
+    claim: Claim,
     aside: Arc<Vec<Aside>>,
     aside_is_old: bool,
     shown_at: Instant,
@@ -174,8 +179,9 @@ pub(crate) async fn run(
     driver.begin(head, pause);
     loop {
         let now = Instant::now();
-        let due = driver.link.deadline().map_or(now + PUBLISH_EVERY, |due| driver.start + due);
-        let due = due.min(now + PUBLISH_EVERY);
+        let due = driver.link.deadline().map(|due| driver.start + due);
+        let shown_by = now + driver.publish_within();
+        let due = due.map_or(shown_by, |due| due.min(shown_by));
         let connection = driver.connection.clone();
         let lost = async {
             match connection {
@@ -232,6 +238,9 @@ impl Driver {
             saved_at: now,
             unsaved: None,
             last_error: None,
+            progress: Arc::default(),
+            pace: Pace::default(),
+            claim: Claim::Ok,
             aside: Arc::default(),
             aside_is_old: true,
             shown_at: now,
@@ -397,7 +406,10 @@ impl Driver {
             held: Arc::new(Held::default()),
             brake: Arc::clone(&self.parts.brake),
             metrics: self.parts.metrics.clone(),
+            progress: Arc::clone(&self.progress),
         };
+        self.progress.begin();
+        self.pace.begin(self.start.elapsed(), 0);
         let merged = connection.merged();
         self.parts.visitor.send_replace(Some(visitor.clone()));
         self.connection = Some(connection);
@@ -569,30 +581,5 @@ impl Driver {
                 tracing::error!(replica = %self.parts.replica, error = %Chain(&error), "cannot save the cursor; free space or mend the state directory");
             }
         }
-    }
-
-    fn publish(&mut self) {
-        self.show_aside();
-        let (head, cursor) = (*self.parts.log.tail().borrow(), self.link.cursor());
-        let phase = self.link.phase();
-        let status = LinkStatus {
-            name: self.parts.replica.clone(),
-            phase,
-            connected: self.connection.is_some(),
-            cursor,
-            lag_entries: head.0.saturating_sub(cursor.0),
-            oldest_at: self.link.oldest_at(),
-            last_error: self.last_error.clone(),
-            aside: Arc::clone(&self.aside),
-            brake: self.parts.brake.engaged(),
-        };
-        let now = self.parts.clock.unix_ms();
-        self.parts.metrics.publish(&status, now);
-        self.beat.send_replace(Beat { at: now, head, cursor });
-        self.parts.status.send_if_modified(|shown| {
-            let news = *shown != status;
-            *shown = status;
-            news
-        });
     }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use mailtwin_logic::{ids::LogSeq, link::Phase};
+use mailtwin_logic::{cursor::Claim, ids::LogSeq, link::Phase};
 
-use crate::{brake::Holds, quarantine::Aside};
+use crate::{brake::Holds, progress::Copied, quarantine::Aside};
 
 /// A link as it was a moment ago.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,31 @@ pub struct LinkStatus {
     pub aside: Arc<Vec<Aside>>,
     /// What the brake holds.
     pub brake: Holds,
+    /// Whether the log still has what it lacks.
+    pub claim: Claim,
+    /// How far a copy of everything is, while there is one.
+    pub copy: Option<Copying>,
+}
+
+/// A copy of everything under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copying {
+    /// How far it is.
+    pub copied: Copied,
+    /// Messages in a thousand seconds, lately.
+    pub per_kilosecond: Option<u64>,
+}
+
+impl Copying {
+    /// Messages that are left, as far as they are counted.
+    pub fn left(&self) -> u64 {
+        self.copied.of.saturating_sub(self.copied.there)
+    }
+
+    /// Milliseconds that they take, at the pace of late.
+    pub fn left_ms(&self) -> Option<u64> {
+        self.left().saturating_mul(1_000_000).checked_div(self.per_kilosecond?)
+    }
 }
 
 impl LinkStatus {
@@ -42,6 +67,8 @@ impl LinkStatus {
             last_error: None,
             aside: Arc::default(),
             brake: Arc::default(),
+            claim: Claim::Ok,
+            copy: None,
         }
     }
 

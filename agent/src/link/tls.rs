@@ -1,24 +1,38 @@
 //! Dials a replica over TLS, and lets it in only with a key that is its own.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex},
-};
+use std::{fmt, sync::Arc};
 
 use mailtwin_host::{
     keys::NodeKey,
+    peers::Peers,
     pins::{Admission, Pins},
     tls,
 };
 
 use super::dial::{Dial, DialError, Dialing, Io};
 
-/// Reaches one peer by its configured address.
-pub struct TlsDialer {
+/// Makes dialers.
+#[derive(Clone, Debug)]
+pub struct Dialers {
+    /// Where the peers are.
+    pub peers: Arc<Peers>,
+    /// This node's key.
+    pub key: Arc<NodeKey>,
+    /// Theirs.
+    pub pins: Arc<Pins>,
+}
+
+impl Dialers {
+    /// For one peer, wherever it is said to be at each attempt.
+    pub fn to(&self, peer: &str) -> Arc<dyn Dial> {
+        Arc::new(TlsDialer { peer: peer.to_owned(), with: self.clone() })
+    }
+}
+
+/// Reaches one peer.
+struct TlsDialer {
     peer: String,
-    address: Mutex<String>,
-    key: Arc<NodeKey>,
-    pins: Arc<Pins>,
+    with: Dialers,
 }
 
 impl fmt::Debug for TlsDialer {
@@ -28,26 +42,20 @@ impl fmt::Debug for TlsDialer {
 }
 
 impl TlsDialer {
-    /// For `peer` at `address`.
-    pub fn new(peer: &str, address: &str, key: Arc<NodeKey>, pins: Arc<Pins>) -> Self {
-        Self { peer: peer.to_owned(), address: Mutex::new(address.to_owned()), key, pins }
-    }
-
-    /// Uses another address from the next connection on.
-    pub fn readdress(&self, address: &str) {
-        address.clone_into(&mut self.address.lock().expect("no panic while it is held"));
-    }
-
-    async fn connect(&self, address: &str) -> Result<Box<dyn Io>, DialError> {
+    async fn connect(&self) -> Result<Box<dyn Io>, DialError> {
+        let Dialers { peers, key, pins } = &self.with;
+        let peer = peers
+            .get(&self.peer)
+            .map_err(|error| DialError { address: self.peer.clone(), source: error.into() })?;
+        let address = peer.address.as_str();
         let because = |source: Box<dyn std::error::Error + Send + Sync>| DialError {
             address: address.to_owned(),
             source,
         };
-        let expected = self.pins.expected_of(&self.peer).map_err(|error| because(error.into()))?;
-        let (stream, shown) = tls::connect(address, &self.key, expected)
-            .await
-            .map_err(|error| because(error.into()))?;
-        match self.pins.admit(&self.peer, shown).map_err(|error| because(error.into()))? {
+        let expected = pins.expected_of(&self.peer).map_err(|error| because(error.into()))?;
+        let (stream, shown) =
+            tls::connect(address, key, expected).await.map_err(|error| because(error.into()))?;
+        match pins.admit(&self.peer, shown).map_err(|error| because(error.into()))? {
             Admission::Admitted => {}
             Admission::PinnedNow => {
                 let fingerprint = shown.fingerprint();
@@ -61,7 +69,6 @@ impl TlsDialer {
 
 impl Dial for TlsDialer {
     fn dial(&self) -> Dialing<'_> {
-        let address = self.address.lock().expect("no panic while it is held").clone();
-        Box::pin(async move { self.connect(&address).await })
+        Box::pin(self.connect())
     }
 }

@@ -61,6 +61,9 @@ pub use writer::{Health, SYNC_FAILURES_MAX};
 use state::Shared;
 use writer::{Submission, Writer};
 
+/// Segments that a full log has, at least.
+const SEGMENTS_MIN: u64 = 8;
+
 /// Submissions that may wait for the writer.
 const QUEUE_MAX: usize = 1024;
 
@@ -71,6 +74,15 @@ pub struct Options {
     pub segment_octets: u64,
     /// When all segments together are longer, the oldest go, read or not.
     pub bound_octets: u64,
+}
+
+impl Options {
+    /// For a log of at most so many octets. It goes in whole segments: they are small enough that
+    /// dropping one leaves most of it.
+    pub fn bound(bound_octets: u64) -> Self {
+        let segment_octets = Self::default().segment_octets.min(bound_octets / SEGMENTS_MIN);
+        Self { segment_octets, bound_octets }
+    }
 }
 
 impl Default for Options {
@@ -272,6 +284,11 @@ impl Log {
     /// excepted. Whoever calls it knows that every durable cursor has passed them.
     pub fn trim(&self, upto: LogSeq) -> Result<(), LogError> {
         Ok(self.open.shared.state().trim(upto)?)
+    }
+
+    /// Octets that [`Log::trim`] would free.
+    pub fn trimmable(&self, upto: LogSeq) -> u64 {
+        self.open.shared.state().trimmable(upto)
     }
 
     fn queue(&self) -> Result<&mpsc::Sender<Submission>, LogError> {

@@ -199,6 +199,13 @@ impl State {
         }
     }
 
+    /// Octets of the segments that [`State::trim`] would remove.
+    pub(super) fn trimmable(&self, upto: LogSeq) -> u64 {
+        let but_last = self.segments.len().saturating_sub(1);
+        let passed = self.segments.iter().take(but_last).take_while(|s| s.last <= upto);
+        passed.map(|segment| segment.octets).sum()
+    }
+
     pub(super) fn trim(&mut self, upto: LogSeq) -> Result<(), DiskError> {
         while self.segments.len() > 1
             && self.segments.front().is_some_and(|oldest| oldest.last <= upto)

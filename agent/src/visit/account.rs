@@ -37,6 +37,7 @@ impl Visitor {
             keep_unread(&mut plan, &ours);
             let held = self.hold_deletes(account, &ours.state, &theirs, &mut plan);
             self.note_equal(moment, account, &ours, &plan);
+            self.count(account, &ours.state, &theirs);
             for (mailbox, theirs) in &plan.visits {
                 self.held.expect(account, mailbox.id, *theirs);
             }
@@ -86,6 +87,17 @@ impl Visitor {
                 self.held.equal_since(moment, account, mailbox);
             }
         }
+    }
+
+    /// Counts what the replica has of an account's messages, mailbox by mailbox.
+    fn count(&self, account: &Account, ours: &AccountState, theirs: &AccountState) {
+        let theirs: BTreeMap<_, _> =
+            theirs.mailboxes.iter().map(|mailbox| (mailbox.id, mailbox.head.messages)).collect();
+        let there = ours.mailboxes.iter().map(|mailbox| {
+            let held = theirs.get(&mailbox.id).copied().unwrap_or(0);
+            u64::from(held.min(mailbox.head.messages))
+        });
+        self.progress.account(account, &ours.mailboxes, Some(there.sum()));
     }
 
     pub(super) async fn restructure(

@@ -29,6 +29,7 @@ impl Visitor {
     /// What differs is told at once: a first copy must not wait until all mail has been read.
     pub(super) async fn everything(&self, finds: &Finds) -> Result<Visited, VisitError> {
         let moment = self.held.moment();
+        self.progress.begin();
         let names = self.work(|store| store.accounts()).await?;
         self.brake.set_accounts(names.len());
         let theirs = OnceLock::new();
@@ -46,6 +47,7 @@ impl Visitor {
         let ((), mut some, mut others) = tokio::try_join!(ask, some, others)?;
         some.append(&mut others);
         self.compare_accounts(&mut some, &comparison).await;
+        self.progress.counted();
         Ok(Visited::default())
     }
 
@@ -80,10 +82,12 @@ impl Visitor {
             let digest = digest::account(&listing.state);
             let whole = listing.unread.is_empty() && listing.ailing.is_empty();
             if whole && theirs.get(&account) == Some(&digest) {
+                self.progress.equal(&listing.state.mailboxes);
                 for mailbox in &listing.state.mailboxes {
                     self.held.equal_since(*moment, &account, mailbox);
                 }
             } else {
+                self.progress.account(&account, &listing.state.mailboxes, None);
                 differing.push(Target::Account(account));
             }
         }

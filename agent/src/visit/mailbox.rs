@@ -292,11 +292,12 @@ impl Visitor {
         self.tell(&account, mailbox, needed.iter().map(|(uid, _)| *uid).collect()).await;
         let octets: u64 = needed.iter().map(|(_, octets)| octets).sum();
         let saved = adds.iter().map(|(_, octets)| octets).sum::<u64>() - octets;
-        let bodies = Bodies::new(Arc::clone(&self.store), account, mailbox, needed);
+        let bodies = Bodies::new(Arc::clone(&self.store), account.clone(), mailbox, needed);
         self.send_bodies(&mut stream, bodies).await?;
         match stream.reply().await? {
             Reply::Applied(head) => {
                 self.metrics.count_acked(adds.len() as u64, saved);
+                self.progress.acked(&account, adds.len() as u64);
                 Ok(Applied::Head(head))
             }
             other => stale_or_refused(other),

@@ -35,6 +35,7 @@ use crate::{
         connection::{Connection, Gone},
     },
     metrics::LinkMetrics,
+    progress::Progress,
     quarantine::BadMessage,
 };
 
@@ -52,6 +53,7 @@ pub(crate) struct Visitor {
     pub(crate) held: Arc<Held>,
     pub(crate) brake: Arc<BrakeFile>,
     pub(crate) metrics: LinkMetrics,
+    pub(crate) progress: Arc<Progress>,
 }
 
 /// A visit that ended well.

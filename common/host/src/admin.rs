@@ -4,6 +4,7 @@ pub mod answer;
 mod check;
 mod client;
 mod message;
+mod replica;
 mod server;
 
 use std::path::{Path, PathBuf};
@@ -11,11 +12,12 @@ use std::path::{Path, PathBuf};
 pub use check::{CheckAsk, CheckDifference, CheckLevel, CheckProgress, CheckReport, CheckState};
 pub use client::{AdminError, Client};
 pub use message::{
-    AgentStatus, AsideReport, AsideStatus, BadMessageReport, BrakeReport, Entry, FailureCode,
-    GraveReport, GraveyardReport, HeldReport, HistoryEntry, KeyList, LedgerEntry, LogStat,
-    LogStatus, OperationOutcome, OperationStatus, OperationStep, Problem, QuarantineReport,
-    QuarantineVerb, ReplicaDaemonStatus, ReplicaStatus, Request, Response, SCHEMA_VERSION,
+    AgentStatus, AsideReport, BadMessageReport, BrakeReport, Entry, FailureCode, GraveReport,
+    GraveyardReport, HeldReport, HistoryEntry, KeyList, LedgerEntry, LogStat, LogStatus,
+    OperationOutcome, OperationStatus, OperationStep, Problem, QuarantineReport, QuarantineVerb,
+    ReplicaDaemonStatus, Request, Response, SCHEMA_VERSION,
 };
+pub use replica::{AddedReport, AsideStatus, CopyStatus, RemovedReport, ReplicaStatus};
 pub use server::{Answer, is_served, serve};
 
 /// Longest line in either direction, in octets.

@@ -16,6 +16,8 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::keys::PublicKey;
 
 /// Where the file is unless the command line says otherwise.
@@ -159,7 +161,7 @@ pub struct Metrics {
 }
 
 /// One `[[peer]]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Peer {
     /// Its node name; never our own.
     pub name: String,
@@ -271,6 +273,11 @@ impl Config {
         let peers = self.peers.iter().map(|p| (format!("peer {}", p.name), format!("{p:?}")));
         fixed.chain(peers).collect()
     }
+}
+
+/// Checks a peer's name and address by this file's rules; `Err` says what would be right.
+pub fn check_peer(name: &str, address: &str) -> Result<(), String> {
+    check::peer(name, address)
 }
 
 /// Reads a duration as this file has it, for command lines: `7d`, `1m 30s`, `10ms`.

@@ -11,6 +11,7 @@ use crate::{
     config::Config,
     keys::NodeKey,
     node::{Node, NodeFile},
+    peers::Peers,
     pins::Pins,
     signals::Signal,
     systemd,
@@ -29,7 +30,9 @@ pub struct Lasting {
     pub file: Arc<NodeFile>,
     /// The node's identity.
     pub key: Arc<NodeKey>,
-    /// The keys of its peers.
+    /// The other nodes.
+    pub peers: Arc<Peers>,
+    /// Their keys.
     pub pins: Arc<Pins>,
 }
 
@@ -80,8 +83,9 @@ pub async fn run<D: Daemon>(
     file.spawn_watch(&watchers, watchers.stop().clone());
     systemd::spawn_alive(&watchers, watchers.stop().clone());
     let key = Arc::new(NodeKey::load(state_dir)?);
-    let pins = Arc::new(Pins::open(state_dir, key.public(), &config.peers)?);
-    let mut daemon = new(Lasting { config, file, key, pins });
+    let peers = Arc::new(Peers::open(state_dir, &config.node.name, &config.peers)?);
+    let pins = Arc::new(Pins::open(state_dir, key.public(), Arc::clone(&peers))?);
+    let mut daemon = new(Lasting { config, file, key, peers, pins });
     let ended = loop {
         match hold_role(&mut daemon, &mut signals, &stop).await {
             Ok(End::Role) => tracing::info!("this node's role has changed: starting anew in it"),
@@ -147,7 +151,7 @@ fn reload<D: Daemon>(daemon: &mut D) {
                 ?changed,
                 "configuration read again; addresses and keys of peers count at once, the rest at the next start"
             );
-            lasting.pins.reload(&new.peers);
+            lasting.peers.reload(&new.peers);
             lasting.config = new;
             daemon.reloaded();
         }

@@ -16,6 +16,7 @@ pub mod keys;
 pub mod metrics;
 pub mod net;
 pub mod node;
+pub mod peers;
 pub mod pins;
 pub mod program;
 pub mod proof;

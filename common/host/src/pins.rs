@@ -6,14 +6,18 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard},
+    sync::Arc,
 };
 
 use mailtwin_disk::{DiskError, replace};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Peer, keys::PublicKey};
+use crate::{
+    config::Peer,
+    keys::PublicKey,
+    peers::{Peers, PeersError},
+};
 
 /// Version of the file that this program writes, and the newest it reads.
 const FORMAT_VERSION: u32 = 1;
@@ -26,7 +30,7 @@ const KEYS_MAX: usize = 16;
 pub struct Pins {
     state_dir: PathBuf,
     own: PublicKey,
-    configured: Mutex<Keys>,
+    peers: Arc<Peers>,
 }
 
 type Keys = BTreeMap<String, BTreeSet<PublicKey>>;
@@ -54,8 +58,8 @@ pub enum Admission {
 /// Why a peer is not who it says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// No `[[peer]]` has this name.
-    #[error("no [[peer]] of the configuration is named {0:?}")]
+    /// No peer has this name.
+    #[error("no [[peer]] of the configuration is named {0:?}, and none was added")]
     UnknownPeer(String),
     /// The peer has other keys.
     #[error(
@@ -154,6 +158,9 @@ pub enum PinError {
         /// Cause.
         source: serde_json::Error,
     },
+    /// Who the peers are is not known.
+    #[error(transparent)]
+    Peers(#[from] PeersError),
     /// The operating system refused.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -166,22 +173,16 @@ struct PinsFile {
 }
 
 impl Pins {
-    /// The pins under `state_dir` and those of the configuration's peers; `own` is nobody else's.
-    pub fn open(state_dir: &Path, own: PublicKey, peers: &[Peer]) -> Result<Self, PinError> {
-        let configured = Mutex::new(keys_of(peers));
-        let pins = Self { state_dir: state_dir.to_owned(), own, configured };
+    /// The pins under `state_dir` and those that `peers` brought; `own` is nobody else's.
+    pub fn open(state_dir: &Path, own: PublicKey, peers: Arc<Peers>) -> Result<Self, PinError> {
+        let pins = Self { state_dir: state_dir.to_owned(), own, peers };
         pins.read()?;
         Ok(pins)
     }
 
-    /// Takes the peers of a reloaded configuration.
-    pub fn reload(&self, peers: &[Peer]) {
-        *self.configured() = keys_of(peers);
-    }
-
     /// Decides whether `peer` may show `key`; pins it if the peer has none yet.
     pub fn admit(&self, peer: &str, key: PublicKey) -> Result<Admission, PinError> {
-        let configured = self.configured();
+        let configured = self.configured()?;
         let _lock = self.lock()?;
         let mut pinned = self.read()?;
         match self.check(&configured, &pinned, peer, key) {
@@ -201,7 +202,7 @@ impl Pins {
 
     /// Adds a key to a peer; nothing happens if it has it already.
     pub fn pin(&self, peer: &str, key: PublicKey) -> Result<(), PinError> {
-        let configured = self.configured();
+        let configured = self.configured()?;
         let _lock = self.lock()?;
         let mut pinned = self.read()?;
         if self.check(&configured, &pinned, peer, key)? {
@@ -217,7 +218,7 @@ impl Pins {
 
     /// Takes a key from a peer. With its last one gone, the next key it shows is pinned.
     pub fn unpin(&self, peer: &str, key: PublicKey) -> Result<(), PinError> {
-        let configured = self.configured();
+        let configured = self.configured()?;
         let _lock = self.lock()?;
         let mut pinned = self.read()?;
         if pinned.get_mut(peer).is_some_and(|keys| keys.remove(&key)) {
@@ -233,9 +234,9 @@ impl Pins {
 
     /// Every pin, by peer; a pin of a peer that is no longer configured is among them.
     pub fn list(&self) -> Result<Vec<Pin>, PinError> {
-        let configured = self.configured();
+        let configured = self.configured()?;
         let pinned = self.read()?;
-        let sources = [(&*configured, PinSource::Configuration), (&pinned, PinSource::Pinned)];
+        let sources = [(&configured, PinSource::Configuration), (&pinned, PinSource::Pinned)];
         let mut pins = Vec::new();
         for (keys, source) in sources {
             for (peer, keys) in keys {
@@ -248,13 +249,13 @@ impl Pins {
 
     /// What a handshake with this peer may end with.
     pub fn expected_of(&self, peer: &str) -> Result<Expected, PinError> {
-        let keys = union(&self.configured(), &self.read()?, peer);
+        let keys = union(&self.configured()?, &self.read()?, peer);
         Ok(if keys.is_empty() { Expected::Any } else { Expected::OneOf(keys) })
     }
 
     /// What a handshake with whoever connects may end with.
     pub fn expected_of_anyone(&self) -> Result<Expected, PinError> {
-        let (configured, pinned) = (self.configured(), self.read()?);
+        let (configured, pinned) = (self.configured()?, self.read()?);
         let mut all = BTreeSet::new();
         for peer in configured.keys() {
             let keys = union(&configured, &pinned, peer);
@@ -294,8 +295,9 @@ impl Pins {
         }
     }
 
-    fn configured(&self) -> MutexGuard<'_, Keys> {
-        self.configured.lock().expect("no panic while it is held")
+    /// Every peer, with the keys that it was written down with.
+    fn configured(&self) -> Result<Keys, PinError> {
+        Ok(keys_of(&self.peers.all()?))
     }
 
     /// Keeps the other daemon of this node out while the file is read and replaced.

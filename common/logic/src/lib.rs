@@ -37,6 +37,7 @@ pub mod ids;
 pub mod limits;
 pub mod link;
 pub mod mailbox;
+pub mod pace;
 pub mod plan;
 pub mod quarantine;
 pub mod reconcile;

@@ -60,7 +60,7 @@ pub(crate) enum Verb {
     /// Show, pin and unpin keys.
     #[command(subcommand)]
     Keys(Keys),
-    /// List, pause and resume replicas.
+    /// List, add, remove, pause and resume replicas.
     #[command(subcommand)]
     Replica(Replica),
     /// List what is set aside for a replica, try it again, or forget that it failed.
@@ -377,6 +377,31 @@ pub(crate) enum Keys {
 pub(crate) enum Replica {
     /// Every replica and how it does.
     List,
+    /// Replicate to one more node from now on, also after a restart: it takes its place in the log,
+    /// is compared and copied, and follows. Begin on the new node: `replctl init --role replica`,
+    /// this node as its [[peer]], and mailtwin-replica running.
+    Add {
+        /// Its node name.
+        name: String,
+        /// Where its replica daemon listens: host:port.
+        address: String,
+        /// Its key, as its own `replctl keys show` prints it; without one, the first that it shows is
+        /// pinned.
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Replicate to a node no longer, also after a restart: what was kept for it goes. Nothing on
+    /// that node is touched.
+    Remove {
+        /// Its node name.
+        name: String,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Stop replaying to one; its place in the log is kept.
     Pause {
         /// Its node name.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CheckAsk, CheckDifference, CheckState};
+use super::{AddedReport, CheckAsk, CheckDifference, CheckState, RemovedReport, ReplicaStatus};
 use crate::{keys::PublicKey, node::Role, pins::Pin};
 
 /// Version of every answer's shape.
@@ -53,6 +53,24 @@ pub enum Request {
         peer: String,
         /// Its key.
         key: PublicKey,
+    },
+    /// Replicate to one more node.
+    ReplicaAdd {
+        /// Its node name.
+        name: String,
+        /// `host:port`.
+        address: String,
+        /// Its keys; none: pinned at first contact.
+        keys: Vec<PublicKey>,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
+    /// Replicate to a node no longer.
+    ReplicaRemove {
+        /// Its node name.
+        name: String,
+        /// Only say what would be done.
+        dry_run: bool,
     },
     /// Stop or resume replaying to one replica.
     ReplicaPause {
@@ -200,6 +218,10 @@ pub enum Response {
     Graveyard(GraveyardReport),
     /// What the brake holds.
     Brake(BrakeReport),
+    /// A replica was added.
+    ReplicaAdded(AddedReport),
+    /// A replica was removed.
+    ReplicaRemoved(RemovedReport),
     /// Keys.
     Keys(KeyList),
     /// A failover or a freeze, running or the last one.
@@ -268,49 +290,6 @@ pub struct LogStatus {
     pub bytes: u64,
     /// Why the last append failed, if it did.
     pub error: Option<String>,
-}
-
-/// One replica in a status.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ReplicaStatus {
-    /// Node name.
-    pub name: String,
-    /// `in-sync`, `degraded`, `replaying`, `merging`, `connecting`, `waiting`, `paused` or `fenced`.
-    pub state: String,
-    /// Everything up to here is there.
-    pub cursor: u64,
-    /// Entries it lacks.
-    pub lag_entries: u64,
-    /// Age of the oldest of them.
-    pub lag_seconds: f64,
-    /// Mailboxes and accounts set aside.
-    pub quarantined: usize,
-    /// `ok`, `at-risk` or `lost`.
-    pub claim: String,
-    /// Messages sent since the agent started.
-    pub messages: u64,
-    /// Why it is not connected.
-    pub last_error: Option<String>,
-    /// The first of what is set aside.
-    pub set_aside: Vec<AsideStatus>,
-    /// What the brake holds; nothing as a rule.
-    #[serde(default)]
-    pub brake: Vec<HeldReport>,
-}
-
-/// One mailbox or account set aside.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AsideStatus {
-    /// Account and mailbox.
-    pub object: String,
-    /// One-word code.
-    pub reason: String,
-    /// The last error.
-    pub detail: String,
-    /// How often it was tried.
-    pub tries: u32,
-    /// When it was set aside, in milliseconds since 1970.
-    pub since: u64,
 }
 
 /// What lies in the graveyard, of what was asked for.

@@ -247,6 +247,12 @@ fn metrics_address(
     })
 }
 
+/// The rules for a `[[peer]]`, for one that comes from elsewhere.
+pub(super) fn peer(name: &str, address: &str) -> Result<(), String> {
+    node_name(name)?;
+    host_and_port(address.to_owned()).map(drop)
+}
+
 fn peers(top: &mut Section<'_>, own: Option<&str>, problems: &mut Problems<'_>) -> Vec<Peer> {
     let mut names = BTreeMap::new();
     let mut owners = BTreeMap::new();

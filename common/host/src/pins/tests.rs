@@ -11,11 +11,16 @@ fn peer(name: &str, keys: &[PublicKey]) -> Peer {
     Peer { name: name.into(), address: "127.0.0.1:1".into(), keys: keys.to_vec() }
 }
 
+fn open(state: &tempfile::TempDir, own: PublicKey, peers: &[Peer]) -> Pins {
+    let peers = Peers::open(state.path(), "mx1", peers).unwrap();
+    Pins::open(state.path(), own, Arc::new(peers)).unwrap()
+}
+
 #[test]
 fn the_first_key_is_pinned_and_any_other_refused() {
     let state = tempfile::tempdir().unwrap();
     let peers = [peer("mx2", &[])];
-    let pins = Pins::open(state.path(), key(), &peers).unwrap();
+    let pins = open(&state, key(), &peers);
     let (first, second) = (key(), key());
     assert_eq!(pins.expected_of("mx2").unwrap(), Expected::Any);
     assert_eq!(pins.expected_of_anyone().unwrap(), Expected::Any);
@@ -23,7 +28,7 @@ fn the_first_key_is_pinned_and_any_other_refused() {
     assert_eq!(pins.admit("mx2", first).unwrap(), Admission::Admitted);
 
     // The other daemon of the node, and this one after a restart, know it too.
-    let pins = Pins::open(state.path(), key(), &peers).unwrap();
+    let pins = open(&state, key(), &peers);
     assert_eq!(pins.admit("mx2", first).unwrap(), Admission::Admitted);
     let expected = BTreeSet::from([first]);
     assert_eq!(pins.expected_of_anyone().unwrap(), Expected::OneOf(expected.clone()));
@@ -37,7 +42,7 @@ fn a_key_belongs_to_one_peer_and_never_to_us() {
     let state = tempfile::tempdir().unwrap();
     let (own, second, third) = (key(), key(), key());
     let peers = [peer("mx2", &[second]), peer("mx3", &[]), peer("mx4", &[])];
-    let pins = Pins::open(state.path(), own, &peers).unwrap();
+    let pins = open(&state, own, &peers);
     let refused = |name, key| {
         let admission = pins.admit(name, key).unwrap();
         let Admission::Refused(refusal) = admission else { panic!("{name}: {admission:?}") };
@@ -58,7 +63,7 @@ fn a_key_belongs_to_one_peer_and_never_to_us() {
 fn pins_by_hand_rotate_a_key() {
     let state = tempfile::tempdir().unwrap();
     let (old, new) = (key(), key());
-    let pins = Pins::open(state.path(), key(), &[peer("mx2", &[old])]).unwrap();
+    let pins = open(&state, key(), &[peer("mx2", &[old])]);
     pins.pin("mx2", new).unwrap();
     pins.pin("mx2", new).unwrap();
     assert_eq!(pins.admit("mx2", new).unwrap(), Admission::Admitted);
@@ -74,7 +79,7 @@ fn pins_by_hand_rotate_a_key() {
 #[test]
 fn a_peer_has_a_bounded_number_of_keys() {
     let state = tempfile::tempdir().unwrap();
-    let pins = Pins::open(state.path(), key(), &[peer("mx2", &[])]).unwrap();
+    let pins = open(&state, key(), &[peer("mx2", &[])]);
     for _ in 0..KEYS_MAX {
         pins.pin("mx2", key()).unwrap();
     }
@@ -85,9 +90,9 @@ fn a_peer_has_a_bounded_number_of_keys() {
 fn what_the_configuration_says_of_a_key_holds_against_an_older_pin() {
     let state = tempfile::tempdir().unwrap();
     let moved = key();
-    let pins = Pins::open(state.path(), key(), &[peer("mx2", &[]), peer("mx3", &[])]).unwrap();
+    let pins = open(&state, key(), &[peer("mx2", &[]), peer("mx3", &[])]);
     assert_eq!(pins.admit("mx2", moved).unwrap(), Admission::PinnedNow);
-    pins.reload(&[peer("mx2", &[]), peer("mx3", &[moved])]);
+    pins.peers.reload(&[peer("mx2", &[]), peer("mx3", &[moved])]);
     assert_eq!(pins.admit("mx3", moved).unwrap(), Admission::Admitted);
     assert!(matches!(pins.admit("mx2", moved).unwrap(), Admission::Refused(_)));
     assert_eq!(pins.expected_of("mx2").unwrap(), Expected::Any);
@@ -96,7 +101,7 @@ fn what_the_configuration_says_of_a_key_holds_against_an_older_pin() {
 #[test]
 fn nobody_is_let_in_on_a_damaged_file() {
     let state = tempfile::tempdir().unwrap();
-    let pins = Pins::open(state.path(), key(), &[peer("mx2", &[])]).unwrap();
+    let pins = open(&state, key(), &[peer("mx2", &[])]);
     for damage in ["", "{}", "{\"format_version\":1,\"pins\":{\"mx2\":[\"mt1\"]}}"] {
         replace::replace(&pins.path(), damage.as_bytes(), replace::PRIVATE).unwrap();
         assert!(matches!(pins.admit("mx2", key()), Err(PinError::Damaged { .. })), "{damage}");

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use mailtwin_host::{
-    admin::{AdminError, AgentStatus, ReplicaDaemonStatus, ReplicaStatus, Request, Response},
+    admin::{
+        AdminError, AgentStatus, CopyStatus, ReplicaDaemonStatus, ReplicaStatus, Request, Response,
+    },
     node::Role,
 };
 use serde_json::json;
@@ -73,7 +75,9 @@ async fn show(daemons: &Daemons, output: &Output) -> anyhow::Result<u8> {
 }
 
 fn show_agent(status: &AgentStatus, output: &Output) -> anyhow::Result<u8> {
-    let ill = |replica: &ReplicaStatus| !matches!(replica.state.as_str(), "in-sync" | "replaying");
+    let ill = |replica: &ReplicaStatus| {
+        !matches!(replica.state.as_str(), "in-sync" | "replaying") || replica.claim != "ok"
+    };
     let ill_log = status.log.as_ref().is_some_and(|log| log.error.is_some());
     let found = ill_log || status.replicas.iter().any(ill) || !status.problems.is_empty();
     if output.is_json() {
@@ -90,6 +94,7 @@ fn show_agent(status: &AgentStatus, output: &Output) -> anyhow::Result<u8> {
     let rows: Vec<_> = status.replicas.iter().map(replica_row).collect();
     Output::table(REPLICA_HEAD, &rows)?;
     for replica in &status.replicas {
+        standing(replica, output)?;
         if let Some(error) = &replica.last_error {
             output.say(&format!("{}: {error}", replica.name))?;
         }
@@ -134,6 +139,38 @@ fn show_replica(status: &ReplicaDaemonStatus, output: &Output) -> anyhow::Result
     Ok(code)
 }
 
+/// What there is to say of a copy under way, and of a place in the log that is not safe.
+pub(super) fn standing(replica: &ReplicaStatus, output: &Output) -> anyhow::Result<()> {
+    let name = &replica.name;
+    if let Some(copy) = &replica.copy {
+        output.say(&format!("{name}: {}", describe_copy(copy)))?;
+    }
+    match replica.claim.as_str() {
+        "at-risk" => output.say(&format!(
+            "{name}: AT RISK: what it lacks fills most of the sync log; bring it back soon, or raise \
+             log.bound"
+        ))?,
+        "lost" => output.say(&format!(
+            "{name}: LOST: the sync log no longer has all that it lacks; it is compared with \
+             everything when it is back"
+        ))?,
+        _ => {}
+    }
+    Ok(())
+}
+
+fn describe_copy(copy: &CopyStatus) -> String {
+    let CopyStatus { messages, of, counted, .. } = copy;
+    let percent = messages * 100 / (*of).max(1);
+    let so_far = if *counted { "" } else { " counted so far" };
+    let pace = copy.per_second.map_or_else(String::new, |pace| format!(", {pace:.0} a second"));
+    let left = match copy.eta_seconds {
+        Some(left) if *counted => format!(", about {left:.0} s left"),
+        _ => String::new(),
+    };
+    format!("copying: {messages} of {of} messages{so_far} ({percent} %){pace}{left}")
+}
+
 /// One replica in a table.
 pub(super) fn replica_row(replica: &ReplicaStatus) -> [String; 7] {
     [
@@ -173,6 +210,7 @@ fn judge(status: &AgentStatus) -> (u8, String) {
         let code = match replica.state.as_str() {
             _ if lag > LAG_CRITICAL || !connected || replica.claim == "lost" => 2,
             "degraded" | "paused" => 1,
+            _ if replica.claim == "at-risk" => 1,
             _ if lag > LAG_WARN => 1,
             _ => 0,
         };

@@ -1,0 +1,86 @@
+//! What a link finds out about its own standing: whether its place in the log holds, and how far a
+//! copy of everything is.
+
+use std::{sync::Arc, time::Duration};
+
+use mailtwin_logic::{
+    cursor::{Claim, Cursor},
+    ids::LogSeq,
+    link::Phase,
+    wire::message::Beat,
+};
+
+use super::{Copying, Driver, LinkStatus};
+
+/// How often the age of the lag is published.
+const PUBLISH_EVERY: Duration = Duration::from_secs(5);
+/// How often it is published how far a copy is.
+const COPY_SHOWN_EVERY: Duration = Duration::from_secs(1);
+
+impl Driver {
+    /// Tells everybody how the link does.
+    pub(super) fn publish(&mut self) {
+        self.show_aside();
+        let (head, cursor) = (*self.parts.log.tail().borrow(), self.link.cursor());
+        self.judge_claim(cursor);
+        let phase = self.link.phase();
+        let status = LinkStatus {
+            name: self.parts.replica.clone(),
+            phase,
+            connected: self.connection.is_some(),
+            cursor,
+            lag_entries: head.0.saturating_sub(cursor.0),
+            oldest_at: self.link.oldest_at(),
+            last_error: self.last_error.clone(),
+            aside: Arc::clone(&self.aside),
+            brake: self.parts.brake.engaged(),
+            claim: self.claim,
+            copy: self.copy(phase),
+        };
+        let now = self.parts.clock.unix_ms();
+        self.parts.metrics.publish(&status, now);
+        self.beat.send_replace(Beat { at: now, head, cursor });
+        self.parts.status.send_if_modified(|shown| {
+            let news = *shown != status;
+            *shown = status;
+            news
+        });
+    }
+
+    /// Says once what becomes of the replica's place in the log.
+    fn judge_claim(&mut self, cursor: LogSeq) {
+        let extent = self.parts.log.extent();
+        let claim = extent.claim(Cursor { log: extent.id, seq: cursor });
+        let before = std::mem::replace(&mut self.claim, claim);
+        if before == claim {
+            return;
+        }
+        let (replica, cursor) = (&self.parts.replica, cursor.0);
+        match claim {
+            Claim::Ok => {
+                tracing::info!(%replica, cursor, "its place in the sync log is safe again");
+            }
+            Claim::AtRisk => {
+                tracing::warn!(%replica, cursor, "what it still needs fills most of the sync log: raise log.bound, or bring it back soon");
+            }
+            Claim::Lost => {
+                tracing::error!(%replica, cursor, "the sync log has outgrown log.bound and what it still needs is gone: it is compared with everything when it is back");
+            }
+        }
+    }
+
+    /// How soon what is shown may be old.
+    pub(super) fn publish_within(&self) -> Duration {
+        let copied = self.progress.now();
+        if copied.there < copied.of { COPY_SHOWN_EVERY } else { PUBLISH_EVERY }
+    }
+
+    /// How far the copy is, while there is one.
+    fn copy(&mut self, phase: Phase) -> Option<Copying> {
+        let copied = self.progress.now();
+        self.pace.note(self.start.elapsed(), copied.acked);
+        let is_due = phase == Phase::Replaying && copied.there < copied.of;
+        let per_kilosecond = self.pace.per_kilosecond();
+        is_due.then_some(Copying { copied, per_kilosecond })
+    }
+}
