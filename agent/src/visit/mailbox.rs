@@ -163,11 +163,18 @@ impl Visitor {
         self.held.forget(account, state.id);
         let held_back = self.hold_expunges(account, name, &mut plan).await?;
         self.leave_out(account, &delta, &mut plan, held, found).await?;
-        let Some(head) = self.carry_out(account, &delta, &plan, held).await? else {
+        let part = plan::first_part(&mut plan, target);
+        let upto = part.unwrap_or(target);
+        let Some(head) = self.carry_out(account, &delta, &plan, (held, upto)).await? else {
             return Ok(None); // stale: compare all records
         };
         if plan.mode == Mode::Build {
             self.write_file(account, &FileKey::Acl(delta.state.name.clone())).await?;
+        }
+        if part.is_some() {
+            // What is there by now stays there, whatever becomes of this connection.
+            let rest = Target::Mailbox(account.clone(), name.clone());
+            return Ok(Some(Visited { dirty: vec![rest], trouble: None }));
         }
         if head == target {
             self.held.equal(account, &delta.state);
@@ -247,15 +254,15 @@ impl Visitor {
         }
     }
 
-    /// Sends a plan in slices; `None` if the replica's mailbox is not what it was made for.
+    /// Sends a plan in slices, from one head to another; `None` if the replica's mailbox is not what
+    /// it was made for.
     async fn carry_out(
         &self,
         account: &Account,
         delta: &Delta,
         plan: &Plan,
-        held: Option<Head>,
+        (mut expect, target): (Option<Head>, Head),
     ) -> Result<Option<Head>, VisitError> {
-        let mut expect = held;
         let mut slices = slices(&plan.changes).peekable();
         loop {
             let changes = slices.next().unwrap_or_default().to_vec();
@@ -266,7 +273,7 @@ impl Visitor {
                 name: delta.state.name.clone(),
                 mode: plan.mode,
                 expect,
-                target: delta.state.head,
+                target,
                 keywords: delta.keywords.clone(),
                 changes,
                 last,

@@ -15,6 +15,13 @@ pub const SLICE_CHANGES: usize = 500;
 /// Octets of message bodies in one apply, unless a single message is larger.
 pub const SLICE_OCTETS: u64 = 16 << 20;
 
+/// Messages of a mailbox that is built aside on a replica, whole before anybody sees it. One that has
+/// more is placed with so many, and then added to: a copy that breaks off begins anew with no more.
+pub const BUILD_CHANGES: usize = 20 * SLICE_CHANGES;
+
+/// The same in octets.
+pub const BUILD_OCTETS: u64 = 64 * SLICE_OCTETS;
+
 /// Octets of records in one message, by `Record::weight`: leaves room for the rest of the frame.
 pub const RECORDS_WEIGHT_MAX: usize = FRAME_OCTETS_MAX / 2;
 

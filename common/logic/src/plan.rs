@@ -8,7 +8,9 @@ use alloc::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    digest::Digest,
     ids::{Guid, MailboxId, Uid},
+    limits::{BUILD_CHANGES, BUILD_OCTETS},
     mailbox::{AccountState, FileKey, Flags, Head, Keywords, MailboxName, MailboxState, Record},
 };
 
@@ -165,6 +167,34 @@ pub fn mode(target: Head, held: Option<Head>, first: Option<Uid>) -> Mode {
         Some(held) if first.is_some_and(|uid| uid < held.uid_next) => Mode::Repair,
         Some(_) => Mode::Update,
     }
+}
+
+/// Cuts a plan that builds a very large mailbox down to its first part, and gives the head that the
+/// mailbox has with that. What is left is found by the next comparison, and added.
+pub fn first_part(plan: &mut Plan, target: Head) -> Option<Head> {
+    if plan.mode != Mode::Build {
+        return None;
+    }
+    let octets = |change: &Change| if let Change::Add(record) = change { record.octets } else { 0 };
+    let mut sum = 0_u64;
+    let fits = plan.changes.iter().take(BUILD_CHANGES).take_while(|change| {
+        sum = sum.saturating_add(octets(change));
+        sum <= BUILD_OCTETS
+    });
+    let count = fits.count().max(1);
+    if plan.changes.len() <= count {
+        return None;
+    }
+    plan.changes.truncate(count);
+    let mut head = Head { messages: 0, digest: Digest::default(), ..target };
+    for change in &plan.changes {
+        if let Change::Add(record) = change {
+            head.messages += 1;
+            head.digest.add(record);
+            head.uid_next = record.uid.next();
+        }
+    }
+    Some(head)
 }
 
 fn same_state(a: &Record, b: &Record) -> bool {
@@ -328,12 +358,9 @@ fn is_doubtful(master: &AccountState, replica: &BTreeMap<MailboxId, &MailboxStat
 
 #[cfg(test)]
 mod tests {
-    use alloc::{format, string::String};
+    use alloc::{format, string::String, vec};
 
-    use crate::{
-        digest::Digest,
-        ids::{ModSeq, UidValidity},
-    };
+    use crate::ids::{ModSeq, UidValidity};
 
     use super::*;
 
@@ -438,6 +465,32 @@ mod tests {
             MailboxState { id, name, head, highest_modseq: ModSeq(0), foreign }
         });
         AccountState { mailboxes: mailboxes.collect(), files: Vec::new() }
+    }
+
+    #[test]
+    fn a_very_large_mailbox_is_built_in_part_and_a_large_message_is_no_obstacle() {
+        let record = |uid: u32, octets: u64| {
+            let (records, _) = parse("1a");
+            Record { uid: Uid(uid), octets, ..records[0].clone() }
+        };
+        let built = |sizes: &[u64]| {
+            let records: Vec<Record> = (1..).zip(sizes).map(|(uid, &o)| record(uid, o)).collect();
+            let uid_next = Uid(u32::try_from(sizes.len()).unwrap() + 1);
+            let target = Head { uid_next, messages: uid_next.0 - 1, ..parse("1a").1 };
+            let mut plan = mailbox(&records, target, &[], None);
+            let part = first_part(&mut plan, target);
+            assert!(
+                part.is_none_or(|part| part.digest == Digest::of(&records[..plan.changes.len()]))
+            );
+            (plan.changes.len(), part.map(|part| (part.uid_next.0, part.messages)))
+        };
+        assert_eq!(built(&vec![1; BUILD_CHANGES]), (BUILD_CHANGES, None));
+        let most = u32::try_from(BUILD_CHANGES).unwrap();
+        assert_eq!(built(&vec![1; BUILD_CHANGES + 1]), (BUILD_CHANGES, Some((most + 1, most))));
+        assert_eq!(built(&[BUILD_OCTETS, 1, 1]), (1, Some((2, 1))));
+        assert_eq!(built(&[BUILD_OCTETS + 1, 1]), (1, Some((2, 1))));
+        assert_eq!(built(&[BUILD_OCTETS + 1]), (1, None));
+        assert_eq!(built(&[]), (0, None));
     }
 
     #[test]
