@@ -379,7 +379,7 @@ pub(crate) enum Replica {
     List,
     /// Replicate to one more node from now on, also after a restart: it takes its place in the log,
     /// is compared and copied, and follows. Begin on the new node: `replctl init --role replica`,
-    /// this node as its [[peer]], and mailtwin-replica running.
+    /// this node as a peer in its configuration, and mailtwin-replica running.
     Add {
         /// Its node name.
         name: String,
