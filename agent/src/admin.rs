@@ -110,7 +110,8 @@ impl Answer for Answers {
             | Request::Freeze { .. }
             | Request::Check(_)
             | Request::CheckState { .. }
-            | Request::CheckRepair { .. } => match &self.working {
+            | Request::CheckRepair { .. }
+            | Request::CheckUndo { .. } => match &self.working {
                 Some(working) => self.work(working, request).await,
                 None => answer::failed(FailureCode::Refused, self.not_the_master()),
             },
@@ -265,9 +266,18 @@ impl Working {
                 }
             }
             Request::Check(ask) => self.check(ask),
-            Request::CheckRepair { plan } => {
+            Request::CheckRepair { plan, part_of } => {
                 let bench = self.bench.clone();
-                Self::started(self.checks.start(|_| check::repair(bench, plan)))
+                Self::started(self.checks.start(|_| check::repair(bench, plan, part_of)))
+            }
+            Request::CheckUndo { id, export_to } => {
+                match check::undo(&self.bench, id, export_to).await {
+                    Ok(Some(report)) => Response::Graveyard(report),
+                    Ok(None) => {
+                        answer::failed(FailureCode::Usage, format!("no repair has number {id}"))
+                    }
+                    Err(message) => answer::failed(FailureCode::Failed, message),
+                }
             }
             Request::CheckState { id, from } => match self.checks.state(id, from) {
                 Some(state) => Response::Check(state),

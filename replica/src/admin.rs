@@ -74,7 +74,8 @@ impl Answer for Answers {
             | Request::Ledger
             | Request::Check(_)
             | Request::CheckState { .. }
-            | Request::CheckRepair { .. } => {
+            | Request::CheckRepair { .. }
+            | Request::CheckUndo { .. } => {
                 let message = format!("{}: that is the master's agent to ask", self.node);
                 answer::failed(FailureCode::Refused, message)
             }

@@ -80,6 +80,9 @@ pub(crate) async fn run(mut stream: Stream, request: Request) -> Result<(), Brok
         Request::GiveUp { account, mailbox, messages } => {
             done(&stream, move || store.give_up(&account, mailbox, &messages)).await
         }
+        Request::Graves { account, mailbox, uid_validity, uids } => {
+            check::graves(&stream, (account, mailbox, uid_validity), uids).await
+        }
     }
 }
 

@@ -1,17 +1,20 @@
 //! Answers what a check asks: always from the store as it is now.
 
-use std::{io::Read as _, sync::Arc};
+use std::{collections::BTreeSet, io::Read as _, sync::Arc};
 
 use mailtwin_logic::{
     check::{BRANCHES, branch},
     digest::{self, Digest},
-    ids::{Account, MailboxId, Uid},
+    ids::{Account, MailboxId, Uid, UidValidity},
     limits::CHUNK_OCTETS,
     mailbox::{MailboxName, Record},
     plan::Mode,
     wire::message::Reply,
 };
-use mailtwin_store::{Destination, Octets, Staged, StoreError};
+use mailtwin_store::{
+    Destination, Grave, Octets, Staged, StoreError,
+    graves::{self, Wanted},
+};
 
 use crate::{
     answer::{ACCOUNTS_PER_LOOK, digest_of, work},
@@ -55,22 +58,63 @@ pub(crate) async fn fetch(
     uid: Uid,
 ) -> Result<(), Broken> {
     let store = Arc::clone(&stream.shared().store);
-    let mut octets = match work(stream, move || store.open(&account, mailbox, uid)).await? {
-        Ok(octets) => octets,
-        Err(error) => return stream.fail(&error).await,
-    };
+    match work(stream, move || store.open(&account, mailbox, uid)).await? {
+        Ok(octets) => send_octets(stream, octets, uid).await.map(drop),
+        Err(error) => stream.fail(&error).await,
+    }
+}
+
+/// Sends a message's octets; false if they could not be read to their end, which has then been told.
+async fn send_octets(stream: &Stream, octets: Octets, uid: Uid) -> Result<bool, Broken> {
+    let mut octets = octets;
     loop {
         let (back, chunk) = match work(stream, move || chunk_of(octets, uid)).await? {
             Ok(read) => read,
-            Err(error) => return stream.fail(&error).await,
+            Err(error) => return stream.fail(&error).await.map(|()| false),
         };
         octets = back;
         let more = chunk.len() == CHUNK_OCTETS;
         stream.send(&Reply::Octets { octets: chunk, more }).await?;
         if !more {
-            return Ok(());
+            return Ok(true);
         }
     }
+}
+
+/// Tells what lies in the graveyard of some messages, with its octets.
+pub(crate) async fn graves(
+    stream: &Stream,
+    (account, mailbox, uid_validity): (Account, MailboxName, UidValidity),
+    uids: Vec<Uid>,
+) -> Result<(), Broken> {
+    let uids: BTreeSet<Uid> = uids.into_iter().collect();
+    let wanted = Wanted { account: Some(account), mailbox: Some(mailbox), ..Wanted::default() };
+    let store = Arc::clone(&stream.shared().store);
+    let look = move || graves::of_messages(&*store, &wanted, uid_validity, &uids);
+    let found = match work(stream, look).await? {
+        Ok(found) => found,
+        Err(error) => return stream.fail(&error).await,
+    };
+    for grave in found {
+        let Grave { at_ms: at, uid, octets, internal_date, .. } = grave;
+        let store = Arc::clone(&stream.shared().store);
+        match work(stream, move || store.exhume(&grave)).await? {
+            Ok(open) => {
+                stream.send(&Reply::Grave { at, uid, octets, internal_date }).await?;
+                if !send_octets(stream, open, uid.unwrap_or_default()).await? {
+                    return Ok(());
+                }
+            }
+            Err(error) => {
+                let error = error.of_message(uid.unwrap_or_default());
+                stream.fail(&error).await?;
+                if !matches!(error, StoreError::Message { .. }) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    stream.send(&Reply::Done).await
 }
 
 fn chunk_of(mut octets: Octets, uid: Uid) -> Result<(Octets, Vec<u8>), StoreError> {

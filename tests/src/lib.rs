@@ -2,6 +2,7 @@
 //! two servers, and a workload. Nothing here is a mock, and nothing waits by sleeping a fixed
 //! time.
 
+pub mod check;
 pub mod corpus;
 pub mod daemon;
 pub mod dovecot;

@@ -1,49 +1,17 @@
 //! `replctl check` on real pairs: what is planted is found, at the right level, on the right side; what
 //! is in flight is not.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, ensure};
-use imap::types::Flag;
-use mailtwin_tests::{corpus, daemon::Pair, dovecot::Dovecot, files, lab::Lab};
-use serde_json::Value;
-
-/// A pair with a few messages in two mailboxes of `u1`, equal and quiet.
-fn filled(lab: &Lab) -> anyhow::Result<Pair> {
-    let pair = Pair::start(lab, &["u1", "u2"])?;
-    pair.first_copy(lab)?;
-    let mut imap = pair.master.imap("u1")?;
-    imap.create("Work")?;
-    imap.subscribe("Work")?;
-    let date = chrono::DateTime::parse_from_rfc3339("2001-02-03T04:05:06+00:00")?;
-    for n in 0..6 {
-        let flags = [Flag::Seen, Flag::from("$Forwarded")];
-        let body = corpus::short(&format!("w{n}"));
-        imap.append("Work", &body).flags(flags).internal_date(date).finish()?;
-    }
-    imap.logout()?;
-    pair.wait_equal(lab)?;
-    pair.agent.replctl(lab, &["sync"])?.expect(0)?;
-    Ok(pair)
-}
-
-/// What a check says: exit code and `kind side uid` of each difference.
-fn check(lab: &Lab, pair: &Pair, words: &[&str]) -> anyhow::Result<(i32, Vec<String>, Value)> {
-    let all = [&["--output", "json", "check"], words].concat();
-    let output = pair.agent.replctl(lab, &all)?;
-    let report: Value = serde_json::from_str(&output.stdout)
-        .with_context(|| format!("a report of check {words:?}: {output:?}"))?;
-    let told = report["differences"].as_array().context("differences")?.iter().map(|found| {
-        let word = |key: &str| found[key].as_str().unwrap_or("-").to_owned();
-        let uid = found["uid"].as_u64().map_or_else(|| "-".to_owned(), |uid| uid.to_string());
-        format!("{} {} {} {uid}", word("kind"), word("side"), word("mailbox"))
-    });
-    let told = told.collect();
-    Ok((output.code.context("an exit code")?, told, report))
-}
+use mailtwin_tests::{
+    check::{check, filled, flip, message},
+    corpus,
+    daemon::Pair,
+    dovecot::Dovecot,
+    files,
+    lab::Lab,
+};
 
 #[test]
 fn a_quiet_pair_is_equal_at_every_level() -> anyhow::Result<()> {
@@ -69,31 +37,6 @@ struct Plant {
     finds: &'static str,
     /// Changes in the plan without which a human's decision is missing.
     decides: bool,
-}
-
-/// The file of message `uid` of `Work`, by the uidlist.
-fn message(server: &Dovecot, uid: u32) -> anyhow::Result<PathBuf> {
-    let dir = server.mailbox_dir("u1", "Work");
-    let list = fs::read_to_string(dir.join("dovecot-uidlist"))?;
-    let start = format!("{uid} ");
-    let mut lines = list.lines().skip(1).filter(|line| line.starts_with(&start));
-    let base = lines.next().and_then(|line| line.split_once(':')).context("a line of it")?.1;
-    for place in ["cur", "new"] {
-        for entry in fs::read_dir(dir.join(place))? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(base) {
-                return Ok(entry.path());
-            }
-        }
-    }
-    anyhow::bail!("no file of message {uid}")
-}
-
-fn flip(path: &Path) -> anyhow::Result<()> {
-    let mut octets = fs::read(path)?;
-    let middle = octets.len() / 2;
-    octets[middle] ^= 1;
-    files::overwrite(path, &octets)
 }
 
 fn redate(path: &Path) -> anyhow::Result<()> {
@@ -128,6 +71,24 @@ fn edit(server: &Dovecot, name: &str, change: fn(&str) -> String) -> anyhow::Res
 
 fn relist(text: &str, change: impl Fn(&str) -> String) -> String {
     text.lines().map(change).collect()
+}
+
+/// Takes the last UID's line away, and has the list say that it is still to be given out.
+fn lower_next(lab: &Lab, pair: &Pair, server: &Dovecot) -> anyhow::Result<()> {
+    let mut imap = pair.master.imap("u1")?;
+    imap.select("Work")?;
+    imap.command("UID STORE 6 +FLAGS.SILENT (\\Deleted)")?;
+    imap.command("EXPUNGE")?;
+    imap.logout()?;
+    pair.wait_equal(lab)?;
+    pair.agent.replctl(lab, &["sync"])?.expect(0)?;
+    edit(server, "dovecot-uidlist", |text| {
+        relist(text, |line| match line {
+            gone if gone.starts_with("6 ") => String::new(),
+            heading if heading.starts_with("3 V") => heading.replace(" N7 ", " N6 ") + "\n",
+            line => format!("{line}\n"),
+        })
+    })
 }
 
 fn add_message(server: &Dovecot) -> anyhow::Result<()> {
@@ -292,6 +253,47 @@ const PLANTS: &[Plant] = &[
         decides: false,
     },
     Plant {
+        name: "UIDNEXT too low on the replica",
+        put: |lab, pair| lower_next(lab, pair, &pair.replica),
+        level: "full",
+        finds: "uid-next replica Work -",
+        decides: false,
+    },
+    Plant {
+        name: "UIDNEXT too low on the master",
+        put: |lab, pair| lower_next(lab, pair, &pair.master),
+        level: "full",
+        finds: "uid-next master Work -",
+        decides: false,
+    },
+    Plant {
+        name: "mailbox extra on the replica",
+        put: |_, pair| {
+            let mut imap = pair.replica.imap("u1")?;
+            imap.create("Extra")?;
+            Ok(imap.logout()?)
+        },
+        level: "quick",
+        finds: "mailbox-extra replica Extra -",
+        decides: false,
+    },
+    Plant {
+        name: "mailbox id differing",
+        put: |_, pair| {
+            edit(&pair.replica, "dovecot-uidlist", |text| {
+                relist(text, |line| match line.split_once(" G") {
+                    Some((heading, id)) => {
+                        format!("{heading} G{}\n", id.chars().rev().collect::<String>())
+                    }
+                    None => format!("{line}\n"),
+                })
+            })
+        },
+        level: "quick",
+        finds: "mailbox-id replica Work -",
+        decides: false,
+    },
+    Plant {
         name: "UIDVALIDITY differing",
         put: |_, pair| {
             edit(&pair.replica, "dovecot-uidlist", |text| text.replacen("3 V1", "3 V2", 1))
@@ -426,4 +428,67 @@ fn planted_defects_are_found_and_repaired() -> anyhow::Result<()> {
 #[test]
 fn more_planted_defects_are_found_and_repaired() -> anyhow::Result<()> {
     plant_all(&PLANTS[PLANTS.len() / 2..])
+}
+
+/// Stops a node's daemon, and loses its index, as a disk that fails does.
+fn lose_index(lab: &Lab, pair: &mut Pair, of_master: bool) -> anyhow::Result<()> {
+    let node = if of_master { &mut pair.agent } else { &mut pair.copy };
+    node.stop()?;
+    fs::remove_dir_all(node.state_dir().join("index"))?;
+    node.start(lab)?;
+    lab.wait("the replica is connected", || {
+        let status = match pair.agent.ask(lab, &["status"]) {
+            Ok(status) => status,
+            Err(error) => return Ok(Err(format!("{error:#}"))),
+        };
+        let state = status["replicas"][0]["state"].clone();
+        let quiet = state == "in-sync" || state == "degraded";
+        Ok(if quiet { Ok(()) } else { Err(status.to_string()) })
+    })?;
+    pair.agent.replctl(lab, &["sync"])?;
+    Ok(())
+}
+
+#[test]
+fn a_lost_index_makes_no_difference() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut pair = filled(lab)?;
+        for of_master in [false, true] {
+            lose_index(lab, &mut pair, of_master)?;
+            for level in LEVELS {
+                let (code, told, report) = check(lab, &pair, &["--level", level])?;
+                ensure!(code == 0, "{level}, master {of_master}: {told:?} {report}");
+            }
+        }
+        let graves = pair.copy.ask(lab, &["graveyard", "list"])?;
+        ensure!(graves["count"] == 0, "nothing was taken away: {graves}");
+        pair.wait_equal(lab)
+    })
+}
+
+#[test]
+fn what_would_be_a_guess_is_reported_and_left_alone() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut pair = filled(lab)?;
+        // Of the damaged message nobody knows what it was; nobody on the master has the others.
+        let damaged = message(&pair.replica, 3)?;
+        flip(&damaged)?;
+        lose_index(lab, &mut pair, false)?;
+        let mut imap = pair.replica.imap("u1")?;
+        imap.create("Own")?;
+        imap.append("Own", &corpus::short("own")).finish()?;
+        imap.logout()?;
+        pair.replica.deliver("stranger", &corpus::short("hers"))?;
+        let before = (fs::read(&damaged)?, files::messages(&pair.replica.mail_root())?.len());
+        let (code, told, report) = check(lab, &pair, &["--level", "deep", "--repair"])?;
+        let left =
+            ["clash unknown Work 3", "mailbox-extra replica Own -", "account-extra replica - -"];
+        ensure!(code == 1 && told == left, "{told:?}: {report}");
+        let undecided = report["differences"].as_array().context("differences")?;
+        ensure!(undecided.iter().all(|found| found["repair"] == "none"), "{report}");
+        let after = (fs::read(&damaged)?, files::messages(&pair.replica.mail_root())?.len());
+        ensure!(before == after, "nothing was touched");
+        pair.agent.replctl(lab, &["check", "--nagios"])?.expect(2)?;
+        Ok(())
+    })
 }

@@ -93,7 +93,8 @@ fn wrong(request: &Request) -> Vec<Reply> {
         | Request::Inspect(_)
         | Request::Fetch { .. }
         | Request::Mend { .. }
-        | Request::GiveUp { .. } => vec![Reply::Done],
+        | Request::GiveUp { .. }
+        | Request::Graves { .. } => vec![Reply::Done],
         Request::Restructure { .. } | Request::SetFile { .. } => {
             vec![Reply::Stale(Some(head(3))), Reply::Done, Reply::Done]
         }

@@ -1,6 +1,9 @@
 //! Signed reports of checks, in files that say when: `reports/check-SECONDS.json`.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use mailtwin_disk::{
     DiskError, dir,
@@ -21,10 +24,16 @@ pub(super) fn leave(bench: &Bench, report: &CheckReport) -> Result<PathBuf, Disk
     let text = seal(report, &bench.key);
     let text = text.map_err(|error| DiskError::during("encode", &path)(error.into()))?;
     replace(&path, &text, PRIVATE)?;
+    forget_oldest(dir, REPORTS_MAX)?;
+    Ok(path)
+}
+
+/// Keeps the `most` last of a directory's files, whose names are in the order in which they were made.
+pub(super) fn forget_oldest(dir: &Path, most: usize) -> Result<(), DiskError> {
     let read = std::fs::read_dir(dir).map_err(DiskError::during("list", dir))?;
     let mut all: Vec<PathBuf> = read.flatten().map(|entry| entry.path()).collect();
     all.sort();
-    let old = all.len().saturating_sub(REPORTS_MAX);
+    let old = all.len().saturating_sub(most);
     for path in all.into_iter().take(old) {
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -33,5 +42,5 @@ pub(super) fn leave(bench: &Bench, report: &CheckReport) -> Result<PathBuf, Disk
             Ok(()) | Err(_) => {}
         }
     }
-    Ok(path)
+    Ok(())
 }

@@ -9,6 +9,7 @@ mod ask;
 mod coverage;
 mod file;
 mod jobs;
+mod journal;
 mod look;
 mod pace;
 mod repair;
@@ -16,6 +17,7 @@ mod report;
 mod scope;
 mod scrub;
 mod settle;
+mod undo;
 
 use std::{
     sync::{
@@ -42,6 +44,7 @@ use pace::Pace;
 pub(crate) use report::{Bench, repair, run};
 pub(crate) use scope::Scope;
 pub(crate) use scrub::{Scrub, run as scrub};
+pub(crate) use undo::undo;
 
 /// Differences listed of one replica; the rest is counted.
 const LISTED_MAX: usize = 10_000;

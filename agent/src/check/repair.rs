@@ -14,15 +14,16 @@ use bytes::Bytes;
 use mailtwin_host::admin::CheckDifference;
 use mailtwin_logic::{
     chain::Chain,
+    check::{Octets, Taken, at_stake},
     entry::Target,
     ids::{Account, Guid, LogSeq, MailboxId, ModSeq, Uid},
-    mailbox::{Head, MailboxName, Record},
+    mailbox::{Head, MailboxName, MailboxState, Record},
     plan::{Change, Mode},
     wire::message::{Apply, Reply, Request},
 };
 use mailtwin_store::{Batch, Delta, Destination, MailStore, Reason, Staged, StoreError};
 
-use super::CheckLink;
+use super::{CheckLink, journal};
 use crate::visit::{Bodies, Trouble, VisitError, Visitor, refused};
 
 /// How long replaying may take.
@@ -79,6 +80,83 @@ impl Mender {
             repaired.left.extend(left.map(|item| CheckDifference { detail: why.clone(), ..item }));
         }
         repaired
+    }
+
+    /// What carrying out `plan` would take from where it is.
+    pub(super) async fn will_take(&self, plan: &[CheckDifference]) -> Vec<journal::Line> {
+        let (mut all, mut replayed) = (Vec::new(), BTreeSet::new());
+        for item in plan {
+            let Some(Place { account, mailbox: Some(mailbox), uid }) = place(item) else {
+                continue;
+            };
+            let mut is_new = || replayed.insert((account.clone(), mailbox));
+            let here = item.side == "master" && item.repair == "replace";
+            let taken = match (item.repair.as_str(), uid) {
+                ("replace", Some(uid)) if here => self.damaged(&account, mailbox, uid).await,
+                ("replace", Some(uid)) => self.damaged_there(&account, mailbox, uid).await,
+                ("bury", Some(uid)) => self.theirs(&account, mailbox, Some(uid)).await,
+                ("replay", _) if is_new() => self.theirs(&account, mailbox, None).await,
+                _ => Ok(Vec::new()),
+            };
+            // What cannot be looked at cannot be repaired either, which is then told.
+            let replica = (!here).then(|| item.replica.clone());
+            let line = |taken| journal::Line { replica: replica.clone(), taken };
+            all.extend(taken.unwrap_or_default().into_iter().map(line));
+        }
+        all
+    }
+
+    /// The octets in the place of a message here.
+    async fn damaged(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+        uid: Uid,
+    ) -> Result<Vec<Taken>, VisitError> {
+        let delta = self.delta(account, mailbox).await?;
+        let record = delta.records.into_iter().find(|record| record.uid == uid);
+        Ok(taken(account, &delta.state, record.map(|record| (uid, Octets::Instead(record.guid)))))
+    }
+
+    /// The octets in the place of a message there.
+    async fn damaged_there(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+        uid: Uid,
+    ) -> Result<Vec<Taken>, VisitError> {
+        let (state, records) = self.visitor.their_records_of(account, mailbox).await?;
+        let Some(state) = state else { return Ok(Vec::new()) };
+        let record = records.into_iter().find(|record| record.uid == uid);
+        Ok(taken(account, &state, record.map(|record| (uid, Octets::Instead(record.guid)))))
+    }
+
+    /// Messages of the replica that the master does not have in their place: one, or all that are
+    /// replication's own.
+    async fn theirs(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+        only: Option<Uid>,
+    ) -> Result<Vec<Taken>, VisitError> {
+        let name = self.delta(account, mailbox).await.ok().map(|ours| ours.state.name);
+        let message = |(uid, guid)| (uid, Octets::Message(guid));
+        let mut all = Vec::new();
+        // Also what stands under the mailbox's name and is another one.
+        let (there, _) = self.visitor.their_account(account).await?;
+        let meant =
+            |state: &MailboxState| state.id == mailbox || Some(&state.name) == name.as_ref();
+        for state in there.mailboxes.into_iter().filter(meant) {
+            let (state, records) = self.visitor.their_records_of(account, state.id).await?;
+            let Some(state) = state else { continue };
+            // Looked at last: what came meanwhile is on both sides, or on the master.
+            let ours = self.delta(account, mailbox).await.map(|ours| ours.records);
+            let meant = |record: &Record| only.map_or(record.replicated, |uid| record.uid == uid);
+            let records: Vec<Record> = records.into_iter().filter(meant).collect();
+            let lost = at_stake(&ours.unwrap_or_default(), &records);
+            all.extend(taken(account, &state, lost.into_iter().map(message)));
+        }
+        Ok(all)
     }
 
     async fn one(&self, item: &CheckDifference, place: &Place) -> Result<(), String> {
@@ -307,6 +385,21 @@ impl Mender {
             Err(_) => Err("not replayed in time".into()),
         }
     }
+}
+
+fn taken(
+    account: &Account,
+    state: &MailboxState,
+    octets: impl IntoIterator<Item = (Uid, Octets)>,
+) -> Vec<Taken> {
+    let of = |(uid, what)| Taken {
+        account: account.clone(),
+        mailbox: state.name.clone(),
+        uid_validity: state.head.uid_validity,
+        uid,
+        what,
+    };
+    octets.into_iter().map(of).collect()
 }
 
 fn place(item: &CheckDifference) -> Option<Place> {

@@ -14,11 +14,13 @@ use mailtwin_host::{
     admin::{CheckAsk, CheckDifference, CheckLevel, CheckReport, SCHEMA_VERSION},
     clock::Clock,
     keys::NodeKey,
+    workers::Workers,
 };
 use mailtwin_logic::{
     chain::Chain,
     check::{Difference, Repair, Side, Slots},
 };
+use mailtwin_store::MailStore;
 
 use super::{CheckLink, Checker, Outcome, Scope, Tally, Wanted, file, repair::Mender};
 use crate::{Agent, metrics::Metrics, source::Barrier};
@@ -40,6 +42,10 @@ pub(crate) struct Bench {
     pub(crate) key: Arc<NodeKey>,
     /// Where they go.
     pub(crate) reports: PathBuf,
+    /// Where it is noted what repairs take.
+    pub(crate) repairs: PathBuf,
+    pub(crate) store: Arc<dyn MailStore>,
+    pub(crate) workers: Workers,
 }
 
 /// Carries out what was asked for, to the end, and leaves a signed report.
@@ -77,7 +83,7 @@ pub(crate) async fn scrub(
 
 impl Bench {
     /// The replicas that are meant, as they are now.
-    fn links(&self) -> Vec<CheckLink> {
+    pub(super) fn links(&self) -> Vec<CheckLink> {
         let mut links = self.agent.check_links();
         links.retain(|link| {
             self.only.as_ref().is_none_or(|name| *name == link.status.borrow().name)
@@ -158,9 +164,13 @@ fn sum_up(report: &mut CheckReport, tally: &Tally) {
 }
 
 /// Carries out what a plan says; what is left is reported as differences.
-pub(crate) async fn repair(bench: Bench, plan: Vec<CheckDifference>) -> CheckReport {
+pub(crate) async fn repair(
+    bench: Bench,
+    plan: Vec<CheckDifference>,
+    part_of: Option<u64>,
+) -> CheckReport {
     let (began, start) = (bench.clock.unix_ms(), bench.clock.monotonic());
-    let (node, schema_version) = (bench.node.clone(), SCHEMA_VERSION);
+    let (id, node, schema_version) = (part_of.unwrap_or(began), bench.node.clone(), SCHEMA_VERSION);
     let mut report = CheckReport { schema_version, node, began, ..CheckReport::default() };
     let mut plans: BTreeMap<String, Vec<CheckDifference>> = BTreeMap::new();
     for item in plan {
@@ -170,6 +180,14 @@ pub(crate) async fn repair(bench: Bench, plan: Vec<CheckDifference>) -> CheckRep
         let link = bench.links().into_iter().find(|link| link.status.borrow().name == name);
         match link.and_then(Mender::new) {
             Some(mender) => {
+                let taken = mender.will_take(&plan).await;
+                if !taken.is_empty() {
+                    if let Err(why) = bench.note(id, taken).await {
+                        report.incomplete.push(format!("{name}: nothing was repaired: {why}"));
+                        continue;
+                    }
+                    report.undo = Some(id);
+                }
                 let repaired = mender.carry_out(plan).await;
                 report.repaired += repaired.done.len() as u64;
                 report.found += repaired.left.len() as u64;

@@ -92,6 +92,9 @@ pub(super) fn start(
         metrics,
         key: Arc::clone(&dialers.key),
         reports: state_dir.join("reports"),
+        repairs: state_dir.join("repairs"),
+        store: Arc::clone(&store),
+        workers: agent.workers().clone(),
     };
     bench.show_oldest();
     if !config.check.scrub.is_zero() {

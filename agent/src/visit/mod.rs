@@ -176,6 +176,7 @@ pub(crate) fn refused(reply: Reply) -> VisitError {
         | Reply::Octets { .. }
         | Reply::Tree(_)
         | Reply::Inspected(_)
+        | Reply::Grave { .. }
         | Reply::Stale(_) => {
             let detail = "replica: answered something else than was asked".into();
             return VisitError::Replica(Trouble::new(Reason::Refused, detail));

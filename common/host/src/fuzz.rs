@@ -109,6 +109,10 @@ pub fn requests(input: &[u8]) {
                 | Request::Fetch { account, .. }
                 | Request::GiveUp { account, .. },
             ) => assert_account(&account),
+            Some(Request::Graves { account, mailbox, .. }) => {
+                assert_account(&account);
+                assert_mailbox(&mailbox);
+            }
             Some(Request::Mend { account, record, .. }) => {
                 assert_account(&account);
                 assert_keywords(&record.keywords);
@@ -187,6 +191,7 @@ pub fn replies(input: &[u8]) {
                 | Reply::Failed(_)
                 | Reply::Tree(_)
                 | Reply::Inspected(_)
+                | Reply::Grave { .. }
                 | Reply::Octets { .. }
                 | Reply::FailedMessage(..),
             )

@@ -6,6 +6,7 @@
 mod compare;
 mod settle;
 mod tree;
+mod undo;
 
 use alloc::string::String;
 use core::fmt;
@@ -21,6 +22,7 @@ use crate::{
 pub use compare::{Listed, listing, records};
 pub use settle::{Looked, Settle, may_be_back};
 pub use tree::{BRANCHES, branch, differing};
+pub use undo::{Octets, Taken, at_stake};
 
 /// Parts that the messages of a store fall into, whichever there are: a sample reads some of them.
 pub const SLOTS: u16 = 1000;

@@ -15,6 +15,7 @@ use mailtwin_logic::{
 
 use crate::MailStore;
 
+mod check;
 mod fixture;
 mod graveyard;
 mod lists;
@@ -22,6 +23,10 @@ mod messages;
 pub mod replication;
 mod subject;
 
+pub use check::{
+    given_up_messages_may_be_taken_away, inspecting_counts_and_changes_nothing,
+    inspecting_finds_what_is_not_what_it_was, mending_gives_back_what_was_recorded,
+};
 pub use graveyard::graveyard_gives_back_what_it_keeps;
 pub use lists::*;
 pub use messages::*;
@@ -49,6 +54,9 @@ pub trait Subject {
 
     /// Expunges a message.
     fn expunge(&self, account: &Account, mailbox: &MailboxName, uid: Uid);
+
+    /// Changes a message's octets where they lie, as a failing disk does: its date stays.
+    fn damage(&self, at: (&Account, &MailboxName, Uid), octets: &[u8]);
 
     /// Creates an empty mailbox, and the account with it.
     fn create(&self, account: &Account, mailbox: &MailboxName);
@@ -109,6 +117,10 @@ macro_rules! conformance {
             both_ways_with_memory
             replica_keeps_its_own
             a_master_hands_over
+            inspecting_counts_and_changes_nothing
+            inspecting_finds_what_is_not_what_it_was
+            mending_gives_back_what_was_recorded
+            given_up_messages_may_be_taken_away
         }
     };
     (@cases $make:expr; $($case:ident)*) => {

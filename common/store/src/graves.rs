@@ -1,6 +1,7 @@
 //! The graveyard, told of and taken out of: what a store expunged, for as long as it keeps it.
 
 use std::{
+    collections::BTreeSet,
     io::Read as _,
     path::{Path, PathBuf},
 };
@@ -16,6 +17,8 @@ use crate::{Description, MailStore, StoreError, guid_of, maildir::refused, stage
 
 /// Octets of a message that are looked at for its Message-ID.
 const HEADER_OCTETS_MAX: usize = 64 << 10;
+/// What was exported, one JSON object a line.
+const MANIFEST: &str = "manifest.jsonl";
 /// Longest part of a file's name that tells of its mailbox, in octets.
 const NAME_MAX: usize = 150;
 
@@ -40,6 +43,24 @@ pub struct Grave {
     pub internal_date: i64,
     /// Where it lies.
     pub(crate) place: Place,
+}
+
+impl Grave {
+    /// One of another node's graveyard, which cannot be opened here.
+    pub fn elsewhere(at_ms: u64, mailbox: (&Account, &MailboxName, UidValidity)) -> Self {
+        let (account, name, uid_validity) = mailbox;
+        Self {
+            at_ms,
+            account: account.clone(),
+            mailbox: name.clone(),
+            uid_validity,
+            uid: None,
+            guid: None,
+            octets: 0,
+            internal_date: 0,
+            place: Place::Taken,
+        }
+    }
 }
 
 /// Which messages of a graveyard are meant; what is absent restricts nothing.
@@ -92,6 +113,24 @@ pub fn find(
     })
 }
 
+/// Messages that had one of `uids`, or of which that is not known, under `uid_validity`.
+pub fn of_messages(
+    store: &dyn MailStore,
+    wanted: &Wanted,
+    uid_validity: UidValidity,
+    uids: &BTreeSet<Uid>,
+) -> Result<Vec<Grave>, StoreError> {
+    let mut found = Vec::new();
+    store.graves(&mut |grave| {
+        let is_meant = grave.uid.is_none_or(|uid| uids.contains(&uid));
+        if wanted.fits(&grave) && grave.uid_validity == uid_validity && is_meant {
+            found.push(grave);
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
 /// Writes every message that is meant into a file below `to`, durably, and tells of each. Doing it
 /// again replaces the same files.
 pub fn export(
@@ -100,24 +139,35 @@ pub fn export(
     to: &Path,
     tell: &mut dyn FnMut(Exported),
 ) -> Result<(), StoreError> {
-    dir::create(to, 0o700).map_err(refused)?;
     find(store, wanted, &mut |grave| {
-        tell(export_one(store, grave, to)?);
+        tell(write(grave, &read(store, grave)?, to)?);
         Ok(())
     })
 }
 
-fn export_one(store: &dyn MailStore, grave: &Grave, to: &Path) -> Result<Exported, StoreError> {
-    let octets = read(store, grave)?;
-    let guid = guid_of(&octets);
+/// Says what was exported to `to`, one JSON object a line.
+pub fn write_manifest(all: &[Exported], to: &Path) -> Result<(), StoreError> {
+    let mut text = String::new();
+    for exported in all {
+        text += &serde_json::to_string(exported).expect("strings and numbers always encode");
+        text.push('\n');
+    }
+    dir::create(to, 0o700).map_err(refused)?;
+    replace::replace(&to.join(MANIFEST), text.as_bytes(), replace::PRIVATE).map_err(refused)
+}
+
+/// Writes a message's `octets` into a file below `to`, durably.
+pub fn write(grave: &Grave, octets: &[u8], to: &Path) -> Result<Exported, StoreError> {
+    let guid = guid_of(octets);
     let what = format!("message {} of {} in the graveyard", file_name(grave), grave.account);
     if let Some(want) = grave.guid.filter(|want| *want != guid) {
         return Err(StoreError::Mismatch { what, want, got: guid });
     }
     let account = PathBuf::from(grave.account.as_str());
+    dir::create(to, 0o700).map_err(refused)?;
     dir::create(&to.join(&account), 0o700).map_err(refused)?;
     let file = account.join(file_name(grave));
-    replace::replace(&to.join(&file), &octets, replace::PRIVATE).map_err(refused)?;
+    replace::replace(&to.join(&file), octets, replace::PRIVATE).map_err(refused)?;
     Ok(Exported {
         file: file.display().to_string(),
         account: grave.account.to_string(),
@@ -150,7 +200,8 @@ fn file_name(grave: &Grave) -> String {
     format!("{name}.{}.{uid}.{}{place}.eml", grave.uid_validity, grave.at_ms)
 }
 
-fn read(store: &dyn MailStore, grave: &Grave) -> Result<Vec<u8>, StoreError> {
+/// Reads a message.
+pub fn read(store: &dyn MailStore, grave: &Grave) -> Result<Vec<u8>, StoreError> {
     let mut message = store.exhume(grave)?;
     let mut octets = Vec::new();
     message.read_to_end(&mut octets).map_err(|source| StoreError::Io {

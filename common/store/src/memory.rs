@@ -535,7 +535,7 @@ impl MailStore for MemoryStore {
                 mailbox: buried.name,
                 uid_validity: buried.uid_validity,
                 uid: Some(record.uid),
-                guid: Some(record.guid),
+                guid: Some(guid_of(&octets)),
                 octets: record.octets,
                 internal_date: record.internal_date,
                 place: Place::Memory(octets),

@@ -252,7 +252,10 @@ pub(crate) struct Status {
 }
 
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    group(clap::ArgGroup::new("given").args(["to", "dry_run"]).multiple(true))
+)]
 pub(crate) struct Check {
     #[command(subcommand)]
     pub(crate) verb: Option<CheckVerb>,
@@ -291,6 +294,26 @@ pub(crate) struct Check {
     /// Repair what can be decided without a human, then compare again.
     #[arg(long, conflicts_with = "nagios")]
     pub(crate) repair: bool,
+    /// Write what repair ID replaced or took away into files, and hand them to a command if there is
+    /// one.
+    #[arg(
+        long,
+        value_name = "ID",
+        requires = "given",
+        conflicts_with_all = ["targets", "replica", "apply", "repair", "plan", "nagios"]
+    )]
+    pub(crate) undo: Option<u64>,
+    /// Where the files of --undo go; the agent's user must be allowed to write there.
+    #[arg(long, value_name = "DIR", requires = "undo")]
+    pub(crate) to: Option<PathBuf>,
+    /// Run by the shell for each message of --undo, which it finds as its input;
+    /// `$MAILTWIN_ACCOUNT` and `$MAILTWIN_MAILBOX` say where it was. For example:
+    /// `doveadm save -u "$MAILTWIN_ACCOUNT" -m "$MAILTWIN_MAILBOX"`
+    #[arg(long, value_name = "COMMAND", requires = "to")]
+    pub(crate) deliver: Option<String>,
+    /// Only say what --undo would bring back.
+    #[arg(long, requires = "undo")]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,10 +2,6 @@
 
 use std::{path::Path, sync::Arc};
 
-use mailtwin_disk::{
-    DiskError,
-    replace::{PRIVATE, replace},
-};
 use mailtwin_host::admin::{
     FailureCode, GraveReport, GraveyardReport, Request, Response, SCHEMA_VERSION, answer,
 };
@@ -23,8 +19,6 @@ use super::Answers;
 
 /// Messages listed: with their headers they have to fit one answer.
 const LISTED_MAX: usize = 1000;
-/// What was exported, one JSON object a line.
-const MANIFEST: &str = "manifest.jsonl";
 
 impl Answers {
     pub(super) async fn graveyard(&self, request: Request) -> Response {
@@ -89,21 +83,14 @@ fn look(
         Ok(())
     })?;
     if let Some(to) = to {
-        let mut manifest = String::new();
-        graves::export(store, wanted, to, &mut |exported| {
-            let line = serde_json::to_string(&exported);
-            manifest += &line.expect("strings and numbers always encode");
-            manifest.push('\n');
-        })?;
-        count = manifest.lines().count() as u64;
-        let path = to.join(MANIFEST);
-        replace(&path, manifest.as_bytes(), PRIVATE).map_err(|error| {
-            let DiskError { op, path, source } = error;
-            StoreError::Io { op, path, source }
-        })?;
+        let mut exported = Vec::new();
+        graves::export(store, wanted, to, &mut |one| exported.push(one))?;
+        count = exported.len() as u64;
+        graves::write_manifest(&exported, to)?;
     }
     let (schema_version, done) = (SCHEMA_VERSION, to.is_some());
-    Ok(GraveyardReport { schema_version, count, octets, done, entries })
+    let left = Vec::new();
+    Ok(GraveyardReport { schema_version, count, octets, done, entries, left })
 }
 
 fn report(store: &dyn MailStore, grave: &Grave) -> GraveReport {

@@ -109,6 +109,9 @@ pub struct CheckReport {
     /// Repairs carried out.
     #[serde(default)]
     pub repaired: u64,
+    /// The number by which what the repair took is brought back; absent if it took nothing.
+    #[serde(default)]
+    pub undo: Option<u64>,
     /// Where the signed report is.
     #[serde(default)]
     pub file: Option<String>,

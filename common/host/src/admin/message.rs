@@ -173,6 +173,15 @@ pub enum Request {
     CheckRepair {
         /// As a check reported them, or as an admin changed that.
         plan: Vec<CheckDifference>,
+        /// The repair that this is a further part of, by [`CheckReport::undo`](super::CheckReport::undo).
+        part_of: Option<u64>,
+    },
+    /// Give out what a repair replaced or took away. Answered by `Graveyard`.
+    CheckUndo {
+        /// The repair's number.
+        id: u64,
+        /// Write it into files below this directory.
+        export_to: Option<PathBuf>,
     },
 }
 
@@ -305,6 +314,9 @@ pub struct GraveyardReport {
     pub done: bool,
     /// The first of them.
     pub entries: Vec<GraveReport>,
+    /// What cannot be brought back, and why (of an undo only).
+    #[serde(default)]
+    pub left: Vec<String>,
 }
 
 /// A message in the graveyard.

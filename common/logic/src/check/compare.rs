@@ -167,7 +167,9 @@ pub fn records(
     let mut found = Vec::new();
     let mut differs = |uid, kind, detail, marks, repair| {
         let mailbox = of_mailbox(account, state, kind, detail);
-        found.push(Difference { uid: Some(uid), repair, marks, ..mailbox });
+        // Of two messages that both are what they were when first seen, none is the wrong one.
+        let side = if kind == Kind::Clash { Side::Unknown } else { mailbox.side };
+        found.push(Difference { uid: Some(uid), side, repair, marks, ..mailbox });
     };
     for record in ours {
         let Some(other) = held.get(&record.uid) else {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     check::{Inspect, Inspected},
     digest::Digest,
-    ids::{Account, Epoch, Guid, LogId, LogSeq, MailboxId, Uid},
+    ids::{Account, Epoch, Guid, LogId, LogSeq, MailboxId, Uid, UidValidity},
     limits::{BLOCKERS_MAX, LISTING_PER_FRAME, SLICE_CHANGES, TOLD_MAX, WIRE_KEYWORDS_MAX},
     mailbox::{FileKey, FileState, Head, Keyword, MailboxName, MailboxState, Record},
     plan::{Change, Mode, Step},
@@ -24,7 +24,7 @@ pub const VERSION_MIN: u16 = 1;
 pub const VERSION_MAX: u16 = 1;
 /// Version of what digests cover. Two sides with another one would never be equal.
 pub const MODEL: u16 = 1;
-/// Feature bit: answers what `replctl check` asks ([`Request::Tree`] to [`Request::GiveUp`]).
+/// Feature bit: answers what `replctl check` asks ([`Request::Tree`] to [`Request::Graves`]).
 pub const FEATURE_CHECK: u64 = 1;
 /// Every ability of this build.
 pub const FEATURES: u64 = FEATURE_CHECK;
@@ -198,6 +198,20 @@ pub enum Request {
         /// Which messages; those that are others by now stay what they are.
         messages: Vec<(Uid, Guid)>,
     },
+    /// What lies in the graveyard of some messages. Answered by a [`Reply::Grave`] and then
+    /// [`Reply::Octets`] for each, or [`Reply::FailedMessage`] for one that cannot be read; then comes
+    /// [`Reply::Done`].
+    Graves {
+        /// Whose.
+        account: Account,
+        /// Of the mailbox of this name, then.
+        mailbox: MailboxName,
+        /// Under which UIDVALIDITY.
+        uid_validity: UidValidity,
+        /// Of which messages, at most `limits::SLICE_CHANGES`; also those whose UID is not known.
+        #[serde(deserialize_with = "at_most::<_, _, SLICE_CHANGES>")]
+        uids: Vec<Uid>,
+    },
 }
 
 /// Changes to one mailbox: see `MailStore::apply` for the fields.
@@ -292,6 +306,17 @@ pub enum Reply {
     },
     /// It did not work, and the fault is one message's: without it, the rest may work.
     FailedMessage(Uid, Failure),
+    /// A message in the graveyard, whose octets follow.
+    Grave {
+        /// When it came there, in milliseconds since 1970.
+        at: u64,
+        /// Under which UID it was, if that is known.
+        uid: Option<Uid>,
+        /// How many octets it has.
+        octets: u64,
+        /// INTERNALDATE in seconds since 1970.
+        internal_date: i64,
+    },
 }
 
 /// Why a request failed.

@@ -48,6 +48,10 @@ impl Subject for InMemory {
         self.store.expunge(account, mailbox, uid);
     }
 
+    fn damage(&self, at: (&Account, &MailboxName, Uid), octets: &[u8]) {
+        self.store.damage(at.0, at.1, at.2, octets);
+    }
+
     fn create(&self, account: &Account, mailbox: &MailboxName) {
         self.store.create_mailbox(account, mailbox);
     }

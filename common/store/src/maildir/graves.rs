@@ -14,7 +14,7 @@ use mailtwin_logic::{
 
 use super::{
     fsys::{Dir, during},
-    graveyard::Graveyard,
+    graveyard::{Graveyard, UNREAD},
     names, uidlist,
 };
 use crate::{Octets, StoreError, graves::Grave, staged::Place};
@@ -32,7 +32,7 @@ struct Line {
     mailbox: MailboxName,
     uid_validity: UidValidity,
     /// UID, INTERNALDATE and GUID of a message; absent for a mailbox.
-    message: Option<(Uid, i64, Guid)>,
+    message: Option<(Uid, i64, Option<Guid>)>,
 }
 
 impl Graveyard {
@@ -78,13 +78,13 @@ fn each_in(bucket: &Dir, visit: Visit<'_>) -> Result<(), StoreError> {
 fn one(
     bucket: &Dir,
     line: &Line,
-    (uid, internal_date, guid): (Uid, i64, Guid),
+    (uid, internal_date, guid): (Uid, i64, Option<Guid>),
     visit: Visit<'_>,
 ) -> Result<(), StoreError> {
     let Some((_, stat)) = bucket.read(line.grave.as_bytes())? else { return Ok(()) };
     visit(Grave {
         uid: Some(uid),
-        guid: Some(guid),
+        guid,
         octets: u64::try_from(stat.st_size).unwrap_or(0),
         internal_date,
         ..grave(line, bucket.at(line.grave.as_bytes()))
@@ -153,7 +153,11 @@ fn parse(line: &str) -> Option<Line> {
         Some(uid) => {
             let _file_name = fields.next()?;
             let date = fields.next()?.parse().ok()?;
-            Some((Uid(uid.parse().ok()?), date, fields.next()?.parse().ok()?))
+            let guid = match fields.next()? {
+                UNREAD => None,
+                guid => Some(guid.parse().ok()?),
+            };
+            Some((Uid(uid.parse().ok()?), date, guid))
         }
     };
     Some(Line { grave, at_ms, account, mailbox, uid_validity, message })

@@ -2,7 +2,7 @@
 //!
 //! Below the working directory, one directory for each hour, named by its first second; in it the
 //! files under numbers of ours, and `list` with a line for each: name here, account, mailbox,
-//! UIDVALIDITY, UID, file name, INTERNALDATE and GUID, tab between them, odd octets escaped.
+//! UIDVALIDITY, UID, file name, INTERNALDATE and GUID (or `-`), tab between them, odd octets escaped.
 
 use std::{
     io::Write as _,
@@ -18,6 +18,7 @@ use mailtwin_logic::{
 
 use super::{
     fsys::{Dir, during, is_absent},
+    hash,
     identity::refused,
     snapshot::Entry,
 };
@@ -25,6 +26,8 @@ use crate::StoreError;
 
 /// Seconds in one directory.
 const BUCKET_SECS: u64 = 3600;
+/// Stands for the GUID of octets that could not be read.
+pub(crate) const UNREAD: &str = "-";
 
 /// The graveyard of a store.
 #[derive(Debug)]
@@ -74,7 +77,8 @@ impl Graveyard {
         let bucket = self.bucket(now_ms)?;
         let graves: Vec<String> = entries.iter().map(|_| self.grave(now_ms)).collect();
         let lines = entries.iter().zip(&graves);
-        let lines = lines.map(|(entry, grave)| message_line(grave, family, entry));
+        let lines =
+            lines.map(|(entry, grave)| message_line(grave, family, entry, &entry.guid.to_string()));
         note(&bucket, &lines.collect::<String>())?;
         for (entry, grave) in entries.iter().zip(&graves) {
             let Some(dir) = place(entry) else { continue };
@@ -86,8 +90,8 @@ impl Graveyard {
         Ok(())
     }
 
-    /// Keeps the file of a message that is about to be replaced, under the GUID it should have had;
-    /// the message stays where it is.
+    /// Keeps the file of a message that is about to be replaced, under the GUID of the octets that it
+    /// has, if they can be read; the message stays where it is.
     pub(crate) fn before_mending(
         &self,
         place: &Dir,
@@ -98,8 +102,10 @@ impl Graveyard {
         if self.keep.is_zero() {
             return Ok(());
         }
+        let held = hash::message(place, &entry.name).ok().flatten();
+        let guid = held.map_or_else(|| UNREAD.to_owned(), |(guid, ..)| guid.to_string());
         let (bucket, grave) = (self.bucket(now_ms)?, self.grave(now_ms));
-        note(&bucket, &message_line(&grave, family, entry))?;
+        note(&bucket, &message_line(&grave, family, entry, &guid))?;
         place.link(&entry.name, &bucket, grave.as_bytes())
     }
 
@@ -154,9 +160,9 @@ impl Graveyard {
     }
 }
 
-fn message_line(grave: &str, family: Family<'_>, entry: &Entry) -> String {
+fn message_line(grave: &str, family: Family<'_>, entry: &Entry, guid: &str) -> String {
     let about = format!("{}\t{}\t", family.uid_validity, entry.uid);
-    let end = format!("\t{}\t{}", entry.date, entry.guid);
+    let end = format!("\t{}\t{guid}", entry.date);
     line(grave, family, &[&about, &entry.name.escape_ascii().to_string(), &end])
 }
 

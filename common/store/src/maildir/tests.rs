@@ -188,6 +188,14 @@ impl Subject for Opened {
         }
     }
 
+    fn damage(&self, (account, name, uid): (&Account, &MailboxName, Uid), octets: &[u8]) {
+        let Some(path) = self.site.file(account, name, uid) else { return };
+        let date = fs::metadata(&path).unwrap().modified().unwrap();
+        let file = fs::File::options().write(true).truncate(true).open(path).unwrap();
+        (&file).write_all(octets).unwrap();
+        file.set_modified(date).unwrap();
+    }
+
     fn create(&self, account: &Account, mailbox: &MailboxName) {
         self.site.create(account, mailbox);
     }

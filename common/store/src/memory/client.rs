@@ -150,6 +150,13 @@ impl MemoryStore {
         self.inner().put_file(account, key, content);
     }
 
+    /// Changes a message's octets behind the store's back, as a failing disk does.
+    pub fn damage(&self, account: &Account, name: &MailboxName, uid: Uid, octets: &[u8]) {
+        if let Some(mailbox) = self.inner().mailbox_mut(account, name) {
+            mailbox.replace(uid, octets.into());
+        }
+    }
+
     /// A message's record and octets.
     pub fn message(
         &self,

@@ -131,9 +131,15 @@ impl Mailbox {
             found.digest.add(&message.record);
             found.messages += 1;
             found.octets += message.record.octets;
+            let (held, octets) = (message.octets.len() as u64, message.record.octets);
             if wanted.depth >= Depth::Octets && chosen {
                 found.read += 1;
-                found.octets_read += message.record.octets;
+                found.octets_read += octets;
+            }
+            if held != octets {
+                let detail = format!("{held} octets, {octets} when first seen");
+                found.flaws.push(Flaw { uid: Some(uid), kind: FlawKind::Size, detail });
+            } else if wanted.depth >= Depth::Octets && chosen {
                 let guid = guid_of(&message.octets);
                 if guid != message.record.guid {
                     let detail = format!("GUID {guid}, {} when first seen", message.record.guid);

@@ -71,7 +71,7 @@ pub(super) async fn run(
     Ok(if report.count == 0 { exit::FOUND } else { 0 })
 }
 
-fn show(
+pub(super) fn show(
     report: &GraveyardReport,
     to: Option<&Path>,
     deliver: Option<&str>,
@@ -109,7 +109,7 @@ fn show(
 }
 
 /// Runs the command for each message of the manifest; ends with the first that is not taken.
-fn hand_over(to: &Path, command: &str) -> anyhow::Result<u64> {
+pub(super) fn hand_over(to: &Path, command: &str) -> anyhow::Result<u64> {
     let manifest = to.join("manifest.jsonl");
     let text = std::fs::read_to_string(&manifest)
         .with_context(|| format!("read {}", manifest.display()))?;

@@ -2,6 +2,7 @@
 
 mod plan;
 mod show;
+mod undo;
 mod verify;
 
 use std::{io::IsTerminal as _, time::Duration};
@@ -32,19 +33,24 @@ pub(super) async fn run(
     if let Some(args::CheckVerb::VerifyReport { file }) = &args.verb {
         return verify::run(file, daemons, output).await;
     }
+    if let Some(id) = args.undo {
+        return undo::run(id, args, daemons, output).await;
+    }
     let ask = ask(args);
+    let mut undo = None;
     if let Some(file) = &args.apply {
         let plan = plan::read(file)?;
-        repair(plan, daemons, output, stop).await?;
+        undo = repair(plan, daemons, output, stop).await?;
     }
     let first = compare(ask.clone(), daemons, stop).await;
     let last = match first {
         Ok(report) if args.repair && report.found > 0 => {
-            repair(report.differences, daemons, output, stop).await?;
+            undo = repair(report.differences, daemons, output, stop).await?;
             compare(ask, daemons, stop).await
         }
         other => other,
     };
+    let last = last.map(|report| CheckReport { undo, ..report });
     if let (Some(file), Ok(report)) = (&args.plan, &last) {
         plan::write(file, report)?;
     }
@@ -56,19 +62,21 @@ pub(super) async fn run(
     }
 }
 
-/// Has the agent repair; says what it left alone.
+/// Has the agent repair; says what it left alone, and returns the number by which it is undone.
 async fn repair(
     plan: Vec<CheckDifference>,
     daemons: &Daemons,
     output: &Output,
     stop: &CancellationToken,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<u64>> {
+    let mut part_of = None;
     for plan in plan.chunks(PLAN_PART) {
-        let request = Request::CheckRepair { plan: plan.to_vec() };
+        let request = Request::CheckRepair { plan: plan.to_vec(), part_of };
         let report = finish(started(daemons, &request).await?, daemons, stop).await?;
+        part_of = report.undo.or(part_of);
         show::repaired(&report, output);
     }
-    Ok(())
+    Ok(part_of)
 }
 
 fn ask(args: &args::Check) -> CheckAsk {

@@ -44,6 +44,9 @@ pub(super) fn repaired(report: &CheckReport, output: &Output) {
         Output::note(&format!("not repaired: {why}"));
     }
     let CheckReport { repaired, seconds, .. } = report;
+    if let Some(id) = report.undo {
+        Output::note(&format!("`replctl check --undo {id}` brings back what is replaced"));
+    }
     if !output.is_json() {
         Output::note(&format!("{repaired} repairs in {seconds:.2} s; comparing again"));
     }
