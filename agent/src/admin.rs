@@ -5,6 +5,7 @@ mod quarantine;
 mod replicas;
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -16,12 +17,12 @@ use mailtwin_host::admin::{
 use mailtwin_host::{config::Peer, history, keys::PublicKey, node::Node, pins::Pins, tasks::Tasks};
 use mailtwin_logic::{
     chain::Chain,
+    check::Side,
     entry::Target,
     ids::{Account, LogSeq},
     link::Phase,
-    mailbox::MailboxName,
 };
-use mailtwin_store::MailStore;
+use mailtwin_store::{MailStore, local};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -111,6 +112,7 @@ impl Answer for Answers {
             | Request::Check(_)
             | Request::CheckState { .. }
             | Request::CheckRepair { .. }
+            | Request::CheckLocal(_)
             | Request::CheckUndo { .. } => match &self.working {
                 Some(working) => self.work(working, request).await,
                 None => answer::failed(FailureCode::Refused, self.not_the_master()),
@@ -270,15 +272,14 @@ impl Working {
                 let bench = self.bench.clone();
                 Self::started(self.checks.start(|_| check::repair(bench, plan, part_of)))
             }
-            Request::CheckUndo { id, export_to } => {
-                match check::undo(&self.bench, id, export_to).await {
-                    Ok(Some(report)) => Response::Graveyard(report),
-                    Ok(None) => {
-                        answer::failed(FailureCode::Usage, format!("no repair has number {id}"))
-                    }
-                    Err(message) => answer::failed(FailureCode::Failed, message),
-                }
+            Request::CheckLocal(ask) => {
+                let (store, workers) = (Arc::clone(&self.store), self.agent.workers());
+                let look = move |targets: &[Target], depth, after: Option<&Account>| {
+                    local::look(&*store, Side::Master, targets, depth, after)
+                };
+                answer::local(&self.bench.node, self.agent.now(), ask, workers, look).await
             }
+            Request::CheckUndo { id, export_to } => self.undo(id, export_to).await,
             Request::CheckState { id, from } => match self.checks.state(id, from) {
                 Some(state) => Response::Check(state),
                 None => answer::failed(FailureCode::Usage, format!("no check has number {id}")),
@@ -300,10 +301,18 @@ impl Working {
         }
     }
 
+    async fn undo(&self, id: u64, export_to: Option<PathBuf>) -> Response {
+        match check::undo(&self.bench, id, export_to).await {
+            Ok(Some(report)) => Response::Graveyard(report),
+            Ok(None) => answer::failed(FailureCode::Usage, format!("no repair has number {id}")),
+            Err(message) => answer::failed(FailureCode::Failed, message),
+        }
+    }
+
     fn check(&self, ask: CheckAsk) -> Response {
         let usage = |message| answer::failed(FailureCode::Usage, message);
         let targets: Result<_, String> =
-            ask.targets.iter().map(|text| parse_target(text)).collect();
+            ask.targets.iter().map(|text| answer::target(text)).collect();
         let scope = match targets {
             Ok(targets) => Scope::new(targets),
             Err(message) => return usage(message),
@@ -325,7 +334,7 @@ impl Working {
     }
 
     async fn append(&self, targets: &[String]) -> Result<LogSeq, (FailureCode, String)> {
-        let targets: Result<_, String> = targets.iter().map(|text| parse_target(text)).collect();
+        let targets: Result<_, String> = targets.iter().map(|text| answer::target(text)).collect();
         let targets = targets.map_err(|message| (FailureCode::Usage, message))?;
         let append = self.agent.append(targets).await;
         append.map_err(|error: LogError| (FailureCode::Failed, Chain(&error).to_string()))
@@ -395,7 +404,13 @@ impl Working {
         let now = self.agent.now();
         let mut links = self.agent.links_with_totals();
         links.sort_by_key(|(link, _)| std::cmp::Reverse(badness(link.phase)));
-        links.into_iter().map(|(link, messages)| replica(&link, messages, now)).collect()
+        links
+            .into_iter()
+            .map(|(link, messages)| {
+                let check = self.bench.last_check(&link.name);
+                ReplicaStatus { check, ..replica(&link, messages, now) }
+            })
+            .collect()
     }
 }
 
@@ -424,6 +439,7 @@ fn replica(link: &LinkStatus, messages: u64, now: u64) -> ReplicaStatus {
             })
             .collect(),
         brake: brake::held(link),
+        check: None,
     }
 }
 
@@ -467,23 +483,6 @@ fn badness(phase: Phase) -> u8 {
 fn describe(link: &LinkStatus) -> String {
     let why = link.last_error.as_deref().unwrap_or("still replaying");
     format!("{} is {} at {}: {why}", link.name, state(link.phase), link.cursor)
-}
-
-/// `account` or `account/mailbox`; empty text is everything. Account names may hold slashes
-/// themselves in trees, where only whole accounts are named.
-pub(crate) fn parse_target(text: &str) -> Result<Target, String> {
-    let usage =
-        |error: &dyn std::error::Error| format!("{text:?} names no account or mailbox: {error}");
-    if text.is_empty() {
-        return Ok(Target::Store);
-    }
-    let Some((account, mailbox)) = text.split_once('/') else {
-        return Ok(Target::Account(Account::new(text).map_err(|error| usage(&error))?));
-    };
-    let account = Account::new(account).map_err(|error| usage(&error))?;
-    let mailbox = if mailbox.eq_ignore_ascii_case("inbox") { "" } else { mailbox };
-    let mailbox = MailboxName::new(mailbox.as_bytes()).map_err(|error| usage(&error))?;
-    Ok(Target::Mailbox(account, mailbox))
 }
 
 fn entry(entry: &mailtwin_logic::entry::Entry) -> Entry {

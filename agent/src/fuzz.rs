@@ -3,7 +3,7 @@
 
 use mailtwin_logic::{entry::Entry, ids::Account};
 
-use crate::{admin, cursor, log, quarantine};
+use crate::{cursor, log, quarantine};
 
 /// One segment of the sync log.
 pub fn segments(input: &[u8]) {
@@ -31,7 +31,7 @@ pub fn agent_state(input: &[u8]) {
 /// What `replctl` calls accounts and mailboxes.
 pub fn targets(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
-    let Ok(target) = admin::parse_target(text) else { return };
+    let Ok(target) = mailtwin_host::admin::answer::target(text) else { return };
     let account = target.account().map_or("", Account::as_str);
     assert!(text.starts_with(account) && !account.split('/').any(|part| part == ".."));
 }

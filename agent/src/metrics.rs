@@ -73,6 +73,8 @@ impl Standing {
 pub struct CheckMetrics {
     /// Differences that the last check of everything found, by its level.
     pub differences: IntGaugeVec,
+    /// When the last check of everything that could be compared began, in seconds since 1970.
+    pub last: IntGaugeVec,
     /// When the message that was not read for longest was read, in seconds since 1970; 0 for never.
     pub oldest_verified: IntGauge,
 }
@@ -84,6 +86,11 @@ impl CheckMetrics {
                 "mailtwin_check_differences",
                 "Differences that the last check of everything found",
                 &["level"],
+            )?,
+            last: r.gauges(
+                "mailtwin_check_last_timestamp_seconds",
+                "When the last check of everything began",
+                &["replica", "level"],
             )?,
             oldest_verified: r.gauge(
                 "mailtwin_check_oldest_verified_timestamp_seconds",

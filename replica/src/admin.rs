@@ -14,6 +14,8 @@ use mailtwin_host::{
     node::Role,
     pins::Pins,
 };
+use mailtwin_logic::{check::Side, entry::Target, ids::Account};
+use mailtwin_store::local;
 
 use crate::{
     fence::Fence,
@@ -53,6 +55,19 @@ impl Answer for Answers {
                 ),
             },
             Request::Graveyard { .. } => self.graveyard(request).await,
+            Request::CheckLocal(ask) => match &self.work {
+                Some(work) => {
+                    let (store, workers) = (Arc::clone(&work.store), &work.workers);
+                    let look = move |targets: &[Target], depth, after: Option<&Account>| {
+                        local::look(&*store, Side::Replica, targets, depth, after)
+                    };
+                    answer::local(&self.node, self.clock.unix_ms(), ask, workers, look).await
+                }
+                None => answer::failed(
+                    FailureCode::Refused,
+                    format!("{} is the master: ask its agent", self.node),
+                ),
+            },
             Request::Status => Response::ReplicaDaemon(self.status()),
             Request::KeysShow => answer::keys(&self.node, self.key, &self.pins),
             Request::KeysPin { peer, key } => answer::done(self.pins.pin(&peer, key)),

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use mailtwin_tests::{
     check::{check, filled, flip, message},
     corpus,
-    daemon::Pair,
+    daemon::{Node, Pair},
     dovecot::Dovecot,
     files,
     lab::Lab,
@@ -23,6 +23,49 @@ fn a_quiet_pair_is_equal_at_every_level() -> anyhow::Result<()> {
             ensure!(report["messages"] == 8 && report["accounts"] == 2, "{level}: {report}");
             ensure!(report["level"] == level && report["result"] == "equal", "{report}");
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn the_last_check_shows_in_status_and_metrics() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut pair = filled(lab)?;
+        let last = |pair: &Pair| {
+            anyhow::Ok(pair.agent.ask(lab, &["status"])?["replicas"][0]["check"].clone())
+        };
+        let said = pair.agent.replctl(lab, &["status"])?.stdout;
+        ensure!(said.contains("never checked"), "{said}");
+        let (code, _, report) = check(lab, &pair, &["--level", "deep"])?;
+        ensure!(code == 0, "{report}");
+        flip(&message(&pair.replica, 3)?)?;
+        // What is not everything says nothing of everything.
+        check(lab, &pair, &["u1", "--level", "deep"])?;
+        let equal = last(&pair)?;
+        ensure!(
+            equal["result"] == "equal" && equal["level"] == "deep" && equal["found"] == 0,
+            "{equal}"
+        );
+        let (_, _, report) = check(lab, &pair, &["--level", "deep"])?;
+        let different = last(&pair)?;
+        ensure!(different["result"] == "different" && different["found"] == 1, "{different}");
+        ensure!(different["at"] == report["began"], "{different} {report}");
+        pair.agent.stop()?;
+        pair.agent.start(lab)?;
+        lab.wait("it is remembered", || {
+            let said = last(&pair).map_err(|error| format!("{error:#}"));
+            Ok(said
+                .and_then(|check| if check == different { Ok(()) } else { Err(check.to_string()) }))
+        })?;
+        let said = pair.agent.replctl(lab, &["status"])?.stdout;
+        ensure!(said.contains("level deep: 1 DIFFERENCES"), "{said}");
+        let metric = format!(
+            "mailtwin_check_last_timestamp_seconds{{level=\"deep\",replica=\"{}\"}} {}",
+            pair.copy.name(),
+            report["began"].as_u64().context("when it began")? / 1000
+        );
+        let page = Node::page(pair.agent.metrics.0, "/metrics")?;
+        ensure!(page.contains(&metric), "{metric} in {page}");
         Ok(())
     })
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use mailtwin_host::admin::{
     AsideReport, BadMessageReport, QuarantineReport, QuarantineVerb, Response, SCHEMA_VERSION,
+    answer,
 };
 use mailtwin_logic::entry::Target;
 
-use super::parse_target;
 use crate::{
     Agent,
     quarantine::{Aside, BadMessage},
@@ -29,7 +29,7 @@ pub(super) struct Wanted {
 impl Wanted {
     /// Reads `account` and `account/mailbox`; none is everything.
     pub(super) fn parse(replica: Option<String>, targets: &[String]) -> Result<Self, String> {
-        let targets = targets.iter().map(|text| parse_target(text)).collect::<Result<_, _>>()?;
+        let targets = targets.iter().map(|text| answer::target(text)).collect::<Result<_, _>>()?;
         Ok(Self { replica, targets })
     }
 

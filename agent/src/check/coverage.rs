@@ -1,4 +1,5 @@
-//! Remembers which parts of all messages were read when, so that samples cover everything in turn.
+//! Remembers which parts of all messages were read when, so that samples cover everything in turn, and
+//! what the last check of everything came to.
 
 use std::{
     collections::BTreeMap,
@@ -10,6 +11,7 @@ use mailtwin_disk::{
     DiskError, dir,
     replace::{PRIVATE, replace},
 };
+use mailtwin_host::admin::LastCheck;
 use mailtwin_logic::check::{SLOTS, Slots};
 use serde::{Deserialize, Serialize};
 
@@ -32,12 +34,15 @@ struct State {
     next: BTreeMap<String, u16>,
     /// When each part was read last, on both sides, in milliseconds since 1970; 0 for never.
     verified: Vec<u64>,
+    /// The last check of everything.
+    #[serde(default)]
+    last: Option<LastCheck>,
 }
 
 impl State {
     fn fresh() -> Self {
         let (version, next) = (VERSION, BTreeMap::new());
-        Self { version, next, verified: vec![0; SLOTS.into()] }
+        Self { version, next, verified: vec![0; SLOTS.into()], last: None }
     }
 
     fn is_sound(&self) -> bool {
@@ -78,10 +83,26 @@ impl Coverage {
                 }
             }
         }
+        self.keep(&state)
+    }
+
+    /// A check of everything has ended.
+    pub(crate) fn ended(&self, check: LastCheck) -> Result<(), DiskError> {
+        let mut state = self.state.lock().expect("no panic while it is held");
+        state.last = Some(check);
+        self.keep(&state)
+    }
+
+    /// The last check of everything.
+    pub(crate) fn last(&self) -> Option<LastCheck> {
+        self.state.lock().expect("no panic while it is held").last.clone()
+    }
+
+    fn keep(&self, state: &State) -> Result<(), DiskError> {
         if let Some(dir) = self.path.parent() {
             dir::create(dir, 0o700)?;
         }
-        let text = serde_json::to_vec(&*state).expect("numbers always encode");
+        let text = serde_json::to_vec(state).expect("numbers always encode");
         replace(&self.path, &text, PRIVATE)
     }
 
@@ -95,6 +116,8 @@ impl Coverage {
 
 #[cfg(test)]
 mod tests {
+    use mailtwin_host::admin::CheckLevel;
+
     use super::*;
 
     #[test]
@@ -121,6 +144,11 @@ mod tests {
         assert_eq!(coverage.oldest(), 1);
         coverage.read("", coverage.next("", None), 100).unwrap();
         assert_eq!(open().oldest(), 100);
+        let result = "equal".to_owned();
+        let last = LastCheck { at: 7, level: CheckLevel::Full, result, found: 0 };
+        open().ended(last.clone()).unwrap();
+        // Neither forgets the other.
+        assert_eq!((open().last(), open().oldest()), (Some(last), 100));
         std::fs::File::create(dir.path().join("check/mx2.json")).unwrap();
         assert_eq!(open().oldest(), 0);
     }

@@ -11,18 +11,15 @@ use std::{
 };
 
 use mailtwin_host::{
-    admin::{CheckAsk, CheckDifference, CheckLevel, CheckReport, SCHEMA_VERSION},
+    admin::{CheckAsk, CheckDifference, CheckLevel, CheckReport, LastCheck, SCHEMA_VERSION},
     clock::Clock,
     keys::NodeKey,
     workers::Workers,
 };
-use mailtwin_logic::{
-    chain::Chain,
-    check::{Difference, Repair, Side, Slots},
-};
+use mailtwin_logic::{chain::Chain, check::Slots};
 use mailtwin_store::MailStore;
 
-use super::{CheckLink, Checker, Outcome, Scope, Tally, Wanted, file, repair::Mender};
+use super::{CheckLink, Checker, Coverage, Outcome, Scope, Tally, Wanted, file, repair::Mender};
 use crate::{Agent, metrics::Metrics, source::Barrier};
 
 /// How long changes under way may take to settle unless it is told.
@@ -97,6 +94,39 @@ impl Bench {
         self.show_oldest();
     }
 
+    /// Remembers and shows what a check of everything came to for one replica.
+    fn ended(&self, replica: &str, coverage: &Coverage, check: LastCheck) {
+        self.show_last(replica, &check);
+        if let Err(error) = coverage.ended(check) {
+            tracing::warn!(error = %Chain(&error), "cannot remember what a check came to");
+        }
+    }
+
+    fn show_last(&self, replica: &str, check: &LastCheck) {
+        if check.result != "incomplete" {
+            let seconds = i64::try_from(check.at / 1000).unwrap_or(i64::MAX);
+            let labels = [replica, check.level.name()];
+            self.metrics.check.last.with_label_values(&labels).set(seconds);
+        }
+    }
+
+    /// The last check of everything with `replica`.
+    pub(crate) fn last_check(&self, replica: &str) -> Option<LastCheck> {
+        let links = self.agent.check_links();
+        let link = links.iter().find(|link| link.status.borrow().name == replica)?;
+        link.coverage.last()
+    }
+
+    /// Shows what is remembered from before this agent started.
+    pub(crate) fn show_past(&self) {
+        self.show_oldest();
+        for link in &self.agent.check_links() {
+            if let Some(check) = link.coverage.last() {
+                self.show_last(&link.status.borrow().name, &check);
+            }
+        }
+    }
+
     /// Shows how old the oldest verification is.
     pub(crate) fn show_oldest(&self) {
         let oldest =
@@ -124,6 +154,7 @@ async fn compare(
     for link in bench.links() {
         let (name, coverage) = (link.status.borrow().name.clone(), Arc::clone(&link.coverage));
         wanted.slots = coverage.next(&key, ask.sample);
+        let before = (report.found, report.incomplete.len());
         let checker = Checker::new(link, bench.barrier.clone(), Arc::clone(&tally), wanted.rate);
         let outcome = match checker {
             Ok(checker) => checker.run(&wanted).await,
@@ -140,6 +171,11 @@ async fn compare(
             }
             Err(error) => report.incomplete.push(error.to_string()),
         }
+        let (found, incomplete) = (report.found - before.0, report.incomplete.len() > before.1);
+        if report.targets.is_empty() && !sparse {
+            let result = result(found, !incomplete).to_owned();
+            bench.ended(&name, &coverage, LastCheck { at: began, level, result, found });
+        }
         report.replicas.push(name);
     }
     sum_up(&mut report, &tally);
@@ -155,12 +191,15 @@ fn sum_up(report: &mut CheckReport, tally: &Tally) {
     report.bytes = get(&tally.octets);
     report.messages_read = get(&tally.messages_read);
     report.bytes_read = get(&tally.octets_read);
-    let result = match (report.found, report.incomplete.is_empty()) {
+    result(report.found, report.incomplete.is_empty()).clone_into(&mut report.result);
+}
+
+fn result(found: u64, whole: bool) -> &'static str {
+    match (found, whole) {
         (0, true) => "equal",
         (0, false) => "incomplete",
         (_, _) => "different",
-    };
-    result.clone_into(&mut report.result);
+    }
 }
 
 /// Carries out what a plan says; what is left is reported as differences.
@@ -208,33 +247,7 @@ pub(crate) async fn repair(
 fn take(report: &mut CheckReport, replica: &str, outcome: Outcome) {
     report.found += outcome.found;
     report.incomplete.extend(outcome.incomplete);
-    report.differences.extend(outcome.differences.iter().map(|found| shown(replica, found)));
-}
-
-/// A difference as it is told.
-fn shown(replica: &str, found: &Difference) -> CheckDifference {
-    let side = match found.side {
-        Side::Master => "master",
-        Side::Replica => "replica",
-        Side::Unknown => "unknown",
-    };
-    let repair = match found.repair {
-        Repair::Replay => "replay",
-        Repair::Replace => "replace",
-        Repair::Rewrite => "rewrite",
-        Repair::Bury => "bury",
-        Repair::Raise => "raise",
-        Repair::None => "none",
-    };
-    CheckDifference {
-        replica: replica.to_owned(),
-        account: found.account.to_string(),
-        mailbox: found.name.as_ref().map(ToString::to_string),
-        mailbox_id: found.mailbox.map(|id| id.to_string()),
-        uid: found.uid.map(|uid| uid.0),
-        kind: found.kind.name().to_owned(),
-        side: side.to_owned(),
-        detail: found.detail.clone(),
-        repair: repair.to_owned(),
-    }
+    report
+        .differences
+        .extend(outcome.differences.iter().map(|found| CheckDifference::of(replica, found)));
 }

@@ -96,7 +96,7 @@ pub(super) fn start(
         store: Arc::clone(&store),
         workers: agent.workers().clone(),
     };
-    bench.show_oldest();
+    bench.show_past();
     if !config.check.scrub.is_zero() {
         let scrub = Scrub { every: config.check.scrub, rate: config.check.rate };
         tasks.spawn("scrub", check::scrub(bench.clone(), scrub, stop.child_token()));

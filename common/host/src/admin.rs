@@ -3,19 +3,24 @@
 pub mod answer;
 mod check;
 mod client;
+mod graveyard;
 mod message;
 mod replica;
 mod server;
 
 use std::path::{Path, PathBuf};
 
-pub use check::{CheckAsk, CheckDifference, CheckLevel, CheckProgress, CheckReport, CheckState};
+pub use check::{
+    CheckAsk, CheckDifference, CheckLevel, CheckProgress, CheckReport, CheckState, LastCheck,
+    LocalAsk, LocalMailbox, LocalPart,
+};
 pub use client::{AdminError, Client};
+pub use graveyard::{GraveReport, GraveyardReport};
 pub use message::{
-    AgentStatus, AsideReport, BadMessageReport, BrakeReport, Entry, FailureCode, GraveReport,
-    GraveyardReport, HeldReport, HistoryEntry, KeyList, LedgerEntry, LogStat, LogStatus,
-    OperationOutcome, OperationStatus, OperationStep, Problem, QuarantineReport, QuarantineVerb,
-    ReplicaDaemonStatus, Request, Response, SCHEMA_VERSION,
+    AgentStatus, AsideReport, BadMessageReport, BrakeReport, Entry, FailureCode, HeldReport,
+    HistoryEntry, KeyList, LedgerEntry, LogStat, LogStatus, OperationOutcome, OperationStatus,
+    OperationStep, Problem, QuarantineReport, QuarantineVerb, ReplicaDaemonStatus, Request,
+    Response, SCHEMA_VERSION,
 };
 pub use replica::{AddedReport, AsideStatus, CopyStatus, RemovedReport, ReplicaStatus};
 pub use server::{Answer, is_served, serve};

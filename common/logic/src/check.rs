@@ -4,6 +4,7 @@
 //! [`Repair::None`] where a human has to decide.
 
 mod compare;
+mod local;
 mod settle;
 mod tree;
 mod undo;
@@ -20,6 +21,7 @@ use crate::{
 };
 
 pub use compare::{Listed, listing, records};
+pub use local::{Local, is_meant};
 pub use settle::{Looked, Settle, may_be_back};
 pub use tree::{BRANCHES, branch, differing};
 pub use undo::{Octets, Taken, at_stake};

@@ -11,6 +11,7 @@ mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod graves;
+pub mod local;
 pub mod memory;
 mod staged;
 

@@ -251,6 +251,7 @@ pub(crate) struct Status {
     pub(crate) nagios: bool,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a word of a command line")]
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -311,6 +312,19 @@ pub(crate) struct Check {
     /// `doveadm save -u "$MAILTWIN_ACCOUNT" -m "$MAILTWIN_MAILBOX"`
     #[arg(long, value_name = "COMMAND", requires = "to")]
     pub(crate) deliver: Option<String>,
+    /// Look at this node by itself, master or replica: whether index, list of UIDs and files agree.
+    #[arg(long, conflicts_with_all = ["replica", "sample", "rate", "apply", "repair", "plan", "undo"])]
+    pub(crate) local: bool,
+    /// Also compare with what the mail server says: how its `doveadm` is run, by the shell. It opens
+    /// every mailbox.
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        requires = "local",
+        num_args = 0..=1,
+        default_missing_value = "doveadm"
+    )]
+    pub(crate) doveadm: Option<String>,
     /// Only say what --undo would bring back.
     #[arg(long, requires = "undo")]
     pub(crate) dry_run: bool,

@@ -2,10 +2,16 @@
 
 use std::error::Error;
 
-use mailtwin_logic::chain::Chain;
+use mailtwin_logic::{
+    chain::Chain,
+    check::{Depth, Local},
+    entry::Target,
+    ids::Account,
+    mailbox::MailboxName,
+};
 
-use super::{FailureCode, KeyList, Response};
-use crate::{keys::PublicKey, pins::Pins};
+use super::{FailureCode, KeyList, LocalAsk, LocalPart, Response};
+use crate::{keys::PublicKey, pins::Pins, workers::Workers};
 
 /// It is done, or it is not and this is why.
 pub fn done<E: Error + 'static>(result: Result<(), E>) -> Response {
@@ -31,4 +37,43 @@ pub fn keys(node: &str, key: PublicKey, pins: &Pins) -> Response {
         }),
         Err(error) => failed(FailureCode::Failed, Chain(&error).to_string()),
     }
+}
+
+/// Has a worker look at this node by itself.
+pub async fn local<E: Error + Send + 'static>(
+    node: &str,
+    began: u64,
+    ask: LocalAsk,
+    workers: &Workers,
+    look: impl FnOnce(&[Target], Depth, Option<&Account>) -> Result<Local, E> + Send + 'static,
+) -> Response {
+    let targets: Result<Vec<_>, _> = ask.targets.iter().map(|text| target(text)).collect();
+    let after = ask.after.as_deref().map(Account::new).transpose();
+    let (targets, after) = match (targets, after) {
+        (Ok(targets), Ok(after)) => (targets, after),
+        (Err(message), _) => return failed(FailureCode::Usage, message),
+        (_, Err(error)) => return failed(FailureCode::Usage, Chain(&error).to_string()),
+    };
+    let depth = ask.depth();
+    match workers.run(move || look(&targets, depth, after.as_ref())).await {
+        Ok(Ok(local)) => Response::Local(LocalPart::of(node, began, &local)),
+        Ok(Err(error)) => failed(FailureCode::Failed, Chain(&error).to_string()),
+        Err(error) => failed(FailureCode::Failed, Chain(&error).to_string()),
+    }
+}
+
+/// `account` or `account/mailbox`; empty text is everything. Account names may hold slashes
+/// themselves in trees, where only whole accounts are named.
+pub fn target(text: &str) -> Result<Target, String> {
+    let usage = |error: &dyn Error| format!("{text:?} names no account or mailbox: {error}");
+    if text.is_empty() {
+        return Ok(Target::Store);
+    }
+    let Some((account, mailbox)) = text.split_once('/') else {
+        return Ok(Target::Account(Account::new(text).map_err(|error| usage(&error))?));
+    };
+    let account = Account::new(account).map_err(|error| usage(&error))?;
+    let mailbox = if mailbox.eq_ignore_ascii_case("inbox") { "" } else { mailbox };
+    let mailbox = MailboxName::new(mailbox.as_bytes()).map_err(|error| usage(&error))?;
+    Ok(Target::Mailbox(account, mailbox))
 }

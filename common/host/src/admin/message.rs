@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AddedReport, CheckAsk, CheckDifference, CheckState, RemovedReport, ReplicaStatus};
+use super::{
+    AddedReport, CheckAsk, CheckDifference, CheckState, GraveyardReport, LocalAsk, LocalPart,
+    RemovedReport, ReplicaStatus,
+};
 use crate::{keys::PublicKey, node::Role, pins::Pin};
 
 /// Version of every answer's shape.
@@ -176,6 +179,8 @@ pub enum Request {
         /// The repair that this is a further part of, by [`CheckReport::undo`](super::CheckReport::undo).
         part_of: Option<u64>,
     },
+    /// Look at this node by itself. Answered by `Local`.
+    CheckLocal(LocalAsk),
     /// Give out what a repair replaced or took away. Answered by `Graveyard`.
     CheckUndo {
         /// The repair's number.
@@ -255,6 +260,8 @@ pub enum Response {
     },
     /// A check.
     Check(CheckState),
+    /// Some of this node's accounts.
+    Local(LocalPart),
 }
 
 /// Kinds of failure, for exit codes.
@@ -299,47 +306,6 @@ pub struct LogStatus {
     pub bytes: u64,
     /// Why the last append failed, if it did.
     pub error: Option<String>,
-}
-
-/// What lies in the graveyard, of what was asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GraveyardReport {
-    /// Version of this shape.
-    pub schema_version: u32,
-    /// How many messages.
-    pub count: u64,
-    /// Their octets.
-    pub octets: u64,
-    /// Whether they were exported.
-    pub done: bool,
-    /// The first of them.
-    pub entries: Vec<GraveReport>,
-    /// What cannot be brought back, and why (of an undo only).
-    #[serde(default)]
-    pub left: Vec<String>,
-}
-
-/// A message in the graveyard.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GraveReport {
-    /// When it was expunged here, in milliseconds since 1970.
-    pub at_ms: u64,
-    /// Whose it was.
-    pub account: String,
-    /// Where it was, printable.
-    pub mailbox: String,
-    /// Under which UIDVALIDITY.
-    pub uid_validity: u32,
-    /// Under which UID, if that is known.
-    pub uid: Option<u32>,
-    /// SHA-1 of its octets, if it was noted.
-    pub guid: Option<String>,
-    /// How many octets it has.
-    pub octets: u64,
-    /// INTERNALDATE in seconds since 1970.
-    pub internal_date: i64,
-    /// Subject, date, Message-ID.
-    pub about: String,
 }
 
 /// What the brake holds, of what was asked for.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::HeldReport;
+use super::{HeldReport, LastCheck};
 
 /// One replica in a status.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub struct ReplicaStatus {
     /// What the brake holds; nothing as a rule.
     #[serde(default)]
     pub brake: Vec<HeldReport>,
+    /// The last check of everything; absent if there was none.
+    #[serde(default)]
+    pub check: Option<LastCheck>,
 }
 
 /// A copy of everything to a replica, under way.

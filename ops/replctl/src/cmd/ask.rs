@@ -41,6 +41,17 @@ impl Daemons {
         checked(self.replica.call(request).await?)
     }
 
+    /// Asks the daemon whose role this node has: the other one, if it runs at all, refuses.
+    pub(super) async fn ask_working(&self, request: &Request) -> anyhow::Result<Response> {
+        match self.agent.call(request).await {
+            Err(AdminError::NoDaemon { .. })
+            | Ok(Response::Failed { code: FailureCode::Refused, .. }) => {
+                self.ask_replica(request).await
+            }
+            answer => checked(answer?),
+        }
+    }
+
     /// Asks whichever daemon runs, the agent first: for what both can answer.
     pub(super) async fn ask_any(&self, request: &Request) -> anyhow::Result<Response> {
         match self.agent.call(request).await {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use mailtwin_host::{
     admin::{
-        AdminError, AgentStatus, CopyStatus, ReplicaDaemonStatus, ReplicaStatus, Request, Response,
+        AdminError, AgentStatus, CopyStatus, LastCheck, ReplicaDaemonStatus, ReplicaStatus,
+        Request, Response,
     },
     node::Role,
 };
@@ -12,7 +13,10 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::ask::{Daemons, unexpected};
-use crate::{args, exit, output::Output};
+use crate::{
+    args, exit,
+    output::{Output, when},
+};
 
 /// Head of a table of replicas.
 pub(super) const REPLICA_HEAD: [&str; 7] =
@@ -98,6 +102,7 @@ fn show_agent(status: &AgentStatus, output: &Output) -> anyhow::Result<u8> {
         if let Some(error) = &replica.last_error {
             output.say(&format!("{}: {error}", replica.name))?;
         }
+        output.say(&check_line(replica))?;
         for held in &replica.brake {
             output.say(&super::brake::line(held))?;
         }
@@ -169,6 +174,20 @@ fn describe_copy(copy: &CopyStatus) -> String {
         _ => String::new(),
     };
     format!("copying: {messages} of {of} messages{so_far} ({percent} %){pace}{left}")
+}
+
+/// What the last check said of a replica.
+fn check_line(replica: &ReplicaStatus) -> String {
+    let ReplicaStatus { name, check, .. } = replica;
+    let Some(LastCheck { at, level, result, found }) = check else {
+        return format!("{name}: never checked");
+    };
+    let result = match result.as_str() {
+        "different" => format!("{found} DIFFERENCES"),
+        "incomplete" => "NOT COMPARED".to_owned(),
+        result => result.to_owned(),
+    };
+    format!("{name}: last check {}, level {}: {result}", when(*at), level.name())
 }
 
 /// One replica in a table.

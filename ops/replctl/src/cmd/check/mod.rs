@@ -1,5 +1,6 @@
 //! `replctl check`: asks the agent to compare, shows how far it is and what it found.
 
+mod local;
 mod plan;
 mod show;
 mod undo;
@@ -35,6 +36,12 @@ pub(super) async fn run(
     }
     if let Some(id) = args.undo {
         return undo::run(id, args, daemons, output).await;
+    }
+    if args.local {
+        return match local::run(args, daemons, output, stop).await {
+            Err(error) if args.nagios => show::unknown(&error, output),
+            result => result,
+        };
     }
     let ask = ask(args);
     let mut undo = None;

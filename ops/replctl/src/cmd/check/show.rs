@@ -75,10 +75,13 @@ fn summary(report: &CheckReport) -> String {
         0 => String::new(),
         read => format!(", {read} of them read ({})", HumanBytes(report.bytes_read)),
     };
-    let replicas = report.replicas.join(", ");
+    let with = match report.replicas.as_slice() {
+        [] => "by itself".to_owned(),
+        replicas => format!("with {}", replicas.join(", ")),
+    };
     let level = report.level.name();
     format!(
-        "{level} check of {} with {replicas}: {result}; {accounts} accounts, {mailboxes} mailboxes, \
+        "{level} check of {} {with}: {result}; {accounts} accounts, {mailboxes} mailboxes, \
          {messages} messages{read} in {seconds:.2} s",
         report.node
     )
