@@ -171,3 +171,34 @@ fn hundred_checks(lab: &Lab, pair: &Pair) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Octets of all messages read under a rate, and the rate, in MiB.
+const READ_MIB: u64 = 16;
+const RATE_MIB: u64 = 2;
+
+#[test]
+fn a_rate_is_held() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let pair = Pair::start(lab, &["u1"])?;
+        pair.first_copy(lab)?;
+        let mut imap = pair.master.imap("u1")?;
+        for n in 0..READ_MIB * 4 {
+            let line = format!("{n:063}\n");
+            let message = format!("Subject: {n}\n\n{}", line.repeat(4096));
+            imap.append("INBOX", message.as_bytes()).finish()?;
+        }
+        imap.logout()?;
+        pair.wait_equal(lab)?;
+        pair.agent.replctl(lab, &["sync"])?.expect(0)?;
+        let rate = format!("{RATE_MIB}MiB");
+        let (code, report) = check(lab, &pair, &["--level", "deep", "--rate", &rate])?;
+        ensure!(code == 0, "{report}");
+        let read = report["bytes_read"].as_u64().context("octets read")?;
+        ensure!(read >= READ_MIB << 20, "{report}");
+        let due = std::time::Duration::from_millis(read * 1000 / (RATE_MIB << 20));
+        let taken = report["seconds"].as_f64().context("how long it took")? / due.as_secs_f64();
+        println!("{taken:.3} of the time due");
+        ensure!((0.9..1.1).contains(&taken), "{taken} of the time that is due: {report}");
+        Ok(())
+    })
+}
