@@ -94,13 +94,14 @@ fn swap(server: &Dovecot) -> anyhow::Result<()> {
     files::overwrite(&other, &a)
 }
 
-/// Gives a message other letters behind the colon.
-fn reflag(server: &Dovecot, uid: u32, from: &str, to: &str) -> anyhow::Result<()> {
+/// Takes letters behind the colon away from a message.
+fn unflag(server: &Dovecot, uid: u32, is_taken: fn(char) -> bool) -> anyhow::Result<()> {
     let path = message(server, uid)?;
     let name = path.file_name().context("a name")?.to_string_lossy().into_owned();
     let (base, letters) = name.split_once(":2,").context("letters")?;
-    ensure!(letters.contains(from), "{letters} has {from}");
-    Ok(fs::rename(&path, path.with_file_name(format!("{base}:2,{}", letters.replace(from, to))))?)
+    let left: String = letters.chars().filter(|&letter| !is_taken(letter)).collect();
+    ensure!(left != letters, "{letters} has what is taken");
+    Ok(fs::rename(&path, path.with_file_name(format!("{base}:2,{left}")))?)
 }
 
 /// Changes a file of the mail server's own in `Work`, as if a program had written it anew.
@@ -231,14 +232,15 @@ const PLANTS: &[Plant] = &[
     },
     Plant {
         name: "flag missing on the replica",
-        put: |_, pair| reflag(&pair.replica, 5, "S", ""),
+        put: |_, pair| unflag(&pair.replica, 5, |letter| letter == 'S'),
         level: "full",
         finds: "flags replica Work 5",
         decides: false,
     },
     Plant {
         name: "keyword missing on the replica",
-        put: |_, pair| reflag(&pair.replica, 5, "a", ""),
+        // Which letter stands for it depends on which message came first.
+        put: |_, pair| unflag(&pair.replica, 5, |letter| letter.is_ascii_lowercase()),
         level: "full",
         finds: "keywords replica Work 5",
         decides: false,
