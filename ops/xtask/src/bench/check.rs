@@ -10,36 +10,75 @@ use super::{
     daemons::Daemons,
     measure::{self, median},
     report::{Figure, Goal, Row, talk},
-    tree,
+    tree::{self, Shape},
 };
 
 const RSYNC: &str = "rsync -a";
 const SHA1SUM: &str = "sha1sum";
 const LEVELS: [&str; 3] = ["quick", "full", "deep"];
 
+/// Very many messages.
+const MANY: Shape = Shape { accounts: 1000, mailboxes: 10, messages: 100, octets: 500 };
+const PEAK_OCTETS_MAX: f64 = 200_000_000.0;
+
 /// Measures every level, and what it is compared with.
 pub(super) fn measure(bench: &Bench) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     Lab::run_in(bench.image.path(), |lab| {
-        let (master, replica) = (lab.mail_dir("check-master")?, lab.mail_dir("check-replica")?);
-        talk(&format!("building {} messages", copy::TREE.total()));
-        tree::build(&master, copy::TREE, &bench.samples)?;
-        for path in files::walk(&master)? {
-            files::give_to_mail_user(&path)?;
-        }
-        let pair = Daemons::start(lab, &bench.binaries, "check", [&master, &replica])?;
-        let mut there = 0;
-        while there < copy::TREE.total() {
-            there = lab.wait("more messages are on the replica", || {
-                let now = tree::count(&replica)?;
-                Ok(if now > there { Ok(now) } else { Err(format!("still {now}")) })
-            })?;
-        }
-        pair.settle(lab)?;
+        let master = lab.mail_dir("check-master")?;
+        let pair = quiet_pair(bench, lab, &master, copy::TREE)?;
         rows = compare(bench, &pair, &master, &lab.dir().join("rsynced"))?;
         Ok(())
     })?;
     Ok(rows)
+}
+
+/// Measures how much memory both daemons have taken after a check of very many messages.
+pub(super) fn memory(bench: &Bench) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    Lab::run_in(bench.image.path(), |lab| {
+        let pair = quiet_pair(bench, lab, &lab.mail_dir("many-master")?, MANY)?;
+        let peaks = || -> Result<Vec<u64>> {
+            [pair.agent.id(), pair.replica.id()].into_iter().map(measure::peak_resident).collect()
+        };
+        talk(&format!("before the check: {:?} octets", peaks()?));
+        let mut check = Command::new(bench.binaries.join("replctl"));
+        check.arg("--config").arg(&pair.master_config).args(["check", "--level", "full"]);
+        let cost = measure::run(&bench.clock, &mut check, &bench.log)?;
+        talk(&format!("full: {:.1} s wall", cost.wall.as_secs_f64()));
+        for (name, peak) in ["agent", "replica"].into_iter().zip(peaks()?) {
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let ours = Figure::Octets(peak as f64);
+            rows.push(Row {
+                what: format!("{name}: peak memory, check --level full, {} messages", MANY.total()),
+                ours: Some(ours),
+                goals: vec![Goal::Bound(Figure::Octets(PEAK_OCTETS_MAX))],
+                ..Row::default()
+            });
+        }
+        Ok(())
+    })?;
+    Ok(rows)
+}
+
+/// Both daemons, with a tree that is on both sides.
+fn quiet_pair(bench: &Bench, lab: &Lab, master: &Path, shape: Shape) -> Result<Daemons> {
+    let replica = lab.mail_dir("check-replica")?;
+    talk(&format!("building {} messages", shape.total()));
+    tree::build(master, shape, &bench.samples)?;
+    for path in files::walk(master)? {
+        files::give_to_mail_user(&path)?;
+    }
+    let pair = Daemons::start(lab, &bench.binaries, "check", [master, &replica])?;
+    let mut there = 0;
+    while there < shape.total() {
+        there = lab.wait("more messages are on the replica", || {
+            let now = tree::count(&replica)?;
+            Ok(if now > there { Ok(now) } else { Err(format!("still {now}")) })
+        })?;
+    }
+    pair.settle(lab)?;
+    Ok(pair)
 }
 
 fn compare(bench: &Bench, pair: &Daemons, master: &Path, rsynced: &Path) -> Result<Vec<Row>> {

@@ -67,6 +67,8 @@ enum Suite {
     Steady,
     /// Checking a quiet pair at every level.
     Check,
+    /// Peak memory after a check of a million messages; wants 9 GB and a quarter of an hour.
+    CheckMemory,
     /// Peak memory with few and many messages, and idling.
     Memory,
 }
@@ -133,8 +135,9 @@ impl Suite {
             Self::Copy => copy::measure(bench),
             Self::Burst => live::burst(bench),
             Self::Steady => live::steady(bench),
-            Self::Check | Self::Memory if bench.peers_only => Ok(Vec::new()),
+            Self::Check | Self::CheckMemory | Self::Memory if bench.peers_only => Ok(Vec::new()),
             Self::Check => check::measure(bench),
+            Self::CheckMemory => check::memory(bench),
             Self::Memory => memory::measure(bench),
         }
     }
