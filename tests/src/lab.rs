@@ -4,7 +4,7 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::TcpListener,
+    net::Ipv4Addr,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use mailtwin_disk::clock::{Clock, SystemClock};
+use tokio::net::TcpSocket;
 
 use crate::files;
 
@@ -114,7 +115,11 @@ impl Lab {
         for _ in 0..PORT_COUNT {
             let step = self.ports.fetch_add(1, Ordering::Relaxed);
             let port = PORT_FIRST + start.wrapping_add(step) % PORT_COUNT;
-            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            // Bound but never listening: a child that another test starts just now holds this socket,
+            // too, until it runs its program, and must not keep the port from who asked for it.
+            let probe = TcpSocket::new_v4().context("make a socket")?;
+            probe.set_reuseaddr(true).context("set a socket's options")?;
+            if probe.bind((Ipv4Addr::LOCALHOST, port).into()).is_ok() {
                 return Ok(port);
             }
         }

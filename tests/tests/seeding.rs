@@ -83,22 +83,28 @@ fn wait_copied(lab: &Lab, pair: &Pair, messages: u64) -> anyhow::Result<Value> {
     })
 }
 
+/// Starts both daemons and adds the replica, by way of a path of so many octets a second.
+fn add_slowly(lab: &Lab, pair: &mut Pair, rate: u64) -> anyhow::Result<Proxy> {
+    let path = Proxy::start(lab, pair.copy.port)?;
+    path.faults.rate.store(rate, Ordering::SeqCst);
+    pair.copy.start(lab)?;
+    pair.agent.start(lab)?;
+    let (name, address) = (pair.copy.name().to_owned(), format!("127.0.0.1:{}", path.port));
+    lab.wait("the agent answers", || {
+        let words = ["replica", "add", name.as_str(), address.as_str()];
+        let output = pair.agent.replctl(lab, &words)?;
+        Ok(if output.code == Some(0) { Ok(()) } else { Err(output.stderr) })
+    })?;
+    Ok(path)
+}
+
 #[test]
 fn a_copy_goes_on_where_it_was_killed_and_shows_how_far_it_is() -> anyhow::Result<()> {
     Lab::run(|lab| {
         let mut pair = apart(lab)?;
         let octets = fill(&pair.master)?;
         let all = (ACCOUNTS.len() * MAILBOXES * MESSAGES) as u64;
-        let path = Proxy::start(lab, pair.copy.port)?;
-        path.faults.rate.store(octets / 20, Ordering::SeqCst);
-        pair.copy.start(lab)?;
-        pair.agent.start(lab)?;
-        let (name, address) = (pair.copy.name().to_owned(), format!("127.0.0.1:{}", path.port));
-        lab.wait("the agent answers", || {
-            let words = ["replica", "add", name.as_str(), address.as_str()];
-            let output = pair.agent.replctl(lab, &words)?;
-            Ok(if output.code == Some(0) { Ok(()) } else { Err(output.stderr) })
-        })?;
+        let path = add_slowly(lab, &mut pair, octets / 20)?;
 
         let now = wait_copied(lab, &pair, all / 4)?;
         let copy = &now["copy"];
@@ -154,16 +160,7 @@ fn a_very_large_mailbox_does_not_begin_anew() -> anyhow::Result<()> {
             let name = format!("{}.{number}.test:2,", 1_700_000_000 + number);
             files::write_mail(&dir.join("cur").join(name), message)?;
         }
-        let path = Proxy::start(lab, pair.copy.port)?;
-        path.faults.rate.store(octets / 10, Ordering::SeqCst);
-        pair.copy.start(lab)?;
-        pair.agent.start(lab)?;
-        let (name, address) = (pair.copy.name().to_owned(), format!("127.0.0.1:{}", path.port));
-        lab.wait("the agent answers", || {
-            let words = ["replica", "add", name.as_str(), address.as_str()];
-            let output = pair.agent.replctl(lab, &words)?;
-            Ok(if output.code == Some(0) { Ok(()) } else { Err(output.stderr) })
-        })?;
+        let _path = add_slowly(lab, &mut pair, octets / 10)?;
         wait_copied(lab, &pair, 10_500)?;
         let mut sent = counter(&pair, "mailtwin_octets_sent_total")?;
         pair.agent.crash(lab, AGENT)?;

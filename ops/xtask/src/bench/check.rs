@@ -70,14 +70,7 @@ fn quiet_pair(bench: &Bench, lab: &Lab, master: &Path, shape: Shape) -> Result<D
         files::give_to_mail_user(&path)?;
     }
     let pair = Daemons::start(lab, &bench.binaries, "check", [master, &replica])?;
-    let mut there = 0;
-    while there < shape.total() {
-        there = lab.wait("more messages are on the replica", || {
-            let now = tree::count(&replica)?;
-            Ok(if now > there { Ok(now) } else { Err(format!("still {now}")) })
-        })?;
-    }
-    pair.settle(lab)?;
+    pair.copied(lab, &replica, shape.total())?;
     Ok(pair)
 }
 

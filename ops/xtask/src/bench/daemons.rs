@@ -13,6 +13,8 @@ use mailtwin_tests::{
     process::{self, Launch, Process},
 };
 
+use super::tree;
+
 /// Both daemons, running.
 pub(super) struct Daemons {
     /// On the master's mail.
@@ -71,6 +73,18 @@ impl Daemons {
             agent_metrics: metrics[0],
             master_config: on_master,
         })
+    }
+
+    /// Waits until `total` messages are below `replica`, and nothing is left to do.
+    pub(super) fn copied(&self, lab: &Lab, replica: &Path, total: u64) -> Result<()> {
+        let mut there = 0;
+        while there < total {
+            there = lab.wait("more messages are on the replica", || {
+                let now = tree::count(replica)?;
+                Ok(if now > there { Ok(now) } else { Err(format!("still {now}")) })
+            })?;
+        }
+        self.settle(lab)
     }
 
     /// Waits until the replica has acked everything that is in the log.

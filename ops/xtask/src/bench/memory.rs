@@ -61,14 +61,7 @@ fn round(bench: &Bench, lab: &Lab, master: &Path, name: &str, shape: Shape) -> R
     bench.image.settle()?;
     let replica = lab.mail_dir(&format!("{name}-replica"))?;
     let daemons = Daemons::start(lab, &bench.binaries, name, [master, &replica])?;
-    let mut there = 0;
-    while there < shape.total() {
-        there = lab.wait("more messages are on the replica", || {
-            let now = tree::count(&replica)?;
-            Ok(if now > there { Ok(now) } else { Err(format!("still {now}")) })
-        })?;
-    }
-    daemons.settle(lab)?;
+    daemons.copied(lab, &replica, shape.total())?;
     let ids = [daemons.agent.id(), daemons.replica.id()];
     let mut outcome = Outcome { peak: [0.0; 2], idle: [0.0; 2] };
     for (peak, id) in outcome.peak.iter_mut().zip(ids) {
