@@ -36,7 +36,7 @@ impl Visitor {
             let mut plan = plan::account(&ours.state, &theirs);
             keep_unread(&mut plan, &ours);
             let held = self.hold_deletes(account, &ours.state, &theirs, &mut plan);
-            self.note_equal(moment, account, &ours, &plan);
+            self.note_equal(moment, account, (&ours, &theirs), &plan);
             self.count(account, &ours.state, &theirs);
             for (mailbox, theirs) in &plan.visits {
                 self.held.expect(account, mailbox.id, *theirs);
@@ -78,12 +78,22 @@ impl Visitor {
         }
     }
 
-    /// Remembers the mailboxes that are equal, so that their next change costs no comparison.
-    fn note_equal(&self, moment: Moment, account: &Account, ours: &Listing, plan: &AccountPlan) {
+    /// Remembers the mailboxes that are equal, so that their next change costs no comparison, and
+    /// forgets those that have another name there.
+    fn note_equal(
+        &self,
+        moment: Moment,
+        account: &Account,
+        (ours, theirs): (&Listing, &AccountState),
+        plan: &AccountPlan,
+    ) {
+        let names: BTreeMap<_, _> = theirs.mailboxes.iter().map(|m| (m.id, &m.name)).collect();
         let differs: BTreeSet<_> = plan.visits.iter().map(|(mailbox, _)| mailbox.id).collect();
         let blocked: BTreeSet<_> = plan.blocked.iter().collect();
         for mailbox in &ours.state.mailboxes {
-            if !differs.contains(&mailbox.id) && !blocked.contains(&mailbox.name) {
+            if names.get(&mailbox.id).is_some_and(|name| **name != mailbox.name) {
+                self.held.forget(account, mailbox.id);
+            } else if !differs.contains(&mailbox.id) && !blocked.contains(&mailbox.name) {
                 self.held.equal_since(moment, account, mailbox);
             }
         }

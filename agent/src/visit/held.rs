@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Mutex};
 
 use mailtwin_logic::{
     ids::{Account, MailboxId, ModSeq},
-    mailbox::{Head, MailboxState},
+    mailbox::{Head, MailboxName, MailboxState},
 };
 
 /// Mailboxes remembered; when there are more, all are forgotten and compared again when next
@@ -15,8 +15,11 @@ use mailtwin_logic::{
 const MAILBOXES_MAX: usize = 100_000;
 
 /// One mailbox on the replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Known {
+    /// Its name there. Entries of the log name mailboxes: one that has come to another's name since
+    /// must not pass for it.
+    pub(crate) name: MailboxName,
     /// The replica's head.
     pub(crate) head: Head,
     /// Our store's highest MODSEQ when ours was the same.
@@ -51,7 +54,7 @@ pub(crate) struct Moment(u64);
 impl Held {
     /// What is known of one mailbox.
     pub(crate) fn get(&self, account: &Account, mailbox: MailboxId) -> Option<Known> {
-        self.lock().mailboxes.get(&(account.clone(), mailbox))?.known
+        self.lock().mailboxes.get(&(account.clone(), mailbox))?.known.clone()
     }
 
     /// To be taken before a look at many mailboxes, for [`Held::equal_since`].
@@ -104,7 +107,7 @@ impl Notes {
 }
 
 fn known(state: &MailboxState) -> Known {
-    Known { head: state.head, modseq: state.highest_modseq }
+    Known { name: state.name.clone(), head: state.head, modseq: state.highest_modseq }
 }
 
 #[cfg(test)]

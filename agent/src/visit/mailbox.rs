@@ -132,11 +132,11 @@ impl Visitor {
         if found.step > Step::Retry {
             self.held.forget(account, state.id);
         }
-        let known = self.held.get(account, state.id);
-        if known.is_some_and(|known| known.head == state.head) {
+        let known = self.held.get(account, state.id).filter(|known| known.name == *name);
+        if known.as_ref().is_some_and(|known| known.head == state.head) {
             return Ok(Some(Visited { dirty: Vec::new(), trouble: unreadable(&unread) }));
         }
-        let since = known.map_or(ModSeq(0), |known| known.modseq);
+        let since = known.as_ref().map_or(ModSeq(0), |known| known.modseq);
         let (whose, id) = (account.clone(), state.id);
         let delta = self.work(move |store| store.delta(&whose, id, since)).await?;
         if delta.state.name != *name {

@@ -55,6 +55,12 @@ const MUTANTS: &[Mutant] = &[
         to: "{ let _ = waiting; self.running.values().map(|covers| covers.first).min() }",
     },
     Mutant {
+        what: "a mailbox that came to another's place passes for it",
+        file: "agent/src/visit/mailbox.rs",
+        from: ".filter(|known| known.name == *name)",
+        to: "",
+    },
+    Mutant {
         what: "nothing is compared after connecting",
         file: LINK,
         from: "self.add(Target::Store, Covers { first: self.saved.next(), at: u64::MAX });",
