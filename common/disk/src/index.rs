@@ -30,7 +30,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{DiskError, clock::SystemClock, dir};
+use crate::{
+    DiskError, dir,
+    lock::{FileLock, LockError},
+};
 
 mod mark;
 mod pending;
@@ -67,10 +70,9 @@ const DATA: &str = "db";
 /// Damaged directories that are kept for humans; older ones go, so that they cannot fill the disk.
 const ASIDE_KEPT: u32 = 3;
 
-/// A process that was just killed keeps sled's lock for a few milliseconds; a node's other daemon,
-/// when the node's role changes, until its last task has ended.
-const LOCK_TRIES: u32 = 300;
-const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// A process that was just killed keeps its lock for a few milliseconds; a node's other daemon, when
+/// the node's role changes, until its last task has ended.
+const LOCK_LIMIT: Duration = Duration::from_secs(15);
 
 /// An open index. Clones share it; when the last one goes, it is closed in order.
 #[derive(Clone, Debug)]
@@ -109,6 +111,9 @@ pub enum IndexError {
     /// The operating system refused: disk full, permissions, I/O error.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// Another process has it, for longer than a change of roles takes.
+    #[error(transparent)]
+    Held(#[from] LockError),
 }
 
 /// Changes that happen together or not at all. Of several to one key, the last counts.
@@ -147,7 +152,9 @@ impl Index {
     /// Disk full, missing permissions and I/O errors are returned, and nothing is thrown away.
     pub fn open(dir: &Path) -> Result<(Self, Opened), IndexError> {
         dir::create(dir, 0o700)?;
-        let (open, opened) = match Open::at(dir) {
+        // sled has a lock of its own, but only for what it does itself.
+        let lock = FileLock::within(&dir.with_extension("lock"), LOCK_LIMIT)?;
+        let (mut open, opened) = match Open::at(dir) {
             Ok((open, true)) => (open, Opened::Kept),
             Ok((open, false)) => (open, Opened::Fresh),
             Err(IndexError::Damaged(why)) => {
@@ -155,12 +162,13 @@ impl Index {
                 dir::create(dir, 0o700)?;
                 (Open::at(dir)?.0, Opened::Replaced { why, aside })
             }
-            Err(error @ (IndexError::Disk(_) | IndexError::TooLarge(_))) => return Err(error),
+            Err(error) => return Err(error),
         };
         if opened != Opened::Kept {
             open.sync(1)?;
             dir::sync(dir)?;
         }
+        open.lock = Some(lock);
         let open = Arc::new(open);
         let writer = Arc::new(Writer::start(&open)?);
         Ok((Self { open, _writer: writer }, opened))
@@ -266,6 +274,8 @@ struct Open {
     /// Damage was seen; sled is not called again.
     damaged: AtomicBool,
     failure: Failure,
+    /// Last, so that it is released when all else is closed.
+    lock: Option<FileLock>,
 }
 
 /// Whom to tell when it fails.
@@ -328,6 +338,7 @@ impl Open {
             syncs: Mutex::new(Syncs { mark, number: has, covered: 0 }),
             damaged: AtomicBool::new(false),
             failure: Failure::default(),
+            lock: None,
         };
         Ok((open, number.is_some()))
     }
@@ -446,23 +457,7 @@ fn open_sled(dir: &Path) -> Result<sled::Db, IndexError> {
         .cache_capacity(CACHE_OCTETS)
         .flush_every_ms(housekeeping)
         .mode(sled::Mode::LowSpace);
-    let clock = SystemClock::shared();
-    let mut tries = 1;
-    loop {
-        match contain(dir, "open", || config.open()) {
-            Err(IndexError::Disk(error)) if is_locked(&error) && tries < LOCK_TRIES => {
-                tries += 1;
-                clock.pause(LOCK_PAUSE);
-            }
-            result => return result,
-        }
-    }
-}
-
-/// sled wraps the lock's error in one of its own, of kind `Other`, and says so only in words.
-fn is_locked(error: &DiskError) -> bool {
-    error.source.kind() == io::ErrorKind::Other
-        && error.source.to_string().contains("could not acquire lock")
+    contain(dir, "open", || config.open())
 }
 
 /// Number of the last sync; `None` if there is nothing yet. Damage and a foreign schema are errors.

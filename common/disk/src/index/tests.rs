@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt;
 
 use super::*;
+use crate::clock::SystemClock;
 
 fn put(index: &Index, key: &[u8], value: &[u8]) {
     let mut batch = Batch::default();
@@ -174,8 +175,27 @@ fn a_second_opening_is_refused_and_harms_nothing() {
     let dir = root.path().join("index");
     let (index, _) = Index::open(&dir).unwrap();
     put(&index, b"k", b"v");
-    assert!(matches!(Index::open(&dir), Err(IndexError::Disk(_))));
+    assert!(matches!(Index::open(&dir), Err(IndexError::Held(_))));
     assert_eq!(index.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+}
+
+#[test]
+fn daemons_that_change_places_do_not_touch_each_others() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("index");
+    std::thread::scope(|scope| {
+        for number in 0..4_u8 {
+            let dir = &dir;
+            scope.spawn(move || {
+                for round in 0..8_u8 {
+                    let (index, opened) = Index::open(dir).unwrap();
+                    assert!(!matches!(opened, Opened::Replaced { .. }), "{opened:?}");
+                    put(&index, &[number, round], b"there");
+                }
+            });
+        }
+    });
+    assert_eq!(keys(&Index::open(&dir).unwrap().0, b"").len(), 32);
 }
 
 #[test]

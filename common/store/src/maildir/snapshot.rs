@@ -585,14 +585,11 @@ fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 }
 
 fn failed(error: IndexError) -> StoreError {
-    match error {
-        IndexError::Disk(error) => {
-            StoreError::Io { op: error.op, path: error.path, source: error.source }
+    let (op, path, source) = match error {
+        IndexError::Disk(error) => (error.op, error.path, error.source),
+        other @ (IndexError::TooLarge(_) | IndexError::Damaged(_) | IndexError::Held(_)) => {
+            ("use", PathBuf::from("index"), std::io::Error::other(other))
         }
-        other @ (IndexError::TooLarge(_) | IndexError::Damaged(_)) => StoreError::Io {
-            op: "use",
-            path: PathBuf::from("index"),
-            source: std::io::Error::other(other),
-        },
-    }
+    };
+    StoreError::Io { op, path, source }
 }
