@@ -77,10 +77,19 @@ impl Gatekeeper {
 
     /// Opens the gate as an admin would by hand, when the daemon has done with it.
     pub fn open_by_hand(&self) -> anyhow::Result<()> {
+        self.by_hand("open")
+    }
+
+    /// Closes it so.
+    pub fn close_by_hand(&self) -> anyhow::Result<()> {
+        self.by_hand("close")
+    }
+
+    fn by_hand(&self, what: &str) -> anyhow::Result<()> {
         let lock = fs::File::options().read(true).open(&self.lock)?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
-        let (code, text) = hook(&self.doveadm, "open", "0")?;
-        anyhow::ensure!(code == 0, "open the gate: {text}");
+        let (code, text) = hook(&self.doveadm, what, "0")?;
+        anyhow::ensure!(code == 0, "{what} the gate: {text}");
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 //! time.
 
 pub mod check;
+pub mod cluster;
 pub mod corpus;
 pub mod daemon;
 pub mod dovecot;
@@ -20,5 +21,6 @@ pub mod powercut;
 pub mod process;
 pub mod proxy;
 pub mod random;
+pub mod split;
 pub mod volume;
 pub mod workload;

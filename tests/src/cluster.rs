@@ -1,0 +1,103 @@
+//! Nodes whose roles move: real Dovecots with the gate that is shipped, and both daemons on each.
+
+use std::collections::BTreeSet;
+
+use anyhow::ensure;
+
+use crate::{
+    corpus,
+    daemon::Node,
+    dovecot::{Dovecot, Version},
+    gate::Gatekeeper,
+    lab::Lab,
+    oracle::{self, Account},
+};
+
+/// Accounts of every cluster.
+pub const ACCOUNTS: [&str; 2] = ["u1", "u2"];
+
+/// Nodes whose roles move, each with a Dovecot and a gate.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Mail servers.
+    pub servers: Vec<Dovecot>,
+    /// Daemons, in the same order.
+    pub nodes: Vec<Node>,
+    /// What closes and opens each server.
+    pub gates: Vec<Gatekeeper>,
+    /// [`ACCOUNTS`].
+    pub accounts: Vec<String>,
+}
+
+impl Cluster {
+    /// The first is the master.
+    pub fn start(lab: &Lab, names: &[&str]) -> anyhow::Result<Self> {
+        let start = |name: &&str| Dovecot::start(lab, name, Version::V23);
+        let servers = names.iter().map(start).collect::<anyhow::Result<Vec<_>>>()?;
+        let nodes = Node::cluster(lab, &servers.iter().collect::<Vec<_>>())?;
+        let mut gates = Vec::new();
+        for (node, server) in nodes.iter().zip(&servers) {
+            gates.push(Gatekeeper::install(lab, node, server)?);
+            node.tell_incidents()?;
+        }
+        let accounts = ACCOUNTS.map(str::to_owned).to_vec();
+        let mut cluster = Self { servers, nodes, gates, accounts };
+        for node in cluster.nodes.iter_mut().rev() {
+            node.start_both(lab)?;
+        }
+        cluster.wait_master(lab, 0)?;
+        Ok(cluster)
+    }
+
+    /// Waits until only this node's gate is open.
+    pub fn wait_master(&self, lab: &Lab, place: usize) -> anyhow::Result<()> {
+        lab.wait(&format!("only {} is open", self.servers[place].name()), || {
+            let open: Vec<bool> = self.servers.iter().map(Dovecot::is_open).collect();
+            let right = open.iter().enumerate().all(|(at, &open)| open == (at == place));
+            Ok(if right { Ok(()) } else { Err(format!("open: {open:?}")) })
+        })
+    }
+
+    /// Opens every gate and waits until all servers show the same mail.
+    pub fn wait_all_equal(&self, lab: &Lab, master: usize) -> anyhow::Result<()> {
+        self.nodes[master].replctl(lab, &["drain"])?.expect(0)?;
+        for gate in &self.gates {
+            gate.open_by_hand()?;
+        }
+        for place in (0..self.servers.len()).filter(|&place| place != master) {
+            let (ours, theirs) = (&self.servers[master], &self.servers[place]);
+            oracle::wait_equal(lab, ours, theirs, &self.accounts)?;
+        }
+        Ok(())
+    }
+
+    /// Delivers the messages of these numbers, `m` before each, to the accounts in turn.
+    pub fn deliver(&self, place: usize, from: usize, to: usize) -> anyhow::Result<()> {
+        for serial in from..to {
+            let account = &self.accounts[serial % self.accounts.len()];
+            self.servers[place].deliver(account, &corpus::short(&format!("m{serial}")))?;
+        }
+        Ok(())
+    }
+
+    /// Every serial number that is on a server, and that none is there twice.
+    pub fn serials(&self, place: usize) -> anyhow::Result<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
+        for account in &self.accounts {
+            for (serial, times) in Account::read(&self.servers[place], account)?.serials() {
+                ensure!(times == 1, "{serial} is there {times} times");
+                all.insert(serial);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Waits until a node's admin has been told of these incidents, and fails if there are others.
+pub fn told(lab: &Lab, node: &Node, expected: &[&str]) -> anyhow::Result<()> {
+    lab.wait(&format!("{} tells of {expected:?}", node.name()), || {
+        let told = node.incidents()?;
+        let kinds: Vec<&str> = told.lines().filter_map(|line| line.split(' ').next()).collect();
+        Ok(if kinds == expected { Ok(()) } else { Err(told) })
+    })
+}

@@ -1,0 +1,301 @@
+//! Hard failovers at random moments, one after the other, with clients at work on both sides of the
+//! split. What is left, and what the ledger says, is held against the test's own record.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use mailtwin_tests::{
+    cluster::Cluster,
+    corpus,
+    daemon::{AGENT, REPLICA},
+    dovecot::Dovecot,
+    imap::Imap,
+    lab::Lab,
+    random::{self, Random},
+    split::{Side, Split, Uids, serials_by_sha1},
+};
+use serde_json::Value;
+
+/// Failovers of a run, unless `FAILOVERS` says otherwise.
+const ROUNDS: u64 = 12;
+const MAILBOXES: [&str; 5] = ["A", "B", "C", "A.x", "B.y"];
+const FLAGS: [&str; 5] = ["\\Seen", "\\Answered", "\\Flagged", "$Junk", "later"];
+
+/// Somebody who works on whichever server is there.
+struct Client {
+    random: Random,
+    serial: u64,
+    history: Vec<String>,
+}
+
+impl Client {
+    /// Does some random things to one account; what the server refuses changes nothing.
+    fn work(&mut self, server: &Dovecot, account: &str, times: usize) -> anyhow::Result<()> {
+        let mut imap = server.imap(account)?;
+        for _ in 0..times {
+            let done = self.step(server, account, &mut imap);
+            let done = match done {
+                Ok(done) => done,
+                Err(error) => match error.downcast_ref::<imap::Error>() {
+                    Some(imap::Error::No(_) | imap::Error::Append) => format!("refused: {error}"),
+                    // The mailbox that it had open is gone.
+                    Some(imap::Error::ConnectionLost | imap::Error::Io(_)) => {
+                        imap = server.imap(account)?;
+                        "a new session".to_owned()
+                    }
+                    _ => return Err(error.context(format!("work on {account}"))),
+                },
+            };
+            self.history.push(format!("{} {account}: {done}", server.name()));
+        }
+        // Nothing more is wanted of a session that the server may have ended already.
+        let _ = imap.logout();
+        Ok(())
+    }
+
+    fn step(&mut self, server: &Dovecot, account: &str, imap: &mut Imap) -> anyhow::Result<String> {
+        let pick = |random: &mut Random| MAILBOXES[random.below(MAILBOXES.len())];
+        let (one, other) = (pick(&mut self.random), pick(&mut self.random));
+        match self.random.below(20) {
+            0..6 => {
+                let serial = self.next();
+                server.deliver(account, &corpus::short(&serial))?;
+                Ok(format!("deliver {serial}"))
+            }
+            6..9 => {
+                let serial = self.next();
+                imap.append(one, &corpus::short(&serial)).finish()?;
+                Ok(format!("append {serial} to {one}"))
+            }
+            9 | 10 => imap.create(one).map(|()| format!("create {one}")).map_err(Into::into),
+            11 => imap
+                .rename(one, other)
+                .map(|()| format!("rename {one} {other}"))
+                .map_err(Into::into),
+            12 => imap.delete(one).map(|()| format!("delete {one}")).map_err(Into::into),
+            what => self.change(imap, (if what.is_multiple_of(2) { "INBOX" } else { one }, other)),
+        }
+    }
+
+    /// Flags, moves or expunges a message.
+    fn change(&mut self, imap: &mut Imap, (from, to): (&str, &str)) -> anyhow::Result<String> {
+        imap.select(from)?;
+        let mut uids: Vec<u32> = imap.uid_search("ALL")?.into_iter().collect();
+        uids.sort_unstable();
+        let Some(uid) = self.random.pick(&uids).copied() else {
+            return Ok(format!("{from} is empty"));
+        };
+        match self.random.below(5) {
+            0 => {
+                imap.uid_store(uid.to_string(), "+FLAGS.SILENT (\\Deleted)")?;
+                imap.uid_expunge(uid.to_string())?;
+                Ok(format!("expunge {from} {uid}"))
+            }
+            1 => {
+                imap.uid_mv(uid.to_string(), to)?;
+                Ok(format!("move {from} {uid} to {to}"))
+            }
+            _ => {
+                let flag = self.random.pick(&FLAGS).context("there are flags")?;
+                let sign = if self.random.once_in(3) { '-' } else { '+' };
+                imap.uid_store(uid.to_string(), format!("{sign}FLAGS.SILENT ({flag})"))?;
+                Ok(format!("{sign}{flag} on {from} {uid}"))
+            }
+        }
+    }
+
+    fn next(&mut self) -> String {
+        self.serial += 1;
+        format!("s{}", self.serial)
+    }
+}
+
+/// Everything that goes from round to round.
+struct Story<'a> {
+    lab: &'a Lab,
+    cluster: Cluster,
+    client: Client,
+    uids: Uids,
+    master: usize,
+}
+
+impl Story<'_> {
+    /// One failover, from both sides equal to both sides equal.
+    fn round(&mut self) -> anyhow::Result<()> {
+        let (old, new) = (self.master, 1 - self.master);
+        self.work(old)?;
+        if self.client.random.once_in(2) {
+            let node = &self.cluster.nodes[old];
+            // A mailbox that somebody deletes just now is set aside for a moment.
+            self.lab.wait("everything is replicated", || {
+                let output = node.replctl(self.lab, &["drain"])?;
+                Ok(if output.code == Some(0) { Ok(()) } else { Err(output.stdout) })
+            })?;
+        } else {
+            let wait = self.client.random.draw() % 300;
+            self.lab.clock().pause(Duration::from_millis(wait));
+        }
+        self.cluster.nodes[old].kill_both()?;
+        self.work(old)?;
+        if self.client.random.once_in(2) {
+            // Past the gate: such UIDs mean another message on each side.
+            self.cluster.gates[new].open_by_hand()?;
+            let serial = self.client.next();
+            self.cluster.servers[new].deliver("u1", &corpus::short(&serial))?;
+            self.client.history.push(format!("{serial} past the gate"));
+        }
+        let theirs = self.read(old)?;
+        let mut known = Vec::new();
+        for account in &self.cluster.accounts {
+            known.push(serials_by_sha1(&self.cluster.servers[old], account)?);
+        }
+        self.cluster.servers[old].stop()?;
+        let epoch = self.force(new)?;
+        let base = self.read(new)?;
+        self.work(new)?;
+        let ours = self.read(new)?;
+        self.come_back(old, new)?;
+        let splits: Vec<Split> = base
+            .into_iter()
+            .zip(ours)
+            .zip(theirs)
+            .map(|((base, ours), theirs)| Split { base, ours, theirs })
+            .collect();
+        self.expect_merged((old, new), &splits)?;
+        self.expect_ledger(new, epoch, &splits, &known)?;
+        self.master = new;
+        self.cluster.gates[old].close_by_hand()
+    }
+
+    fn work(&mut self, place: usize) -> anyhow::Result<()> {
+        for account in &self.cluster.accounts {
+            let times = self.client.random.below(12);
+            self.client.work(&self.cluster.servers[place], account, times)?;
+        }
+        Ok(())
+    }
+
+    /// Reads all accounts of a node, and notes which UIDs clients have seen there.
+    fn read(&mut self, place: usize) -> anyhow::Result<Vec<Side>> {
+        let mut sides = Vec::new();
+        for account in &self.cluster.accounts {
+            let side = Side::read(self.lab, &self.cluster.servers[place], account)?;
+            self.uids.see(&side.presented(account));
+            sides.push(side);
+        }
+        Ok(sides)
+    }
+
+    /// Promotes a node, and waits until it is open.
+    fn force(&mut self, new: usize) -> anyhow::Result<u64> {
+        let (lab, node) = (self.lab, &self.cluster.nodes[new]);
+        lab.wait("the dead master's sessions are gone", || {
+            let output = node.replctl(lab, &["failover", "force", "--accept-loss", "all"])?;
+            Ok(if output.code == Some(0) { Ok(()) } else { Err(output.stdout) })
+        })?;
+        let epoch = lab.wait("the new master is one, and open", || {
+            let status = node.ask(lab, &["status"])?;
+            let epoch = status["epoch"].as_u64().filter(|_| status["role"] == "master");
+            let open = self.cluster.servers[new].is_open();
+            Ok(epoch.filter(|_| open).ok_or_else(|| format!("open {open}: {status}")))
+        })?;
+        Ok(epoch)
+    }
+
+    /// The old master is there again; now and then a daemon dies while its mail is copied back.
+    fn come_back(&mut self, old: usize, new: usize) -> anyhow::Result<()> {
+        let lab = self.lab;
+        self.cluster.servers[old].resume(lab)?;
+        self.cluster.nodes[old].start_both(lab)?;
+        if self.client.random.once_in(2) {
+            let wait = self.client.random.draw() % 1_200;
+            lab.clock().pause(Duration::from_millis(wait));
+            let (victim, daemon) =
+                if self.client.random.once_in(2) { (new, AGENT) } else { (old, REPLICA) };
+            self.client.history.push(format!("after {wait} ms {daemon} dies on {victim}"));
+            self.cluster.nodes[victim].crash(lab, daemon)?;
+        }
+        self.cluster.wait_master(lab, new)?;
+        let node = &self.cluster.nodes[new];
+        lab.wait("what only the old master had is copied back", || {
+            let status = node.ask(lab, &["status"])?;
+            let state = &status["replicas"][0]["state"];
+            Ok(if state == "in-sync" { Ok(()) } else { Err(status.to_string()) })
+        })?;
+        self.cluster.wait_all_equal(lab, new)
+    }
+
+    fn expect_merged(
+        &mut self,
+        (old, new): (usize, usize),
+        splits: &[Split],
+    ) -> anyhow::Result<()> {
+        for place in [new, old] {
+            for (account, split) in self.cluster.accounts.iter().zip(splits) {
+                let merged = Side::read(self.lab, &self.cluster.servers[place], account)?;
+                split
+                    .check(&merged)
+                    .with_context(|| format!("{account}: {split:#?} {merged:#?}"))?;
+                self.uids.see_merged(&merged.presented(account))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The ledger names exactly what was accepted and not there at the promotion.
+    fn expect_ledger(
+        &self,
+        new: usize,
+        epoch: u64,
+        splits: &[Split],
+        known: &[BTreeMap<String, String>],
+    ) -> anyhow::Result<()> {
+        let answer = self.cluster.nodes[new].ask(self.lab, &["ledger"])?;
+        let lines = answer["ledger"].as_array().context("a ledger")?;
+        let named_in = |line: &Value, account: &str| {
+            let kind = ["tail", "clash"].iter().any(|kind| line["kind"] == *kind);
+            kind && line["epoch"] == epoch && line["account"] == account
+        };
+        for ((account, split), known) in self.cluster.accounts.iter().zip(splits).zip(known) {
+            let mut named: BTreeSet<String> = BTreeSet::new();
+            for line in lines.iter().filter(|line| named_in(line, account)) {
+                let guid = line["guid"].as_str().context("a GUID")?;
+                let serial = known.get(guid).context("a message of the old master's")?;
+                let again = !named.insert(serial.clone());
+                ensure!(!again || !split.tail().contains(serial), "{serial} is named twice");
+            }
+            let (tail, moved) = (split.tail(), split.moved_there());
+            let missing: Vec<_> = tail.difference(&named).collect();
+            let strange: Vec<_> = named.difference(&moved).collect();
+            ensure!(
+                missing.is_empty() && strange.is_empty(),
+                "the ledger of {account} lacks {missing:?} and has {strange:?}: {answer:#}"
+            );
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn after_random_hard_failovers_nothing_is_lost_and_the_ledger_is_right() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let seed = random::seed(lab.clock());
+        let rounds = random::number("FAILOVERS").unwrap_or(ROUNDS);
+        let cluster = Cluster::start(lab, &["one", "two"])?;
+        let client = Client { random: Random::new(seed), serial: 0, history: Vec::new() };
+        let uids = Uids::default();
+        let mut story = Story { lab, cluster, client, uids, master: 0 };
+        for round in 1..=rounds {
+            let outcome = story.round();
+            let history = &story.client.history;
+            outcome.with_context(|| {
+                format!("SEED={seed}, failover {round} of {rounds}: {history:#?}")
+            })?;
+            story.client.history.clear();
+        }
+        Ok(())
+    })
+}
