@@ -5,24 +5,28 @@ mod quarantine;
 mod replicas;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use mailtwin_disk::DiskError;
 use mailtwin_host::admin::{
     AgentStatus, Answer, AsideStatus, CheckAsk, CopyStatus, Entry, FailureCode, LogStat, LogStatus,
     Problem, ReplicaStatus, Request, Response, SCHEMA_VERSION, answer,
 };
-use mailtwin_host::{config::Peer, history, keys::PublicKey, node::Node, pins::Pins, tasks::Tasks};
+use mailtwin_host::{
+    config::Peer, history, keys::PublicKey, ledger, node::Node, pins::Pins, tasks::Tasks,
+};
 use mailtwin_logic::{
     chain::Chain,
     check::Side,
     entry::Target,
+    graveyard::Wanted,
     ids::{Account, LogSeq},
     link::Phase,
 };
-use mailtwin_store::{MailStore, local};
+use mailtwin_store::{MailStore, graves, local};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -68,6 +72,14 @@ pub(crate) struct Working {
     pub(crate) checks: Jobs,
 }
 
+/// What was read from a file, or why it could not be.
+fn told<T>(read: Result<Vec<T>, DiskError>, into: impl FnOnce(Vec<T>) -> Response) -> Response {
+    match read {
+        Ok(entries) => into(entries),
+        Err(error) => answer::failed(FailureCode::Failed, Chain(&error).to_string()),
+    }
+}
+
 impl Answer for Answers {
     async fn answer(&self, request: Request) -> Response {
         match request {
@@ -76,14 +88,13 @@ impl Answer for Answers {
             Request::KeysPin { peer, key } => answer::done(self.pins.pin(&peer, key)),
             Request::KeysUnpin { peer, key } => answer::done(self.pins.unpin(&peer, key)),
             Request::Operation => Response::Operation(self.failover.operations.status()),
-            Request::History => match history::read(&self.failover.state_dir) {
-                Ok(entries) => Response::History(entries),
-                Err(error) => answer::failed(FailureCode::Failed, Chain(&error).to_string()),
-            },
-            Request::Ledger => match history::ledger(&self.failover.state_dir) {
-                Ok(entries) => Response::Ledger(entries),
-                Err(error) => answer::failed(FailureCode::Failed, Chain(&error).to_string()),
-            },
+            Request::History => told(history::read(&self.failover.state_dir), Response::History),
+            Request::Ledger => told(ledger::newest(&self.failover.state_dir), Response::Ledger),
+            Request::ConflictsAck { ids } => {
+                let now = self.failover.clock.unix_ms();
+                let acked = ledger::ack(&self.failover.state_dir, ids.as_deref(), now);
+                told(acked, Response::Ledger)
+            }
             Request::Force { .. } => answer::failed(
                 FailureCode::Usage,
                 "that is the replica daemon's to do: is this replctl of the same version?".into(),
@@ -92,10 +103,6 @@ impl Answer for Answers {
                 self.thaw.lock().expect("no panic while it is held").cancel();
                 Response::Operation(self.failover.operations.status())
             }
-            Request::Graveyard { .. } => answer::failed(
-                FailureCode::Refused,
-                format!("{}: that is the replica daemon to ask", self.node.name),
-            ),
             Request::ReplicaAdd { name, address, keys, dry_run } => {
                 self.add(Peer { name, address, keys }, dry_run).await
             }
@@ -113,6 +120,7 @@ impl Answer for Answers {
             | Request::CheckState { .. }
             | Request::CheckRepair { .. }
             | Request::CheckLocal(_)
+            | Request::Graveyard(_)
             | Request::CheckUndo { .. } => match &self.working {
                 Some(working) => self.work(working, request).await,
                 None => answer::failed(FailureCode::Refused, self.not_the_master()),
@@ -279,13 +287,18 @@ impl Working {
                 };
                 answer::local(&self.bench.node, self.agent.now(), ask, workers, look).await
             }
+            Request::Graveyard(ask) => {
+                let store = Arc::clone(&self.store);
+                let look =
+                    move |wanted: &Wanted, to: Option<&Path>| graves::tell(&*store, wanted, to);
+                answer::graveyard(ask, self.agent.workers(), look).await
+            }
             Request::CheckUndo { id, export_to } => self.undo(id, export_to).await,
             Request::CheckState { id, from } => match self.checks.state(id, from) {
                 Some(state) => Response::Check(state),
                 None => answer::failed(FailureCode::Usage, format!("no check has number {id}")),
             },
             Request::Status
-            | Request::Graveyard { .. }
             | Request::KeysShow
             | Request::KeysPin { .. }
             | Request::KeysUnpin { .. }
@@ -297,7 +310,8 @@ impl Working {
             | Request::Operation
             | Request::History
             | Request::Force { .. }
-            | Request::Ledger => Response::Done,
+            | Request::Ledger
+            | Request::ConflictsAck { .. } => Response::Done,
         }
     }
 

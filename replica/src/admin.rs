@@ -1,8 +1,10 @@
 //! Answers `replctl` for the replica daemon.
 
-mod graveyard;
-
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use mailtwin_host::{
     admin::{
@@ -14,8 +16,8 @@ use mailtwin_host::{
     node::Role,
     pins::Pins,
 };
-use mailtwin_logic::{check::Side, entry::Target, ids::Account};
-use mailtwin_store::local;
+use mailtwin_logic::{check::Side, entry::Target, graveyard::Wanted, ids::Account};
+use mailtwin_store::{graves, local};
 
 use crate::{
     fence::Fence,
@@ -54,7 +56,15 @@ impl Answer for Answers {
                     format!("{} is the master already", self.node),
                 ),
             },
-            Request::Graveyard { .. } => self.graveyard(request).await,
+            Request::Graveyard(ask) => match &self.work {
+                Some(work) => {
+                    let store = Arc::clone(&work.store);
+                    let look =
+                        move |wanted: &Wanted, to: Option<&Path>| graves::tell(&*store, wanted, to);
+                    answer::graveyard(ask, &work.workers, look).await
+                }
+                None => self.not_here(),
+            },
             Request::CheckLocal(ask) => match &self.work {
                 Some(work) => {
                     let (store, workers) = (Arc::clone(&work.store), &work.workers);
@@ -63,10 +73,7 @@ impl Answer for Answers {
                     };
                     answer::local(&self.node, self.clock.unix_ms(), ask, workers, look).await
                 }
-                None => answer::failed(
-                    FailureCode::Refused,
-                    format!("{} is the master: ask its agent", self.node),
-                ),
+                None => self.not_here(),
             },
             Request::Status => Response::ReplicaDaemon(self.status()),
             Request::KeysShow => answer::keys(&self.node, self.key, &self.pins),
@@ -87,6 +94,7 @@ impl Answer for Answers {
             | Request::Operation
             | Request::History
             | Request::Ledger
+            | Request::ConflictsAck { .. }
             | Request::Check(_)
             | Request::CheckState { .. }
             | Request::CheckRepair { .. }
@@ -107,6 +115,11 @@ impl Answers {
             state_dir: self.state_dir.clone(),
             clock: Arc::clone(&self.clock),
         }
+    }
+
+    fn not_here(&self) -> Response {
+        let message = format!("{} is the master: ask its agent", self.node);
+        answer::failed(FailureCode::Refused, message)
     }
 
     /// How this daemon is.

@@ -5,16 +5,14 @@ use std::{collections::BTreeSet, io::Read as _, sync::Arc};
 use mailtwin_logic::{
     check::{BRANCHES, branch},
     digest::{self, Digest},
+    graveyard::Wanted,
     ids::{Account, MailboxId, Uid, UidValidity},
     limits::CHUNK_OCTETS,
     mailbox::{MailboxName, Record},
     plan::Mode,
     wire::message::Reply,
 };
-use mailtwin_store::{
-    Destination, Grave, Octets, Staged, StoreError,
-    graves::{self, Wanted},
-};
+use mailtwin_store::{Destination, Grave, Octets, Staged, StoreError, graves};
 
 use crate::{
     answer::{ACCOUNTS_PER_LOOK, digest_of, work},

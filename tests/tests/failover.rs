@@ -244,6 +244,7 @@ fn a_replica_takes_over_from_a_dead_master_and_nothing_of_that_is_lost() -> anyh
         let from: BTreeSet<_> = lines.iter().filter_map(|line| line["node"].as_str()).collect();
         let incidents = [vec!["force"], vec!["merged"; from.len()]].concat();
         told(lab, &cluster.nodes[1], &incidents)?;
+        conflicts_are_told(lab, &cluster.nodes[1])?;
         told(lab, &cluster.nodes[0], &["stepped-down"])?;
         told(lab, &cluster.nodes[2], &[])
     })
@@ -273,6 +274,41 @@ fn the_hook_that_mails_incidents_hands_a_message_over() -> anyhow::Result<()> {
         ensure!(sent == expected, "{sent}");
         Ok(())
     })
+}
+
+/// What was decided against one of the sides can be looked at, brought back, and acknowledged.
+fn conflicts_are_told(lab: &Lab, master: &Node) -> anyhow::Result<()> {
+    let listed = master.replctl(lab, &["conflicts", "list"])?.expect(1)?.stdout;
+    ensure!(!listed.contains("  tail  "), "only what is a conflict: {listed}");
+    let open = master.ask(lab, &["conflicts", "list"])?;
+    let of = |kind: &str| {
+        let all = open["conflicts"].as_array().into_iter().flatten();
+        all.filter(|entry| entry["kind"] == kind).cloned().collect::<Vec<_>>()
+    };
+    let [clash, expunged] = ["clash", "expunged"].map(|kind| of(kind).into_iter().next());
+    let (clash, expunged) = (clash.context("a clash")?, expunged.context("an expunge")?);
+    let id = |entry: &serde_json::Value| entry["id"].as_str().map(str::to_owned).context("an id");
+    let (clash, id) = (id(&clash)?, id(&expunged)?);
+    let both = master.replctl(lab, &["conflicts", "show", &clash])?.expect(0)?.stdout;
+    ensure!(both.contains("clash") && both.contains("moved"), "both versions: {both}");
+
+    let shown = master.replctl(lab, &["conflicts", "show", &id])?.expect(0)?.stdout;
+    let command = shown.lines().find_map(|line| line.trim().strip_prefix("way back  replctl "));
+    let dir = lab.mail_dir("given-back")?;
+    let dir = dir.to_str().context("a path of letters")?;
+    let command = command.context("a way back")?.replace("DIR", dir);
+    master.replctl(lab, &command.split(' ').collect::<Vec<_>>())?.expect(0)?;
+    ensure!(files::walk(&Path::new(dir).join("u1"))?.len() == 1, "{command}");
+
+    master.replctl(lab, &["conflicts", "ack", &id])?.expect(0)?;
+    master.replctl(lab, &["conflicts", "ack", &id])?.expect(1).context("seen before")?;
+    let left = master.replctl(lab, &["conflicts", "list"])?.expect(1)?.stdout;
+    ensure!(!left.contains(&id) && left.contains(&clash), "{left}");
+    master.replctl(lab, &["conflicts", "ack", "--all"])?.expect(0)?;
+    master.replctl(lab, &["conflicts", "list"])?.expect(0)?;
+    let all = master.replctl(lab, &["conflicts", "list", "--all"])?.expect(0)?.stdout;
+    ensure!(all.contains(&id), "{all}");
+    Ok(())
 }
 
 /// The first node's daemons die, and its clients go on for a while: nothing of that is replicated.

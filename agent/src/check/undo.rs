@@ -9,10 +9,11 @@ use std::{
     sync::Arc,
 };
 
-use mailtwin_host::admin::{GraveReport, GraveyardReport, SCHEMA_VERSION};
+use mailtwin_host::admin::{GraveyardReport, SCHEMA_VERSION};
 use mailtwin_logic::{
     chain::Chain,
     check::Taken,
+    graveyard::{GraveReport, Wanted},
     ids::{Account, Guid, ModSeq, Uid, UidValidity},
     limits::SLICE_CHANGES,
     mailbox::MailboxName,
@@ -20,7 +21,7 @@ use mailtwin_logic::{
 };
 use mailtwin_store::{
     Description, Grave, MailStore, Reason, StoreError,
-    graves::{self, Exported, Wanted},
+    graves::{self, Exported},
     guid_of,
 };
 
@@ -275,17 +276,7 @@ async fn receive(
 
 fn entry(grave: &Grave, octets: &[u8]) -> GraveReport {
     let head = octets.get(..octets.len().min(HEADER_OCTETS_MAX)).unwrap_or_default();
-    GraveReport {
-        at_ms: grave.at_ms,
-        account: grave.account.to_string(),
-        mailbox: grave.mailbox.to_string(),
-        uid_validity: grave.uid_validity.0,
-        uid: grave.uid.map(|uid| uid.0),
-        guid: grave.guid.map(|guid| guid.to_string()),
-        octets: octets.len() as u64,
-        internal_date: grave.internal_date,
-        about: told(&Description::of(head).to_string()),
-    }
+    grave.report(octets.len() as u64, told(&Description::of(head).to_string()))
 }
 
 fn broke(replica: &str) -> String {

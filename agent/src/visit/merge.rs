@@ -7,6 +7,7 @@ mod journal;
 
 use std::{path::PathBuf, sync::Arc};
 
+use mailtwin_disk::DiskError;
 use mailtwin_host::{admin::HistoryEntry, base::Base, clock::Clock, history};
 use mailtwin_logic::{
     chain::Chain,
@@ -19,7 +20,7 @@ use mailtwin_logic::{
 use mailtwin_store::{Reason, StoreError};
 
 use super::{Trouble, VisitError, Visitor, refused};
-use journal::Journal;
+use journal::{Earlier, Journal};
 
 /// How often a mailbox that changes meanwhile is decided anew.
 const TRIES: usize = 6;
@@ -59,8 +60,9 @@ impl Visitor {
         let accounts = self.their_accounts(&Request::Accounts, |_| true).await?;
         tracing::info!(node = %merging.node, accounts = accounts.len(), "copying back what only it has");
         let (mut failed, mut totals) = (None, journal::Totals::default());
+        let mut earlier = Earlier::read(merging).map_err(|error| local(&Chain(&error)))?;
         for account in accounts.into_keys() {
-            let mut journal = Journal::new(merging, &account, is_old_master);
+            let mut journal = Journal::new(merging, &mut earlier, &account, is_old_master);
             match self.merge_account(&account, whole, &mut journal).await {
                 Ok(()) => totals.add(&journal),
                 Err(VisitError::Target(trouble)) => {
@@ -144,10 +146,12 @@ impl Visitor {
         match fate {
             Fate::Rename { id, from, to } => {
                 journal.mailbox("renamed", &from, &format!("to {to}, as on {}", journal.node()));
+                written(journal.write())?;
                 self.restructure_here(account, Step::Rename { id, from, to }).await?;
             }
             Fate::Delete { id, name } => {
                 journal.mailbox("deleted", &name, "as there; it is in the graveyard");
+                written(journal.write())?;
                 self.restructure_here(account, Step::Delete { id, name }).await?;
             }
             Fate::Merge { id } => {
@@ -166,7 +170,7 @@ impl Visitor {
                 }
             }
         }
-        journal.write().map_err(|error| local(&Chain(&error)))
+        Ok(())
     }
 
     async fn restructure_here(&self, account: &Account, step: Step) -> Result<(), VisitError> {
@@ -211,6 +215,11 @@ fn note_merged(merging: &Merging, totals: &journal::Totals) {
     if let Err(error) = history::append(&merging.state_dir, &entry) {
         tracing::error!(error = %Chain(&error), ?entry, "cannot write the history of failovers");
     }
+}
+
+/// Without its line in the ledger nothing is carried out.
+fn written(result: Result<(), DiskError>) -> Result<(), VisitError> {
+    result.map_err(|error| local(&Chain(&error)))
 }
 
 /// Trouble with one account.

@@ -45,18 +45,28 @@ impl LineFile {
 
     /// Appends `line`, control characters escaped; durable on return.
     pub fn append(&mut self, line: &str) -> Result<(), DiskError> {
-        let mut text = String::with_capacity(line.len() + 2);
+        self.append_all([line])
+    }
+
+    /// Appends several; all of them are durable on return, with one sync.
+    pub fn append_all(
+        &mut self,
+        lines: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<(), DiskError> {
+        let mut text = String::new();
         if self.half_line {
             text.push('\n');
         }
-        for character in line.chars() {
-            if character.is_control() {
-                text.extend(character.escape_default());
-            } else {
-                text.push(character);
+        for line in lines {
+            for character in line.as_ref().chars() {
+                if character.is_control() {
+                    text.extend(character.escape_default());
+                } else {
+                    text.push(character);
+                }
             }
+            text.push('\n');
         }
-        text.push('\n');
         self.half_line = true;
         self.file.write_all(text.as_bytes()).map_err(DiskError::during("write", &self.path))?;
         self.half_line = false;

@@ -15,7 +15,7 @@ pub use check::{
     LocalAsk, LocalMailbox, LocalPart,
 };
 pub use client::{AdminError, Client};
-pub use graveyard::{GraveReport, GraveyardReport};
+pub use graveyard::{GraveyardAsk, GraveyardReport};
 pub use message::{
     AgentStatus, AsideReport, BadMessageReport, BrakeReport, Entry, FailureCode, HeldReport,
     HistoryEntry, KeyList, LedgerEntry, LogStat, LogStatus, OperationOutcome, OperationStatus,

@@ -1,5 +1,4 @@
-//! `failover.jsonl`, every change of this node's role, and `ledger.jsonl`, what was merged when a node came
-//! back: one JSON object per line, appended and synced.
+//! `failover.jsonl`, every change of this node's role: one JSON object per line, appended and synced.
 
 use std::path::{Path, PathBuf};
 
@@ -9,18 +8,15 @@ use mailtwin_disk::{
     replace::PRIVATE,
 };
 
-use serde::{Serialize, de::DeserializeOwned};
-
-use crate::admin::{HistoryEntry, LedgerEntry};
+use crate::admin::HistoryEntry;
 
 /// Lines shown: more failovers than a node has in its life.
 const SHOWN_MAX: usize = 1_000;
-/// Lines of the ledger shown: they fit one answer. The file has all.
-const LEDGER_SHOWN_MAX: usize = 5_000;
 
 /// Appends to the history; durable on return.
 pub fn append(state_dir: &Path, entry: &HistoryEntry) -> Result<(), DiskError> {
-    append_line(&path_in(state_dir), entry)
+    let text = serde_json::to_string(entry).expect("strings and numbers always encode");
+    LineFile::open(&path_in(state_dir), PRIVATE)?.append(&text)
 }
 
 /// All that was ever appended, oldest first; damaged lines are left out.
@@ -38,31 +34,11 @@ pub fn read(state_dir: &Path) -> Result<Vec<HistoryEntry>, DiskError> {
     read_lines(&path_in(state_dir), SHOWN_MAX)
 }
 
-/// Appends to the ledger; durable on return.
-pub fn append_to_ledger(state_dir: &Path, entries: &[LedgerEntry]) -> Result<(), DiskError> {
-    let path = ledger_in(state_dir);
-    entries.iter().try_for_each(|entry| append_line(&path, entry))
-}
-
-/// The ledger, oldest first.
-pub fn ledger(state_dir: &Path) -> Result<Vec<LedgerEntry>, DiskError> {
-    read_lines(&ledger_in(state_dir), LEDGER_SHOWN_MAX)
-}
-
-fn append_line<T: Serialize>(path: &Path, entry: &T) -> Result<(), DiskError> {
-    let text = serde_json::to_string(entry).expect("strings and numbers always encode");
-    LineFile::open(path, PRIVATE)?.append(&text)
-}
-
-fn read_lines<T: DeserializeOwned>(path: &Path, most: usize) -> Result<Vec<T>, DiskError> {
+fn read_lines(path: &Path, most: usize) -> Result<Vec<HistoryEntry>, DiskError> {
     let mut entries = Vec::new();
     lines::read(path, |line| entries.extend(serde_json::from_str(line)))?;
     entries.drain(..entries.len().saturating_sub(most));
     Ok(entries)
-}
-
-fn ledger_in(state_dir: &Path) -> PathBuf {
-    state_dir.join("ledger.jsonl")
 }
 
 fn path_in(state_dir: &Path) -> PathBuf {

@@ -13,6 +13,7 @@ pub mod history;
 mod hook;
 pub mod incident;
 pub mod keys;
+pub mod ledger;
 pub mod metrics;
 pub mod net;
 pub mod node;

@@ -33,6 +33,7 @@ pub mod digest;
 pub mod entry;
 pub mod evidence;
 pub mod failover;
+pub mod graveyard;
 pub mod ids;
 pub mod limits;
 pub mod link;

@@ -8,6 +8,7 @@ use std::{
 
 use mailtwin_disk::{dir, replace};
 use mailtwin_logic::{
+    graveyard::{Found, GraveReport, Wanted},
     ids::{Account, Guid, Uid, UidValidity},
     mailbox::MailboxName,
 };
@@ -45,7 +46,25 @@ pub struct Grave {
     pub(crate) place: Place,
 }
 
+/// Messages told of: with their headers they have to fit one answer.
+const TOLD_MAX: usize = 1000;
+
 impl Grave {
+    /// What is told of it.
+    pub fn report(&self, octets: u64, about: String) -> GraveReport {
+        GraveReport {
+            at_ms: self.at_ms,
+            account: self.account.to_string(),
+            mailbox: self.mailbox.to_string(),
+            uid_validity: self.uid_validity.0,
+            uid: self.uid.map(|uid| uid.0),
+            guid: self.guid.map(|guid| guid.to_string()),
+            octets,
+            internal_date: self.internal_date,
+            about,
+        }
+    }
+
     /// One of another node's graveyard, which cannot be opened here.
     pub fn elsewhere(at_ms: u64, mailbox: (&Account, &MailboxName, UidValidity)) -> Self {
         let (account, name, uid_validity) = mailbox;
@@ -61,23 +80,6 @@ impl Grave {
             place: Place::Taken,
         }
     }
-}
-
-/// Which messages of a graveyard are meant; what is absent restricts nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// Whose.
-    pub account: Option<Account>,
-    /// Of which mailbox.
-    pub mailbox: Option<MailboxName>,
-    /// With which UID.
-    pub uid: Option<Uid>,
-    /// With which octets.
-    pub guid: Option<Guid>,
-    /// With which Message-ID, without angle brackets.
-    pub message_id: Option<String>,
-    /// Expunged here then or later, in milliseconds since 1970.
-    pub since_ms: u64,
 }
 
 /// A message that was exported.
@@ -99,6 +101,31 @@ pub struct Exported {
     pub at_ms: u64,
 }
 
+/// Tells of what is meant, and writes it below `to`.
+pub fn tell(
+    store: &dyn MailStore,
+    wanted: &Wanted,
+    to: Option<&Path>,
+) -> Result<Found, StoreError> {
+    let mut found = Found::default();
+    find(store, wanted, &mut |grave| {
+        found.count += 1;
+        found.octets += grave.octets;
+        if found.entries.len() < TOLD_MAX {
+            let about = Description::of_grave(store, grave).to_string();
+            found.entries.push(grave.report(grave.octets, about));
+        }
+        Ok(())
+    })?;
+    if let Some(to) = to {
+        let mut exported = Vec::new();
+        export(store, wanted, to, &mut |one| exported.push(one))?;
+        found.count = exported.len() as u64;
+        write_manifest(&exported, to)?;
+    }
+    Ok(found)
+}
+
 /// Shows `visit` every message that is meant.
 pub fn find(
     store: &dyn MailStore,
@@ -106,7 +133,7 @@ pub fn find(
     visit: &mut dyn FnMut(&Grave) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     store.graves(&mut |grave| {
-        if wanted.fits(&grave) && wanted.fits_message(store, &grave)? {
+        if fits(wanted, &grave) && fits_message(wanted, store, &grave)? {
             visit(&grave)?;
         }
         Ok(())
@@ -123,7 +150,7 @@ pub fn of_messages(
     let mut found = Vec::new();
     store.graves(&mut |grave| {
         let is_meant = grave.uid.is_none_or(|uid| uids.contains(&uid));
-        if wanted.fits(&grave) && grave.uid_validity == uid_validity && is_meant {
+        if fits(wanted, &grave) && grave.uid_validity == uid_validity && is_meant {
             found.push(grave);
         }
         Ok(())
@@ -212,30 +239,28 @@ pub fn read(store: &dyn MailStore, grave: &Grave) -> Result<Vec<u8>, StoreError>
     Ok(octets)
 }
 
-impl Wanted {
-    /// Whether all that a graveyard knows without reading the message fits.
-    fn fits(&self, grave: &Grave) -> bool {
-        self.account.as_ref().is_none_or(|account| *account == grave.account)
-            && self.mailbox.as_ref().is_none_or(|mailbox| *mailbox == grave.mailbox)
-            && self.uid.is_none_or(|uid| grave.uid == Some(uid))
-            && grave.at_ms >= self.since_ms
-    }
+/// Whether all that a graveyard knows without reading the message fits.
+fn fits(wanted: &Wanted, grave: &Grave) -> bool {
+    wanted.account.as_ref().is_none_or(|account| *account == grave.account)
+        && wanted.mailbox.as_ref().is_none_or(|mailbox| *mailbox == grave.mailbox)
+        && wanted.uid.is_none_or(|uid| grave.uid == Some(uid))
+        && grave.at_ms >= wanted.since_ms
+}
 
-    /// Whether the message itself fits as well.
-    fn fits_message(&self, store: &dyn MailStore, grave: &Grave) -> Result<bool, StoreError> {
-        if self.guid.is_some() && grave.guid.is_some() && self.guid != grave.guid {
-            return Ok(false);
-        }
-        let reads = self.message_id.is_some() || (self.guid.is_some() && grave.guid.is_none());
-        if !reads {
-            return Ok(true);
-        }
-        let octets = read(store, grave)?;
-        let head = octets.get(..octets.len().min(HEADER_OCTETS_MAX)).unwrap_or_default();
-        let message_id = Description::of(head).message_id;
-        Ok(self.guid.is_none_or(|guid| guid == guid_of(&octets))
-            && (self.message_id.is_none() || self.message_id == message_id))
+/// Whether the message itself fits as well.
+fn fits_message(wanted: &Wanted, store: &dyn MailStore, grave: &Grave) -> Result<bool, StoreError> {
+    if wanted.guid.is_some() && grave.guid.is_some() && wanted.guid != grave.guid {
+        return Ok(false);
     }
+    let reads = wanted.message_id.is_some() || (wanted.guid.is_some() && grave.guid.is_none());
+    if !reads {
+        return Ok(true);
+    }
+    let octets = read(store, grave)?;
+    let head = octets.get(..octets.len().min(HEADER_OCTETS_MAX)).unwrap_or_default();
+    let message_id = Description::of(head).message_id;
+    Ok(wanted.guid.is_none_or(|guid| guid == guid_of(&octets))
+        && (wanted.message_id.is_none() || wanted.message_id == message_id))
 }
 
 #[cfg(test)]

@@ -50,6 +50,10 @@ pub(crate) enum Verb {
     Failover(Failover),
     /// What became of the mail that only a returning node had.
     Ledger,
+    /// What was decided against one of two sides when a node came back: list it, show it, say that it
+    /// was seen.
+    #[command(subcommand)]
+    Conflicts(Conflicts),
     /// Close the gate for a while: no client gets in, no mail is delivered.
     Freeze(Freeze),
     /// Reopen the gate after `freeze`.
@@ -66,7 +70,7 @@ pub(crate) enum Verb {
     /// List what is set aside for a replica, try it again, or forget that it failed.
     #[command(subcommand)]
     Quarantine(Quarantine),
-    /// On a replica: list what it expunged and still keeps, or give it out.
+    /// List what this node expunged and still keeps, or give it out.
     #[command(subcommand)]
     Graveyard(Graveyard),
     /// Show what the brake holds after a mass disappearance, or let it go.
@@ -157,6 +161,31 @@ pub(crate) enum Quarantine {
     /// Forget that it failed, and compare it as if nothing had happened: if it fails again, it is set
     /// aside again, as something new.
     Release(Change),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Conflicts {
+    /// One line for each that nobody has acknowledged.
+    List {
+        /// Also those that somebody has.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Both versions, and how to get back what was taken away.
+    Show {
+        /// As `list` shows them.
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<String>,
+    },
+    /// Say that they were seen: they are listed no more. The ledger keeps them.
+    Ack {
+        /// As `list` shows them.
+        #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+        ids: Vec<String>,
+        /// All there are.
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 /// What is meant of all that is set aside.

@@ -14,7 +14,7 @@ use super::{
     super::{VisitError, Visitor, refused},
     Sides, TRIES,
     journal::Journal,
-    local,
+    local, written,
 };
 
 /// A message to be added to one of our mailboxes.
@@ -110,6 +110,7 @@ impl Visitor {
                 }
             }
         }
+        written(journal.write_for(name, &sides.our_records))?;
         let mut head = sides.ours.head;
         match self.add_all(account, &sides.ours, Mode::Update, additions).await? {
             Some(new) => head = new.unwrap_or(head),
@@ -156,6 +157,7 @@ impl Visitor {
             let uid = record.uid;
             additions.push(Addition { record, theirs: true, mailbox: their.id, uid });
         }
+        written(journal.write())?;
         self.build(account, their, additions).await
     }
 
@@ -178,9 +180,6 @@ impl Visitor {
                 None => Vec::new(),
             };
             let poured = reconcile::pour(base, &held, &theirs);
-            if poured.is_empty() {
-                return Ok(());
-            }
             let to = here.clone().unwrap_or_else(|| new_mailbox(their, name));
             let (mut next, mut additions) = (to.head.uid_next, Vec::new());
             for (uid, why) in poured {
@@ -190,6 +189,10 @@ impl Visitor {
                 let record = Record { uid: next, ..record.clone() };
                 additions.push(Addition { record, theirs: true, mailbox: their.id, uid });
                 next = Uid(next.0.saturating_add(1));
+            }
+            written(journal.write_for(name, &held))?;
+            if additions.is_empty() {
+                return Ok(());
             }
             if here.is_none() {
                 let head = Head { uid_next: next, ..to.head };

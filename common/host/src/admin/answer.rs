@@ -1,16 +1,20 @@
 //! Answers that both daemons give in the same words.
 
-use std::error::Error;
+use std::{error::Error, path::Path};
 
 use mailtwin_logic::{
     chain::Chain,
     check::{Depth, Local},
     entry::Target,
+    graveyard::{Found, Wanted},
     ids::Account,
     mailbox::MailboxName,
 };
 
-use super::{FailureCode, KeyList, LocalAsk, LocalPart, Response};
+use super::{
+    FailureCode, GraveyardAsk, GraveyardReport, KeyList, LocalAsk, LocalPart, Response,
+    SCHEMA_VERSION,
+};
 use crate::{keys::PublicKey, pins::Pins, workers::Workers};
 
 /// It is done, or it is not and this is why.
@@ -57,6 +61,36 @@ pub async fn local<E: Error + Send + 'static>(
     let depth = ask.depth();
     match workers.run(move || look(&targets, depth, after.as_ref())).await {
         Ok(Ok(local)) => Response::Local(LocalPart::of(node, began, &local)),
+        Ok(Err(error)) => failed(FailureCode::Failed, Chain(&error).to_string()),
+        Err(error) => failed(FailureCode::Failed, Chain(&error).to_string()),
+    }
+}
+
+/// Has a worker look into this node's graveyard, and write what is meant below a directory, if one
+/// is named.
+pub async fn graveyard<E: Error + Send + 'static>(
+    ask: GraveyardAsk,
+    workers: &Workers,
+    look: impl FnOnce(&Wanted, Option<&Path>) -> Result<Found, E> + Send + 'static,
+) -> Response {
+    let to = ask.export_to.clone().filter(|_| !ask.dry_run);
+    let wanted = match ask.wanted() {
+        Ok(wanted) => wanted,
+        Err(message) => return failed(FailureCode::Usage, message),
+    };
+    let done = to.is_some();
+    match workers.run(move || look(&wanted, to.as_deref())).await {
+        Ok(Ok(Found { count, octets, entries })) => {
+            let (schema_version, left) = (SCHEMA_VERSION, Vec::new());
+            Response::Graveyard(GraveyardReport {
+                schema_version,
+                count,
+                octets,
+                done,
+                entries,
+                left,
+            })
+        }
         Ok(Err(error)) => failed(FailureCode::Failed, Chain(&error).to_string()),
         Err(error) => failed(FailureCode::Failed, Chain(&error).to_string()),
     }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AddedReport, CheckAsk, CheckDifference, CheckState, GraveyardReport, LocalAsk, LocalPart,
-    RemovedReport, ReplicaStatus,
+    AddedReport, CheckAsk, CheckDifference, CheckState, GraveyardAsk, GraveyardReport, LocalAsk,
+    LocalPart, RemovedReport, ReplicaStatus,
 };
 use crate::{keys::PublicKey, node::Role, pins::Pin};
 
@@ -108,6 +108,12 @@ pub enum Request {
     },
     /// What became of the mail that a returning node had and the master lacked.
     Ledger,
+    /// An admin has seen these conflicts; absent: all. Answered by [`Response::Ledger`] with those
+    /// that nobody had seen before.
+    ConflictsAck {
+        /// Their ids.
+        ids: Option<Vec<String>>,
+    },
     /// Close the gate, to reopen it after a time. Answered by [`Response::Operation`].
     Freeze {
         /// How long sessions may take to finish, in milliseconds.
@@ -132,25 +138,8 @@ pub enum Request {
         /// Only say what would be done.
         dry_run: bool,
     },
-    /// What lies in this node's graveyard; what is absent restricts nothing.
-    Graveyard {
-        /// Whose.
-        account: Option<String>,
-        /// Of which mailbox, in the octets of the store.
-        mailbox: Option<String>,
-        /// With which UID.
-        uid: Option<u32>,
-        /// With which octets, by their SHA-1.
-        guid: Option<String>,
-        /// With which Message-ID.
-        message_id: Option<String>,
-        /// Expunged then or later, in milliseconds since 1970.
-        since_ms: u64,
-        /// Write them into files below this directory.
-        export_to: Option<PathBuf>,
-        /// Only say what would be done.
-        dry_run: bool,
-    },
+    /// What lies in this node's graveyard.
+    Graveyard(GraveyardAsk),
     /// What the brake holds, and whether it shall let go.
     Brake {
         /// Whether to let go.
@@ -544,4 +533,18 @@ pub struct LedgerEntry {
     pub guid: Option<String>,
     /// For humans.
     pub detail: String,
+    /// The same for the same decision.
+    #[serde(default)]
+    pub id: String,
+    /// When an admin said that it was seen, if it is a conflict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acked_at: Option<u64>,
+}
+
+impl LedgerEntry {
+    /// Whether it was decided against one of the sides: something was taken away, came back, or has
+    /// another UID now.
+    pub fn is_conflict(&self) -> bool {
+        ["clash", "moved", "changed", "expunged", "deleted"].contains(&self.kind.as_str())
+    }
 }

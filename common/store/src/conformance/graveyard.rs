@@ -8,6 +8,7 @@ use std::{
 };
 
 use mailtwin_logic::{
+    graveyard::Wanted,
     ids::{Account, Uid},
     mailbox::MailboxName,
     plan::{Change, Step},
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     MailStore,
-    graves::{self, Grave, Wanted},
+    graves::{self, Grave},
     guid_of,
 };
 

@@ -64,35 +64,6 @@ async fn force(args: &args::Force, daemons: &Daemons, output: &Output) -> anyhow
     }
 }
 
-/// `replctl ledger`.
-pub(super) async fn ledger(daemons: &Daemons, output: &Output) -> anyhow::Result<u8> {
-    let entries = match daemons.ask(&Request::Ledger).await? {
-        Response::Ledger(entries) => entries,
-        other => return Err(unexpected(&other)),
-    };
-    if output.is_json() {
-        Output::json(&json!({ "ledger": entries }))?;
-        return Ok(0);
-    }
-    let number = |uid: Option<u32>| uid.map_or_else(String::new, |uid| uid.to_string());
-    let rows: Vec<_> = entries
-        .iter()
-        .map(|entry| {
-            [
-                when(entry.at),
-                entry.node.clone(),
-                format!("{}/{}", entry.account, entry.mailbox),
-                entry.kind.clone(),
-                number(entry.uid),
-                number(entry.new_uid),
-                entry.detail.clone(),
-            ]
-        })
-        .collect();
-    Output::table(["when", "node", "mailbox", "kind", "uid", "new uid", "detail"], &rows)?;
-    Ok(0)
-}
-
 /// `replctl freeze`: ends when the gate is closed.
 pub(super) async fn freeze(
     args: &args::Freeze,

@@ -9,9 +9,10 @@ use std::{
 use anyhow::Context as _;
 use mailtwin_disk::clock::SystemClock;
 use mailtwin_host::{
-    admin::{GraveReport, GraveyardReport, Request, Response},
+    admin::{GraveyardAsk, GraveyardReport, Request, Response},
     config::parse_duration,
 };
+use mailtwin_logic::graveyard::GraveReport;
 use serde::Deserialize;
 
 use super::ask::{Daemons, unexpected};
@@ -45,7 +46,7 @@ pub(super) async fn run(
         Some(None) => (graves.target.clone(), None),
         None => (None, None),
     };
-    let request = Request::Graveyard {
+    let request = Request::Graveyard(GraveyardAsk {
         account,
         mailbox,
         uid: graves.uid,
@@ -54,8 +55,8 @@ pub(super) async fn run(
         since_ms: graves.since.as_deref().map_or(Ok(0), since)?,
         export_to: to.clone(),
         dry_run,
-    };
-    let report = match daemons.ask_replica(&request).await? {
+    });
+    let report = match daemons.ask_working(&request).await? {
         Response::Graveyard(report) => report,
         other => return Err(unexpected(&other)),
     };

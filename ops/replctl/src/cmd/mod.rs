@@ -3,6 +3,7 @@
 mod ask;
 mod brake;
 mod check;
+mod conflicts;
 mod failover;
 mod graveyard;
 pub(crate) mod init;
@@ -29,7 +30,8 @@ pub(crate) fn run(verb: &Verb, config: &Config, output: &Output) -> anyhow::Resu
             Verb::Sync(args) => log::sync(args, &daemons, output).await,
             Verb::Drain(args) => log::drain(args, &daemons, output).await,
             Verb::Failover(args) => failover::run(args, &daemons, output).await,
-            Verb::Ledger => failover::ledger(&daemons, output).await,
+            Verb::Ledger => conflicts::ledger(&daemons, output).await,
+            Verb::Conflicts(args) => conflicts::run(args, &daemons, output).await,
             Verb::Freeze(args) => failover::freeze(args, &daemons, output).await,
             Verb::Thaw => failover::thaw(&daemons, output).await,
             Verb::Log(args) => log::run(args, &daemons, output).await,
