@@ -1,6 +1,6 @@
 //! Puts the replica daemon together, front to back, and takes it apart again.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use mailtwin_host::{
@@ -9,7 +9,7 @@ use mailtwin_host::{
     config::Config,
     daemon::{self, Lasting},
     gate::Gate,
-    metrics as http,
+    graveyard, metrics as http,
     node::{Node, Role},
     peers::Peers,
     signals::Signal,
@@ -35,8 +35,6 @@ use crate::{
 
 /// Threads for the store's blocking calls.
 const WORKERS: usize = 8;
-/// How often the graveyard is gone through.
-const BURY_EVERY: Duration = Duration::from_hours(1);
 
 /// Runs until `stop`, a signal to stop, or a disk that does not sync.
 pub async fn run(
@@ -93,7 +91,9 @@ impl daemon::Daemon for Daemon {
         };
         if let Some(work) = &work {
             handover::mark(work, file, &config.node.state_dir).await?;
-            tasks.spawn("graveyard", bury(work.clone(), stop.child_token()));
+            let (store, workers) = (Arc::clone(&work.store), work.workers.clone());
+            let graveyard = graveyard::keep(workers, stop.child_token(), move || store.bury());
+            tasks.spawn("graveyard", graveyard);
         }
         let heard = Heard::default();
         let answers = self.serve(Serving { fence, work, metrics, heard, registry }, tasks).await?;
@@ -198,22 +198,4 @@ fn work(
     let store = crate::store::open(config, index, Arc::clone(clock))?;
     let committer = Committer::start(Arc::clone(&store), metrics.clone(), fatal.clone())?;
     Ok(Work { store, workers: Workers::start("store", WORKERS)?, committer })
-}
-
-/// Empties the graveyard of what has been there for long enough.
-async fn bury(work: Work, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(BURY_EVERY);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        let store = Arc::clone(&work.store);
-        match work.workers.run(move || store.bury()).await {
-            Ok(Ok(0)) => {}
-            Ok(Ok(messages)) => tracing::info!(messages, "removed from the graveyard"),
-            Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "cannot empty the graveyard"),
-            Err(error) => tracing::error!(error = %Chain(&error), "cannot empty the graveyard"),
-        }
-    }
 }

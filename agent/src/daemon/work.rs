@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use mailtwin_host::{
     clock::Clock,
     config::{self, Config},
+    graveyard,
     node::Node,
     retry::Retry,
     state,
@@ -101,6 +102,10 @@ pub(super) fn start(
         let scrub = Scrub { every: config.check.scrub, rate: config.check.rate };
         tasks.spawn("scrub", check::scrub(bench.clone(), scrub, stop.child_token()));
     }
+    let buried = Arc::clone(&store);
+    let workers = agent.workers().clone();
+    let graveyard = graveyard::keep(workers, stop.child_token(), move || buried.bury());
+    tasks.spawn("graveyard", graveyard);
     let checks = Jobs::new(tasks.clone());
     Ok(Working { agent, store, _source: source, bench, checks })
 }

@@ -121,7 +121,7 @@ impl Visitor {
         self.done(&Request::Adopt { account: account.clone(), marks: marks.collect() }).await
     }
 
-    async fn our_account(&self, account: &Account) -> Result<AccountState, VisitError> {
+    pub(super) async fn our_account(&self, account: &Account) -> Result<AccountState, VisitError> {
         let name = account.clone();
         let listing = self.work(move |store| store.account(&name)).await?.unwrap_or_default();
         match listing.unread.first() {
@@ -156,7 +156,7 @@ impl Visitor {
             }
             Fate::Merge { id } => {
                 if let Some(their) = their(id) {
-                    self.merge_mailbox(account, based(id), their, journal).await?;
+                    self.merge_mailbox(account, based(id), (id, their), journal).await?;
                 }
             }
             Fate::Copy { id } => {

@@ -9,6 +9,7 @@ pub mod daemon;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod gate;
+pub mod graveyard;
 pub mod history;
 mod hook;
 pub mod incident;

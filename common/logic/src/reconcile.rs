@@ -248,8 +248,8 @@ pub enum Fate {
         /// Which, on the returning node.
         id: MailboxId,
     },
-    /// The master has another one of that name, or had this one deleted: messages that nobody
-    /// else has go to that name.
+    /// The master has another one of that name, or had this one deleted, or has another of that
+    /// UIDVALIDITY: messages that nobody else has go to that name.
     Pour {
         /// Which, on the returning node.
         id: MailboxId,
@@ -285,9 +285,10 @@ pub fn account(
     let mine: BTreeMap<MailboxId, &MailboxState> =
         ours.mailboxes.iter().map(|mailbox| (mailbox.id, mailbox)).collect();
     let mut taken: BTreeSet<&MailboxName> = ours.mailboxes.iter().map(|m| &m.name).collect();
+    let validities: BTreeSet<_> = ours.mailboxes.iter().map(|m| m.head.uid_validity).collect();
     let (mut fates, mut renames) = (Vec::new(), Vec::new());
     for their in &theirs.mailboxes {
-        let (id, name) = (their.id, their.name.clone());
+        let (id, name, validity) = (their.id, their.name.clone(), their.head.uid_validity);
         match (mine.get(&id), based.get(&id)) {
             (Some(our), was) => {
                 let moved_there = was.is_some_and(|was| was.name != their.name);
@@ -298,7 +299,8 @@ pub fn account(
                 }
                 fates.push(Fate::Merge { id });
             }
-            (None, None) if !taken.contains(&their.name) => {
+            // Two of one UIDVALIDITY, made in the same second, could come to each other's names.
+            (None, None) if !taken.contains(&their.name) && !validities.contains(&validity) => {
                 taken.insert(&their.name);
                 fates.push(Fate::Copy { id });
             }

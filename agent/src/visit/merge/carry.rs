@@ -3,7 +3,7 @@
 use mailtwin_logic::{
     ids::{Account, MailboxId, Uid, UidValidity},
     limits::{SLICE_CHANGES, SLICE_OCTETS},
-    mailbox::{Head, MailboxName, MailboxState, Record},
+    mailbox::{AccountState, Head, MailboxName, MailboxState, Record},
     plan::{Change, Mode},
     reconcile::{self, BaseRecord, Decision},
     wire::message::{Reply, Request},
@@ -35,17 +35,17 @@ enum Attempt {
 }
 
 impl Visitor {
-    /// A mailbox that both have: message by message.
+    /// A mailbox that both have, here as `ours`: message by message.
     pub(super) async fn merge_mailbox(
         &self,
         account: &Account,
         base: &[BaseRecord],
-        their: &MailboxState,
+        (ours, their): (MailboxId, &MailboxState),
         journal: &mut Journal,
     ) -> Result<(), VisitError> {
         for _ in 0..TRIES {
             journal.drop_waiting();
-            let sides = self.sides(account, their.id, their).await?;
+            let sides = self.sides(account, ours, their).await?;
             let their_next = journal.is_old_master().then_some(their.head.uid_next);
             let (ours, theirs) = (&sides.our_records, &sides.their_records);
             let decisions = reconcile::mailbox(base, ours, theirs, their_next);
@@ -175,12 +175,21 @@ impl Visitor {
             let theirs = self.records_of(account, their.id).await?;
             let (whose, at) = (account.clone(), name.clone());
             let here = self.work(move |store| store.find(&whose, &at)).await?;
+            if let Some(state) = &here
+                && state.head.uid_validity == their.head.uid_validity
+            {
+                // To a client they are one mailbox, made in the same second on both sides.
+                return self.merge_mailbox(account, &[], (state.id, their), journal).await;
+            }
             let held = match &here {
                 Some(state) => self.sides(account, state.id, their).await?.our_records,
                 None => Vec::new(),
             };
             let poured = reconcile::pour(base, &held, &theirs);
-            let to = here.clone().unwrap_or_else(|| new_mailbox(their, name));
+            let to = match &here {
+                Some(state) => state.clone(),
+                None => new_mailbox(their, name, &self.our_account(account).await?),
+            };
             let (mut next, mut additions) = (to.head.uid_next, Vec::new());
             for (uid, why) in poured {
                 let Some(record) = theirs.iter().find(|record| record.uid == uid) else { continue };
@@ -358,12 +367,17 @@ fn batch(
 }
 
 /// A mailbox for what is poured: another identity than the one that was deleted here, and the same
-/// one again after a crash.
-fn new_mailbox(their: &MailboxState, name: &MailboxName) -> MailboxState {
+/// one again after a crash; and a UIDVALIDITY above all that clients have seen.
+fn new_mailbox(their: &MailboxState, name: &MailboxName, ours: &AccountState) -> MailboxState {
     let hash = guid_of(&[&their.id.0[..], b"poured"].concat()).0;
     let mut id = their.id;
     id.0.iter_mut().zip(hash).for_each(|(octet, hashed)| *octet = hashed);
-    let uid_validity = UidValidity(their.head.uid_validity.0.saturating_add(1));
-    let head = Head { uid_validity, uid_next: Uid(1), ..Head::default() };
+    let seen = ours.mailboxes.iter().map(|mailbox| mailbox.head.uid_validity);
+    let highest = seen.max().unwrap_or(UidValidity(0)).max(their.head.uid_validity);
+    let head = Head {
+        uid_validity: UidValidity(highest.0.saturating_add(1)),
+        uid_next: Uid(1),
+        ..Head::default()
+    };
     MailboxState { id, name: name.clone(), head, foreign: 0, ..their.clone() }
 }

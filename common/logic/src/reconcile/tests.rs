@@ -106,7 +106,7 @@ fn what_was_done_before_a_crash_is_not_done_again() {
 }
 
 fn state(id: u8, name: &str, messages: u32) -> MailboxState {
-    let head = Head { uid_validity: UidValidity(1), messages, ..Head::default() };
+    let head = Head { uid_validity: UidValidity(u32::from(id)), messages, ..Head::default() };
     MailboxState {
         id: MailboxId([id; 16]),
         name: MailboxName::new(name.as_bytes()).unwrap(),
@@ -140,6 +140,8 @@ fn mailboxes_made_renamed_and_deleted_on_either_side() {
             state(5, "Shut", 5),
             state(7, "Both", 1),
             state(8, "Mine", 1),
+            // Made in the same second as the master's Busy: never under one UIDVALIDITY with it.
+            MailboxState { head: state(4, "Busy", 1).head, ..state(9, "Twin", 1) },
         ],
         files: vec![],
     };
@@ -150,6 +152,7 @@ fn mailboxes_made_renamed_and_deleted_on_either_side() {
         Fate::Pour { id: id(5), name: name("Shut") },
         Fate::Pour { id: id(7), name: name("Both") },
         Fate::Copy { id: id(8) },
+        Fate::Pour { id: id(9), name: name("Twin") },
         Fate::Delete { id: id(3), name: name("Gone") },
     ];
     assert_eq!(account(Some(&base), &ours, &theirs), expected);

@@ -9,6 +9,7 @@ mod live;
 mod measure;
 mod memory;
 pub(crate) mod report;
+mod switch;
 mod tree;
 
 use std::{
@@ -71,6 +72,8 @@ enum Suite {
     CheckMemory,
     /// Peak memory with few and many messages, and idling.
     Memory,
+    /// Moving the master's role, with and without messages that are not replicated yet.
+    Switch,
 }
 
 /// What all measurements share.
@@ -135,10 +138,13 @@ impl Suite {
             Self::Copy => copy::measure(bench),
             Self::Burst => live::burst(bench),
             Self::Steady => live::steady(bench),
-            Self::Check | Self::CheckMemory | Self::Memory if bench.peers_only => Ok(Vec::new()),
+            Self::Check | Self::CheckMemory | Self::Memory | Self::Switch if bench.peers_only => {
+                Ok(Vec::new())
+            }
             Self::Check => check::measure(bench),
             Self::CheckMemory => check::memory(bench),
             Self::Memory => memory::measure(bench),
+            Self::Switch => switch::measure(bench),
         }
     }
 }
