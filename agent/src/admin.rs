@@ -133,7 +133,15 @@ impl Answers {
     #[expect(clippy::wildcard_enum_match_arm, reason = "all others are the working half's")]
     async fn work(&self, working: &Working, request: Request) -> Response {
         match request {
-            Request::Switch { to, kick_after_ms, max_wait_ms, expire_ms, no_gate, dry_run } => {
+            Request::Switch {
+                to,
+                kick_after_ms,
+                max_wait_ms,
+                expire_ms,
+                no_gate,
+                dry_run,
+                rehearse,
+            } => {
                 let order = Order {
                     to,
                     kick_after: Duration::from_millis(kick_after_ms),
@@ -141,6 +149,7 @@ impl Answers {
                     expire: Duration::from_millis(expire_ms),
                     no_gate,
                     dry_run,
+                    rehearse,
                 };
                 self.switch(working, order)
             }

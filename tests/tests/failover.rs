@@ -120,6 +120,38 @@ fn what_stands_against_a_switch_is_named_and_nothing_is_touched() -> anyhow::Res
 }
 
 #[test]
+fn a_drill_does_everything_but_the_hand_over() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut cluster = Cluster::start(lab, &["one", "two"])?;
+        cluster.deliver(0, 0, 4)?;
+        let to = name(&cluster, 1);
+        let drill = |words: &[&str]| {
+            let words = [&["failover", "drill", "--to", &to], words].concat();
+            cluster.nodes[0].replctl(lab, &words)
+        };
+        let said = drill(&[])?.expect(0)?.stdout;
+        let steps = ["preflight", "drained", "equal", "would have been done"];
+        ensure!(steps.iter().all(|step| said.contains(step)), "{said}");
+        ensure!(!said.contains("gate"), "clients notice nothing: {said}");
+        let said = drill(&["--with-gate"])?.expect(0)?.stdout;
+        ensure!(said.contains("the gate is closed") && said.contains("open again"), "{said}");
+        cluster.wait_master(lab, 0)?;
+        let history = cluster.nodes[0].ask(lab, &["failover", "history"])?;
+        let entries = history["history"].as_array().context("a history")?;
+        let closed: Vec<_> = entries.iter().map(|entry| &entry["gate_closed_ms"]).collect();
+        ensure!(closed.len() == 2 && closed[0].is_null() && closed[1].is_u64(), "{history}");
+        ensure!(entries.iter().all(|entry| entry["kind"] == "drill"), "{history}");
+        let status = cluster.nodes[0].ask(lab, &["status"])?;
+        ensure!(status["role"] == "master" && status["epoch"] == 1, "{status}");
+        drill(&["--max-wait", "0s"])?.expect(1).context("no time for it")?;
+        cluster.nodes[1].stop_agent()?;
+        let refused = cluster.nodes[0].replctl(lab, &["failover", "drill", "--to", &to])?;
+        refused.expect(4).context("what stands against a switch does against a drill")?;
+        cluster.nodes.iter().try_for_each(|node| told(lab, node, &[]))
+    })
+}
+
+#[test]
 fn a_frozen_master_thaws_by_itself() -> anyhow::Result<()> {
     Lab::run(|lab| {
         let cluster = Cluster::start(lab, &["one", "two"])?;

@@ -2,7 +2,7 @@
 //! hand-over. Until that record everything is taken back when anything goes wrong; from then on this
 //! node is no master, whatever happens.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use mailtwin_host::{
     node::{ChangeError, Handover, Role},
@@ -12,14 +12,14 @@ use mailtwin_logic::{
     chain::Chain,
     entry::Target,
     failover::{Facts, blockers, is_drained},
-    ids::Epoch,
+    ids::{Account, Epoch},
     link::Phase,
     wire::message::{Reply, Request, told},
 };
 use mailtwin_store::MailStore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::{Ended, Failover, Note};
+use super::{Ended, Failover, Note, Operations};
 use crate::{
     Agent,
     link::LinkStatus,
@@ -49,6 +49,8 @@ pub(crate) struct Order {
     pub(crate) no_gate: bool,
     /// Whether nothing is to be changed.
     pub(crate) dry_run: bool,
+    /// Whether everything but the hand-over is to be done.
+    pub(crate) rehearse: bool,
 }
 
 /// Runs one switch to its end, or to the record of the hand-over.
@@ -67,6 +69,9 @@ pub(crate) async fn switch(
     if order.dry_run {
         return operations.end(Ended::Done, "nothing was changed, for this was a dry run".into());
     }
+    if order.rehearse {
+        return rehearsal(failover, agent, &order).await;
+    }
     let epoch = Epoch(failover.file.now().epoch.0 + 1);
     let closed_at = failover.clock.unix_ms();
     let expires = Instant::now() + order.expire;
@@ -76,15 +81,54 @@ pub(crate) async fn switch(
         Ok(Err(why)) => Err(why),
     };
     let Err(why) = result else { return };
-    let occasion = Failover::occasion(&failover.file.now(), Duration::ZERO);
-    let opened = match failover.gate.open(occasion).await {
-        Ok(()) => "the gate is open again".to_owned(),
-        Err(error) => format!("{}: open it by hand, or restart mailtwin-agent", Chain(&error)),
-    };
+    let opened = reopen(failover).await;
     let closed = failover.clock.unix_ms().saturating_sub(closed_at);
     let note = Note { gate_closed_ms: Some(closed), detail: &why };
     failover.note("switch", Ended::Undone, epoch, Some(&to), &note);
     operations.end(Ended::Undone, format!("{why}; this node is still the master, and {opened}"));
+}
+
+/// Says what became of it.
+async fn reopen(failover: &Failover) -> String {
+    let occasion = Failover::occasion(&failover.file.now(), Duration::ZERO);
+    match failover.gate.open(occasion).await {
+        Ok(()) => "the gate is open again".to_owned(),
+        Err(error) => format!("{}: open it by hand, or restart mailtwin-agent", Chain(&error)),
+    }
+}
+
+/// A switch without its hand-over: nobody's role changes. Clients notice nothing unless the gate is
+/// part of it.
+async fn rehearsal(failover: &Failover, agent: &Agent, order: &Order) {
+    let (operations, began) = (&failover.operations, failover.clock.unix_ms());
+    let result = match timeout(order.expire, rehearse(failover, agent, order)).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("not done within {} s", order.expire.as_secs())),
+    };
+    let opened = if order.no_gate { None } else { Some(reopen(failover).await) };
+    let took = failover.clock.unix_ms().saturating_sub(began);
+    let (ended, mut text) = match result {
+        Ok(()) => (Ended::Done, format!("a switch to {} would have been done", order.to)),
+        Err(why) => (Ended::Undone, why),
+    };
+    if let Some(opened) = opened {
+        text = format!("{text}; {opened}, after {took} ms");
+    }
+    let note = Note { gate_closed_ms: (!order.no_gate).then_some(took), detail: &text };
+    failover.note("drill", ended, failover.file.now().epoch, Some(&order.to), &note);
+    operations.end(ended, text);
+}
+
+async fn rehearse(failover: &Failover, agent: &Agent, order: &Order) -> Result<(), String> {
+    if !order.no_gate {
+        close(failover, order).await?;
+    }
+    let deadline = Instant::now() + order.max_wait;
+    drain(&failover.operations, agent, order, deadline).await?;
+    let proven = timeout_at(deadline, prove(agent, &order.to, true)).await;
+    proven.map_err(|_| late("every account was equal once", order))??;
+    failover.operations.step("equal: every account, at one moment or another".into());
+    Ok(())
 }
 
 /// Everything that stands against it.
@@ -156,28 +200,12 @@ async fn prepare(
 ) -> Result<Proof, String> {
     let operations = &failover.operations;
     if !order.no_gate {
-        let occasion = Failover::occasion(&failover.file.now(), order.kick_after);
-        failover.gate.close(occasion).await.map_err(|error| Chain(&error).to_string())?;
-        operations.step("the gate is closed".into());
+        close(failover, order).await?;
     }
     let deadline = Instant::now() + order.max_wait;
-    let late = |what: &str| format!("{what} not within {} s", order.max_wait.as_secs());
-    // The last deliveries may not have been noticed yet: look at everything.
-    let upto = agent.append(vec![Target::Store]).await;
-    let upto = upto.map_err(|error| Chain(&error).to_string())?;
-    let drained = agent.wait_for(&order.to, |link: &LinkStatus| {
-        is_drained(link.phase, link.cursor, upto) || link.phase == Phase::Degraded
-    });
-    match timeout_at(deadline, drained).await {
-        Ok(Some(link)) if link.phase == Phase::Degraded => {
-            return Err(format!("{} mailboxes were set aside while draining", link.aside.len()));
-        }
-        Ok(Some(link)) => operations.step(format!("drained: {} is at {}", order.to, link.cursor)),
-        Ok(None) => return Err(format!("the link to {} ended", order.to)),
-        Err(_) => return Err(late(&format!("{} was drained", order.to))),
-    }
-    let proven = timeout_at(deadline, prove(agent, &order.to)).await;
-    let proven = proven.map_err(|_| late("both sides were equal"))??;
+    drain(operations, agent, order, deadline).await?;
+    let proven = timeout_at(deadline, prove(agent, &order.to, false)).await;
+    let proven = proven.map_err(|_| late("both sides were equal", order))??;
     let (node, at) = (failover.file.now().name, failover.clock.unix_ms());
     let proof = Proof::new(&node, &order.to, epoch, at, proven);
     let (mailboxes, messages) = proof.totals();
@@ -189,13 +217,60 @@ async fn prepare(
     Ok(proof)
 }
 
-/// Looks until both sides are equal.
-async fn prove(agent: &Agent, to: &str) -> Result<Vec<Proven>, String> {
+async fn close(failover: &Failover, order: &Order) -> Result<(), String> {
+    let occasion = Failover::occasion(&failover.file.now(), order.kick_after);
+    failover.gate.close(occasion).await.map_err(|error| Chain(&error).to_string())?;
+    failover.operations.step("the gate is closed".into());
+    Ok(())
+}
+
+async fn drain(
+    operations: &Operations,
+    agent: &Agent,
+    order: &Order,
+    deadline: Instant,
+) -> Result<(), String> {
+    // The last deliveries may not have been noticed yet: look at everything.
+    let upto = agent.append(vec![Target::Store]).await;
+    let upto = upto.map_err(|error| Chain(&error).to_string())?;
+    let drained = agent.wait_for(&order.to, |link: &LinkStatus| {
+        is_drained(link.phase, link.cursor, upto) || link.phase == Phase::Degraded
+    });
+    match timeout_at(deadline, drained).await {
+        Ok(Some(link)) if link.phase == Phase::Degraded => {
+            Err(format!("{} mailboxes were set aside while draining", link.aside.len()))
+        }
+        Ok(Some(link)) => {
+            operations.step(format!("drained: {} is at {}", order.to, link.cursor));
+            Ok(())
+        }
+        Ok(None) => Err(format!("the link to {} ended", order.to)),
+        Err(_) => Err(late(&format!("{} was drained", order.to), order)),
+    }
+}
+
+fn late(what: &str, order: &Order) -> String {
+    format!("{what} not within {} s", order.max_wait.as_secs())
+}
+
+/// Looks until both sides are equal. While clients go on (`live`), an account that was equal once
+/// counts.
+async fn prove(agent: &Agent, to: &str, live: bool) -> Result<Vec<Proven>, String> {
+    let mut left: Option<BTreeSet<Account>> = None;
     loop {
         let visitor = agent.visitor(to).ok_or_else(|| format!("{to} is not connected any more"))?;
         match visitor.prove().await {
             Ok(Proved::Equal(proven)) => return Ok(proven),
             Ok(Proved::Differs(accounts)) => {
+                let differ: BTreeSet<_> = accounts.iter().cloned().collect();
+                let still = match left.take() {
+                    Some(left) => left.intersection(&differ).cloned().collect(),
+                    None => differ,
+                };
+                if live && still.is_empty() {
+                    return Ok(Vec::new());
+                }
+                left = Some(still);
                 let some: Vec<String> =
                     accounts.iter().take(NAMED).map(ToString::to_string).collect();
                 tracing::info!(accounts = accounts.len(), first = some.join(", "), "not equal yet");

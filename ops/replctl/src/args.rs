@@ -495,12 +495,34 @@ pub(crate) enum Failover {
     /// Hand this master's role to a replica that has everything: close the gate, drain, prove both
     /// sides equal, promote. When anything fails before that, this node stays the master.
     Switch(Switch),
+    /// Rehearse a switch: everything but the hand-over, with the time of each step. Clients go on
+    /// working.
+    Drill(Drill),
     /// Make this replica the master, because the old one is dead: on the node to be promoted.
     Force(Force),
     /// Follow the operation that runs, or show how the last one ended.
     Status,
     /// Past changes of this node's role.
     History,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Drill {
+    /// The node that would be the new master.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) to: String,
+    /// Close the gate, too, and reopen it: nobody can work meanwhile.
+    #[arg(long)]
+    pub(crate) with_gate: bool,
+    /// With the gate: how long clients may take to finish before their sessions are ended.
+    #[arg(long, value_name = "DURATION", default_value = "2s")]
+    pub(crate) kick_after: String,
+    /// How long the drain and the proof may take.
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub(crate) max_wait: String,
+    /// Give up, and reopen the gate, if it is not done by then.
+    #[arg(long, value_name = "DURATION", default_value = "2m")]
+    pub(crate) expire: String,
 }
 
 #[derive(Debug, Args)]

@@ -97,6 +97,9 @@ pub enum Request {
         no_gate: bool,
         /// Only say what stands against it.
         dry_run: bool,
+        /// Do everything but the hand-over.
+        #[serde(default)]
+        rehearse: bool,
     },
     /// Make this replica the master, without the old one. Answered by [`Response::Operation`] at
     /// its end.
@@ -493,7 +496,7 @@ pub struct OperationOutcome {
 pub struct HistoryEntry {
     /// When, in milliseconds since 1970.
     pub at: u64,
-    /// `switch`, `force`, `promoted`, `stepped-down` or `merged`.
+    /// `switch`, `drill`, `force`, `promoted`, `stepped-down` or `merged`.
     pub kind: String,
     /// `done`, `refused` or `undone`.
     pub outcome: String,
