@@ -19,6 +19,7 @@ pub mod oracle;
 pub mod peer;
 pub mod powercut;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod random;
 pub mod split;
