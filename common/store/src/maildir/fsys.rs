@@ -397,8 +397,9 @@ impl Dir {
     /// Makes a directory for `owner`; one that is there already is left as it is.
     pub(crate) fn make(&self, name: &[u8], owner: Owner) -> Result<Self, StoreError> {
         let path = self.at(name);
+        let wanted = owner.dir_mode();
         // The setgid bit comes from the directory above, if it has it; a sandbox may forbid to set it.
-        let made = match rustix::fs::mkdirat(&self.fd, name, owner.dir_mode() & !Mode::SGID) {
+        let made = match rustix::fs::mkdirat(&self.fd, name, wanted & !Mode::SGID) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
             Err(errno) => return Err(during("create", &path)(errno)),
@@ -406,8 +407,12 @@ impl Dir {
         let dir = self.sub(name)?.ok_or_else(|| during("open", &path)(Errno::NOTDIR))?;
         if made {
             let stat = rustix::fs::fstat(&dir.fd).map_err(during("look at", &path))?;
-            if Mode::from_raw_mode(stat.st_mode & 0o7777) != owner.dir_mode() {
-                rustix::fs::fchmod(&dir.fd, owner.dir_mode()).map_err(during("chmod", &path))?;
+            if Mode::from_raw_mode(stat.st_mode & 0o7777) != wanted {
+                let set = match rustix::fs::fchmod(&dir.fd, wanted) {
+                    Err(Errno::PERM) => rustix::fs::fchmod(&dir.fd, wanted & !Mode::SGID),
+                    set => set,
+                };
+                set.map_err(during("chmod", &path))?;
             }
             owner.give(&File::from(dir.fd.try_clone().map_err(during("open", &path))?), &path)?;
         }
