@@ -37,6 +37,9 @@ pub const SKIP: &str = "MAILTWIN_SKIP_MACHINES";
 /// Hierarchies of control groups that there may be: each machine needs a group of its own in all.
 const HIERARCHIES: [&str; 6] = ["systemd", "unified", "memory", "pids", "cpu", "cpuacct"];
 
+/// Where systemd-nspawn has a place for each container's mounts.
+const MOUNTS: &str = "/run/systemd/nspawn/propagate";
+
 /// What starts a machine: its groups, a namespace of processes and mounts, its disk as a layer over the
 /// common tree, systemd.
 const BOOT: &str = r#"
@@ -65,6 +68,7 @@ impl Cable {
     /// Lays one. Its ends have the addresses 10.77.0.1 and 10.77.0.2.
     pub fn lay() -> anyhow::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        sweep();
         let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let cable = Self { ends: ["a", "b"].map(|end| format!("mailtwin-{id}-{end}")) };
         let [a, b] = &cable.ends;
@@ -240,12 +244,43 @@ impl Drop for Machine {
         }
         drop(self.launcher.take());
         // Where the container's own mounts were.
-        let _ = fs::remove_dir(Path::new("/run/systemd/nspawn/propagate").join(&self.group));
+        let _ = fs::remove_dir(Path::new(MOUNTS).join(&self.group));
         for hierarchy in HIERARCHIES {
-            let group = Path::new("/sys/fs/cgroup").join(hierarchy).join(&self.group);
-            let words = ["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"].map(OsStr::new);
-            let find = [OsStr::new("find"), group.as_os_str()];
-            let _ = tool(&find.into_iter().chain(words).collect::<Vec<_>>());
+            remove_group(&Path::new("/sys/fs/cgroup").join(hierarchy).join(&self.group));
+        }
+    }
+}
+
+/// Removes a control group in which nothing runs, and those below it.
+fn remove_group(group: &Path) {
+    let words = ["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"].map(OsStr::new);
+    let find = [OsStr::new("find"), group.as_os_str()];
+    let _ = tool(&find.into_iter().chain(words).collect::<Vec<_>>());
+}
+
+/// Removes what a test program that was killed has left behind: its machines went with it, their
+/// networks and groups did not.
+fn sweep() {
+    let left = |dir: &Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let is_left = |name: &String| {
+            let program = name.strip_prefix("mailtwin-").and_then(|rest| rest.split('-').next());
+            let program = program.and_then(|id| id.parse::<u32>().ok());
+            program.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists())
+        };
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(is_left).collect::<Vec<_>>()
+    };
+    for network in left(Path::new("/run/netns")) {
+        let _ = ip(&format!("netns del {network}"));
+    }
+    for name in left(Path::new(MOUNTS)) {
+        let _ = fs::remove_dir(Path::new(MOUNTS).join(name));
+    }
+    for hierarchy in HIERARCHIES {
+        let hierarchy = Path::new("/sys/fs/cgroup").join(hierarchy);
+        for name in left(&hierarchy) {
+            remove_group(&hierarchy.join(name));
         }
     }
 }
