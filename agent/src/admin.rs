@@ -5,6 +5,7 @@ mod quarantine;
 mod replicas;
 
 use std::{
+    fmt::Write as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -236,6 +237,23 @@ impl Answers {
             );
         }
         tracing::info!(problems = status.problems.len(), "store");
+    }
+
+    /// One line: role, epoch, each replica's state and lag, the worst first.
+    pub(crate) fn summary(&self) -> String {
+        let status = self.status();
+        let mut text = format!("{}, epoch {}", status.role, status.epoch);
+        if status.log.is_some_and(|log| log.error.is_some()) {
+            text.push_str("; the sync log CANNOT BE WRITTEN");
+        }
+        for ReplicaStatus { name, state, lag_seconds, quarantined, .. } in &status.replicas {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "; {name} {state}, lag {lag_seconds:.0} s");
+            if *quarantined > 0 {
+                let _ = write!(text, ", {quarantined} set aside");
+            }
+        }
+        text
     }
 
     fn status(&self) -> AgentStatus {

@@ -122,6 +122,17 @@ impl Answers {
         answer::failed(FailureCode::Refused, message)
     }
 
+    /// One line: role, epoch, and when the master was heard of.
+    pub(crate) fn summary(&self) -> String {
+        let status = self.status();
+        let heard = match (status.role, status.heartbeat_seconds) {
+            (Role::Master, _) => "agents are refused".to_owned(),
+            (Role::Replica, None) => "no master was heard of yet".to_owned(),
+            (Role::Replica, Some(ago)) => format!("the master was heard of {ago:.0} s ago"),
+        };
+        format!("{}, epoch {}; {heard}", status.role, status.epoch)
+    }
+
     /// How this daemon is.
     pub(crate) fn status(&self) -> ReplicaDaemonStatus {
         let agents = self.heard.agents();

@@ -68,6 +68,10 @@ impl daemon::Daemon for Daemon {
         tracing::info!(status = ?answers.status(), "replica");
     }
 
+    fn summary(&self, answers: &Arc<Answers>) -> String {
+        answers.summary()
+    }
+
     async fn start(
         &self,
         node: &Node,

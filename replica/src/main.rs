@@ -1,24 +1,20 @@
 //! `mailtwin-replica`: arguments; the rest is in the library.
 #![forbid(unsafe_code)]
 
-use std::{path::PathBuf, process::ExitCode};
+mod args;
 
-use clap::Parser;
-use mailtwin_host::{config::DEFAULT_PATH, program};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use mailtwin_host::program;
 use mailtwin_replica::daemon;
 
-/// The daemon on a replica: takes a master's changes in.
-///
-/// Ends with 0 when it was told to stop, 2 if the configuration or the node's identity is wrong, 1 for
-/// everything else.
-#[derive(Debug, Parser)]
-#[command(name = "mailtwin-replica", version)]
-struct Arguments {
-    /// Configuration file.
-    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
-    config: PathBuf,
-}
+use args::Arguments;
 
 fn main() -> ExitCode {
-    program::run("mailtwin-replica", &Arguments::parse().config, daemon::run)
+    let arguments = Arguments::parse();
+    if arguments.check_config {
+        return program::check("mailtwin-replica", &arguments.config);
+    }
+    program::run("mailtwin-replica", &arguments.config, daemon::run)
 }

@@ -453,18 +453,27 @@ pub fn programs(lab: &Lab) -> anyhow::Result<PathBuf> {
 /// `MAILTWIN_BUILT` names the folder where somebody has done so.
 fn built() -> anyhow::Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+    let built = BUILT
+        .get_or_init(|| build(&[AGENT, REPLICA, REPLCTL]).map_err(|error| format!("{error:#}")));
     built.clone().map_err(anyhow::Error::msg)
 }
 
-fn build() -> anyhow::Result<PathBuf> {
+/// The folder of our programs and of `xtask`, as they were built.
+pub fn built_with_xtask() -> anyhow::Result<PathBuf> {
+    built()?;
+    build(&["xtask"])
+}
+
+fn build(packages: &[&str]) -> anyhow::Result<PathBuf> {
     if let Some(dir) = std::env::var_os("MAILTWIN_BUILT") {
         return Ok(dir.into());
     }
     let test = std::env::current_exe().context("find this test program")?;
     let dir = test.ancestors().nth(2).context("test programs lie in target/PROFILE/deps")?;
     let mut words: Vec<OsString> = vec!["build".into(), "--quiet".into()];
-    words.extend(["-p", AGENT, "-p", REPLICA, "-p", REPLCTL].map(OsString::from));
+    for package in packages {
+        words.extend(["-p", package].map(OsString::from));
+    }
     if dir.file_name().is_some_and(|name| name == "release") {
         words.push("--release".into());
     }

@@ -127,3 +127,68 @@ fn crates_use_each_other_one_way() -> anyhow::Result<()> {
     }
     expect_none("dependencies", &found)
 }
+
+/// Every page, by its name.
+fn pages() -> anyhow::Result<Vec<(String, String)>> {
+    let is_page =
+        |name: &str| Path::new(name).extension().is_some_and(|extension| extension == "md");
+    Ok(files()?.into_iter().filter(|(name, _)| is_page(name)).collect())
+}
+
+#[test]
+fn links_of_pages_lead_somewhere() -> anyhow::Result<()> {
+    let pages = pages()?;
+    let mut found = Vec::new();
+    for (name, text) in &pages {
+        let dir = root().join(name);
+        let dir = dir.parent().context("a page lies in a folder")?;
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            if target.contains("://") {
+                continue;
+            }
+            let page = if path.is_empty() { root().join(name) } else { dir.join(path) };
+            let is_there = page.exists();
+            let has_anchor = anchor.is_empty()
+                || fs::read_to_string(&page).is_ok_and(|text| anchors(&text).any(|a| a == anchor));
+            if !(is_there && has_anchor) {
+                found.push(format!("{name}: {target}"));
+            }
+        }
+    }
+    expect_none("links", &found)
+}
+
+/// What the headings of a page are called in links.
+fn anchors(text: &str) -> impl Iterator<Item = String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings.map(|line| {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    })
+}
+
+#[test]
+fn guarantees_name_tests_that_exist() -> anyhow::Result<()> {
+    let page = fs::read_to_string(root().join("docs/guarantees.md"))?;
+    let mut sources = String::new();
+    for (name, text) in files()? {
+        if name.starts_with("tests/tests/") {
+            sources.push_str(&text);
+        }
+    }
+    let code = page.split('`').skip(1).step_by(2);
+    let is_test = |word: &&str| {
+        let name = word.trim_end_matches('…');
+        name.matches('_').count() > 1 && name.chars().all(|c| c.is_lowercase() || c == '_')
+    };
+    let named: Vec<&str> = code.filter(is_test).collect();
+    ensure!(named.len() > 20, "{named:?}");
+    let missing = |name: &&&str| match name.strip_suffix('…') {
+        Some(start) => !sources.contains(&format!("fn {start}")),
+        None => !sources.contains(&format!("fn {name}()")),
+    };
+    let found: Vec<String> = named.iter().filter(missing).map(ToString::to_string).collect();
+    expect_none("tests that do not exist", &found)
+}

@@ -89,9 +89,13 @@ impl Bench {
     }
 
     fn show(&self, level: &str, report: &CheckReport) {
-        let found = i64::try_from(report.found).unwrap_or(i64::MAX);
-        self.metrics.check.differences.with_label_values(&[level]).set(found);
+        self.show_found(level, report.found);
         self.show_oldest();
+    }
+
+    fn show_found(&self, level: &str, found: u64) {
+        let found = i64::try_from(found).unwrap_or(i64::MAX);
+        self.metrics.check.differences.with_label_values(&[level]).set(found);
     }
 
     /// Remembers and shows what a check of everything came to for one replica.
@@ -120,10 +124,15 @@ impl Bench {
     /// Shows what is remembered from before this agent started.
     pub(crate) fn show_past(&self) {
         self.show_oldest();
+        let mut found = BTreeMap::<_, u64>::new();
         for link in &self.agent.check_links() {
             if let Some(check) = link.coverage.last() {
                 self.show_last(&link.status.borrow().name, &check);
+                *found.entry(check.level.name()).or_default() += check.found;
             }
+        }
+        for (level, found) in found {
+            self.show_found(level, found);
         }
     }
 

@@ -80,6 +80,10 @@ impl daemon::Daemon for Daemon {
         answers.report();
     }
 
+    fn summary(&self, answers: &Arc<Answers>) -> String {
+        answers.summary()
+    }
+
     fn reloaded(&self) {
         if let Err(error) = self.lasting.peers.settle() {
             tracing::error!(error = %Chain(&error), "cannot note which removed peers left the configuration");

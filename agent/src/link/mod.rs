@@ -41,6 +41,7 @@ use crate::{
     visit::{Held, Trouble, VisitError, Visited, Visitor},
 };
 use connection::{Connection, GreetError};
+use standing::Behind;
 
 pub use dial::{Dial, DialError, Dialing, Io};
 pub use status::{Copying, LinkStatus};
@@ -159,6 +160,7 @@ struct Driver {
     progress: Arc<Progress>,
     pace: Pace,
     claim: Claim,
+    behind: Option<Behind>,
     aside: Arc<Vec<Aside>>,
     aside_is_old: bool,
     shown_at: Instant,
@@ -241,6 +243,7 @@ impl Driver {
             progress: Arc::default(),
             pace: Pace::default(),
             claim: Claim::Ok,
+            behind: None,
             aside: Arc::default(),
             aside_is_old: true,
             shown_at: now,

@@ -17,6 +17,13 @@ const PUBLISH_EVERY: Duration = Duration::from_secs(5);
 /// How often it is published how far a copy is.
 const COPY_SHOWN_EVERY: Duration = Duration::from_secs(1);
 
+/// Since when a cursor is behind the end of the log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Behind {
+    cursor: LogSeq,
+    at: u64,
+}
+
 impl Driver {
     /// Tells everybody how the link does.
     pub(super) fn publish(&mut self) {
@@ -30,7 +37,7 @@ impl Driver {
             connected: self.connection.is_some(),
             cursor,
             lag_entries: head.0.saturating_sub(cursor.0),
-            oldest_at: self.link.oldest_at(),
+            oldest_at: self.link.oldest_at().or_else(|| self.behind_since(head, cursor)),
             last_error: self.last_error.clone(),
             aside: Arc::clone(&self.aside),
             brake: self.parts.brake.engaged(),
@@ -45,6 +52,23 @@ impl Driver {
             *shown = status;
             news
         });
+    }
+
+    /// When the oldest entry beyond the cursor was appended: of a replica that is away nothing is
+    /// read ahead, and it lags all the same.
+    fn behind_since(&mut self, head: LogSeq, cursor: LogSeq) -> Option<u64> {
+        if cursor >= head {
+            self.behind = None;
+            return None;
+        }
+        // Kept while the cursor stays, so that it is known also when the entry has left the log.
+        if let Some(known) = self.behind.filter(|known| known.cursor == cursor) {
+            return Some(known.at);
+        }
+        // What cannot be read is reported when it is read to be replayed.
+        let at = self.parts.log.first_at(cursor).ok().flatten()?;
+        self.behind = Some(Behind { cursor, at });
+        Some(at)
     }
 
     /// Says once what becomes of the replica's place in the log.

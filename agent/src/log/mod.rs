@@ -280,6 +280,12 @@ impl Log {
         Reader { log: self.clone() }
     }
 
+    /// When the first entry after `after` that is still there was appended, in milliseconds since
+    /// 1970. Far back it reads from disk, as [`Reader::read`] does.
+    pub fn first_at(&self, after: LogSeq) -> Result<Option<u64>, LogError> {
+        reader::first_at(&self.open.shared, after)
+    }
+
     /// Removes every segment whose entries are all at or before `upto`, the one being written
     /// excepted. Whoever calls it knows that every durable cursor has passed them.
     pub fn trim(&self, upto: LogSeq) -> Result<(), LogError> {

@@ -12,13 +12,26 @@ use super::{
 };
 
 pub(super) fn read(shared: &Shared, after: LogSeq, max: usize) -> Result<Vec<Entry>, LogError> {
+    let entries = look(shared, after, max)?;
+    shared.state().take(entries.last().map_or(after, |entry| entry.seq));
+    Ok(entries)
+}
+
+/// When the first entry after `after` that is still there was appended, in milliseconds since 1970.
+pub(super) fn first_at(shared: &Shared, after: LogSeq) -> Result<Option<u64>, LogError> {
+    let oldest = shared.state().oldest();
+    let before_oldest = LogSeq(oldest.0.saturating_sub(1));
+    Ok(look(shared, after.max(before_oldest), 1)?.first().map(|entry| entry.at))
+}
+
+/// Entries that do not count as taken.
+fn look(shared: &Shared, after: LogSeq, max: usize) -> Result<Vec<Entry>, LogError> {
     let (segment, position) = {
         let mut state = shared.state();
         if after >= state.head {
             return Ok(Vec::new());
         }
         if let Some(entries) = state.recent(after, max) {
-            state.take(entries.last().map_or(after, |entry| entry.seq));
             return Ok(entries);
         }
         let oldest = state.oldest();
@@ -34,9 +47,7 @@ pub(super) fn read(shared: &Shared, after: LogSeq, max: usize) -> Result<Vec<Ent
     };
     let wanted = Wanted { after, last: segment.last, max };
     let (entries, position) = read_segment(shared, &segment, position, wanted)?;
-    let mut state = shared.state();
-    state.remember(position);
-    state.take(entries.last().map_or(after, |entry| entry.seq));
+    shared.state().remember(position);
     Ok(entries)
 }
 

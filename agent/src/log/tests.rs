@@ -110,6 +110,31 @@ fn only_what_nobody_has_taken_is_coalesced() {
 }
 
 #[test]
+fn the_age_of_what_nobody_has_read_is_known_and_asking_takes_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let (log, _) = open(root.path(), SMALL);
+    append_all(&log, 0..50);
+    let entries = read_all(&log);
+    drop(log);
+    // From disk after a restart, then from memory.
+    let (log, _) = open(root.path(), SMALL);
+    append_all(&log, 50..52);
+    for entry in &entries {
+        let before = LogSeq(entry.seq.0 - 1);
+        assert_eq!(log.first_at(before).unwrap(), Some(entry.at), "{entry:?}");
+    }
+    assert!(log.first_at(LogSeq(51)).unwrap().is_some());
+    assert_eq!(log.first_at(LogSeq(52)).unwrap(), None);
+    assert_eq!(append(&log, account(51)), LogSeq(52), "nobody has taken it");
+    // Of what has left the log, the oldest that is still there stands for it.
+    log.trim(LogSeq(30)).unwrap();
+    let oldest = log.extent().oldest;
+    assert!(oldest > LogSeq(1));
+    let first = entries.iter().find(|entry| entry.seq == oldest).unwrap();
+    assert_eq!(log.first_at(LogSeq(0)).unwrap(), Some(first.at));
+}
+
+#[test]
 fn what_an_earlier_run_logged_covers_nothing() {
     let root = tempfile::tempdir().unwrap();
     let (log, _) = open(root.path(), SMALL);

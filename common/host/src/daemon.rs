@@ -20,6 +20,8 @@ use crate::{
 
 /// How long tasks may take to end.
 const GRACE: Duration = Duration::from_secs(10);
+/// How often `systemctl status` is told what the daemon does.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
 
 /// What stays over a change of role.
 #[derive(Debug)]
@@ -59,6 +61,8 @@ pub trait Daemon {
     fn has_moved(before: &Node, now: &Node) -> bool;
     /// Logs what it is doing.
     fn report(&self, working: &Self::Working);
+    /// The same in one short line, the worst first, for `systemctl status`.
+    fn summary(&self, working: &Self::Working) -> String;
     /// Takes over what else may change while it runs; [`Lasting`] has the new configuration already.
     fn reloaded(&self) {}
 }
@@ -109,12 +113,16 @@ async fn hold_role<D: Daemon>(
     let (node, mut nodes) = (daemon.lasting().file.now(), daemon.lasting().file.subscribe());
     let (tasks, fatal) = (Tasks::new(stop.child_token()), CancellationToken::new());
     let started = daemon.start(&node, &tasks, &fatal).await;
+    let mut ticks = tokio::time::interval(TOLD_EVERY);
     let ended = match &started {
         Ok(working) => loop {
             tokio::select! {
                 () = stop.cancelled() => break End::Stop,
                 () = fatal.cancelled() => break End::Stop,
                 Ok(_) = nodes.wait_for(|now| D::has_moved(&node, now)) => break End::Role,
+                _ = ticks.tick(), if systemd::listens() => {
+                    systemd::status(&daemon.summary(working));
+                }
                 Some(signal) = signals.recv() => match signal {
                     Signal::Stop => break End::Stop,
                     Signal::Reload => reload(daemon),

@@ -77,9 +77,9 @@ fn text(registry: &Registry) -> Vec<u8> {
 /// The usual process metrics, read from `/proc/self` at each scrape.
 fn process() -> Vec<u8> {
     let mut text = String::new();
-    let mut metric = |name: &str, kind: &str, value: f64| {
+    let mut metric = |name: &str, kind: &str, help: &str, value: f64| {
         // Writing to a string cannot fail.
-        let _ = write!(text, "# TYPE {name} {kind}\n{name} {value}\n");
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
     };
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // The command's name, in parentheses, may hold spaces.
@@ -89,13 +89,15 @@ fn process() -> Vec<u8> {
     let (tick, page) =
         (rustix::param::clock_ticks_per_second() as f64, rustix::param::page_size() as f64);
     if let (Some(user), Some(system)) = (number(12), number(13)) {
-        metric("process_cpu_seconds_total", "counter", (user + system) / tick);
+        let help = "Time of processors, its own and the kernel's for it";
+        metric("process_cpu_seconds_total", "counter", help, (user + system) / tick);
     }
     if let Some(pages) = number(22) {
-        metric("process_resident_memory_bytes", "gauge", pages * page);
+        metric("process_resident_memory_bytes", "gauge", "Resident memory", pages * page);
     }
     if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
-        metric("process_open_fds", "gauge", f64::from(u32::try_from(open.count()).unwrap_or(0)));
+        let open = f64::from(u32::try_from(open.count()).unwrap_or(0));
+        metric("process_open_fds", "gauge", "Open file descriptors", open);
     }
     text.into_bytes()
 }

@@ -18,7 +18,6 @@ const WRONG: u8 = 2;
 
 /// Runs `daemon`, called `name`, until it ends: with 0 when it was told to stop, 2 if the
 /// configuration or the node's identity is wrong, 1 for everything else.
-#[expect(clippy::print_stderr, reason = "there is no log before the configuration is read")]
 pub fn run<D>(
     name: &str,
     config: &Path,
@@ -27,12 +26,9 @@ pub fn run<D>(
 where
     D: Future<Output = anyhow::Result<()>>,
 {
-    let config = match Config::load(config) {
+    let config = match load(name, config) {
         Ok(config) => config,
-        Err(error) => {
-            eprintln!("{name}: {}", Chain(&error));
-            return ExitCode::from(WRONG);
-        }
+        Err(code) => return code,
     };
     telemetry::init(&config.node.log);
     let started =
@@ -49,4 +45,17 @@ where
         cause.downcast_ref().is_some_and(|error: &NodeError| !matches!(error, NodeError::Disk(_)))
     };
     if error.chain().any(is_wrong) { ExitCode::from(WRONG) } else { ExitCode::FAILURE }
+}
+
+/// Says what is wrong with a configuration: ends with 0 if nothing is, with 2 otherwise.
+pub fn check(name: &str, config: &Path) -> ExitCode {
+    load(name, config).map_or_else(|code| code, |_| ExitCode::SUCCESS)
+}
+
+#[expect(clippy::print_stderr, reason = "there is no log before the configuration is read")]
+fn load(name: &str, config: &Path) -> Result<Config, ExitCode> {
+    Config::load(config).map_err(|error| {
+        eprintln!("{name}: {}", Chain(&error));
+        ExitCode::from(WRONG)
+    })
 }

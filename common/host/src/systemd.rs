@@ -5,6 +5,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::tasks::Tasks;
 
+/// Whether anybody is told.
+pub fn listens() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// The daemon serves.
 pub fn ready() {
     notify(&[NotifyState::Ready]);

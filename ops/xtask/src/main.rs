@@ -1,8 +1,9 @@
 //! Chores of the project that deserve a compiler: `cargo xtask bench`, `cargo xtask fuzz`,
-//! `cargo xtask sim`, `cargo xtask mutants`.
+//! `cargo xtask sim`, `cargo xtask mutants`, `cargo xtask deb`.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod deb;
 mod fuzz;
 mod mutants;
 mod sim;
@@ -23,6 +24,8 @@ enum Task {
     Sim(sim::Options),
     /// Tries whether the simulation catches deliberate bugs.
     Mutants(mutants::Options),
+    /// Builds the Debian packages from programs that are built already.
+    Deb(deb::Options),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Sim(options) => sim::run(&options),
         Task::Mutants(options) => mutants::run(&options),
+        Task::Deb(options) => deb::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,7 +8,10 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::{Component, Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::{
@@ -17,6 +20,7 @@ use rustix::{
         Stat, Timespec, Timestamps, Uid,
     },
     io::Errno,
+    thread::{CapabilitySet, CapabilitySets, capabilities},
 };
 use serde::{Deserialize, Serialize};
 
@@ -124,12 +128,22 @@ impl Owner {
 
     /// Gives `file` to this owner; without privileges it is the owner's already.
     pub(crate) fn give(self, file: &File, path: &Path) -> Result<(), StoreError> {
-        if !rustix::process::geteuid().is_root() || (self.uid == 0 && self.gid == 0) {
+        let is_root = rustix::process::geteuid().is_root();
+        if !may_give() || (is_root && self.uid == 0 && self.gid == 0) {
             return Ok(());
         }
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
         rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(during("chown", path))
     }
+}
+
+/// Whether files can be given to others: root may, and a daemon with the capability for it.
+fn may_give() -> bool {
+    static MAY: OnceLock<bool> = OnceLock::new();
+    *MAY.get_or_init(|| {
+        let has = |sets: CapabilitySets| sets.effective.contains(CapabilitySet::CHOWN);
+        rustix::process::geteuid().is_root() || capabilities(None).is_ok_and(has)
+    })
 }
 
 /// How often a directory is looked for while what leads to it is being renamed.
@@ -383,14 +397,23 @@ impl Dir {
     /// Makes a directory for `owner`; one that is there already is left as it is.
     pub(crate) fn make(&self, name: &[u8], owner: Owner) -> Result<Self, StoreError> {
         let path = self.at(name);
-        let made = match rustix::fs::mkdirat(&self.fd, name, owner.dir_mode()) {
+        let wanted = owner.dir_mode();
+        // The setgid bit comes from the directory above, if it has it; a sandbox may forbid to set it.
+        let made = match rustix::fs::mkdirat(&self.fd, name, wanted & !Mode::SGID) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
             Err(errno) => return Err(during("create", &path)(errno)),
         };
         let dir = self.sub(name)?.ok_or_else(|| during("open", &path)(Errno::NOTDIR))?;
         if made {
-            rustix::fs::fchmod(&dir.fd, owner.dir_mode()).map_err(during("chmod", &path))?;
+            let stat = rustix::fs::fstat(&dir.fd).map_err(during("look at", &path))?;
+            if Mode::from_raw_mode(stat.st_mode & 0o7777) != wanted {
+                let set = match rustix::fs::fchmod(&dir.fd, wanted) {
+                    Err(Errno::PERM) => rustix::fs::fchmod(&dir.fd, wanted & !Mode::SGID),
+                    set => set,
+                };
+                set.map_err(during("chmod", &path))?;
+            }
             owner.give(&File::from(dir.fd.try_clone().map_err(during("open", &path))?), &path)?;
         }
         Ok(dir)
@@ -452,7 +475,7 @@ impl Dir {
     ) -> Result<(), StoreError> {
         let path = self.at(name);
         rustix::fs::symlinkat(target, &self.fd, name).map_err(during("create", &path))?;
-        if rustix::process::geteuid().is_root() {
+        if may_give() {
             let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
             let flags = AtFlags::SYMLINK_NOFOLLOW;
             rustix::fs::chownat(&self.fd, name, Some(uid), Some(gid), flags)

@@ -1,0 +1,402 @@
+//! The Debian packages and units, on Debian 12 with systemd: installed, upgraded, removed and purged; and the
+//! ten-minute start, followed line by line on two machines.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use mailtwin_tests::{
+    daemon,
+    lab::Lab,
+    machine::{Cable, Machine},
+};
+
+const AGENT: &str = "mailtwin-agent";
+const REPLICA: &str = "mailtwin-replica";
+/// A version that is newer than the workspace's.
+const NEWER: &str = "0.1.0+next";
+
+/// What systemd may find exposed of a daemon, in tenths of ten.
+const EXPOSURE_MAX: &str = "20";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Builds the packages into a folder of the lab.
+fn packages(lab: &Lab, version: Option<&str>) -> anyhow::Result<Vec<PathBuf>> {
+    let built = daemon::built_with_xtask()?;
+    let out = lab.dir().join(version.unwrap_or("packages"));
+    let mut command = Command::new(built.join("xtask"));
+    command.args(["deb", "--built"]).arg(&built).arg("--out").arg(&out);
+    command.args(version.map(|version| format!("--version={version}")));
+    let output = command.output().context("run xtask")?;
+    ensure!(output.status.success(), "xtask deb: {}", String::from_utf8_lossy(&output.stderr));
+    let mut all = Vec::new();
+    for entry in fs::read_dir(&out)? {
+        all.push(entry?.path());
+    }
+    ensure!(all.len() == 3, "{all:?}");
+    Ok(all)
+}
+
+/// Puts packages where the ten-minute start has them: in `packages` of the folder it is in.
+fn bring(machine: &Machine, lab: &Lab, packages: &[PathBuf]) -> anyhow::Result<()> {
+    machine.sh(lab, "rm -rf /packages")?;
+    for package in packages {
+        let name = package.file_name().context("a package has a name")?.to_string_lossy();
+        machine.copy(package, &format!("/packages/{name}"))?;
+    }
+    Ok(())
+}
+
+const INSTALL: &str = "apt-get install -y ./packages/*.deb";
+
+/// Process number of a unit; 0 for none.
+fn main_pid(machine: &Machine, lab: &Lab, unit: &str) -> anyhow::Result<u32> {
+    let shown = machine.sh(lab, &format!("systemctl show --value -p MainPID {unit}"))?;
+    Ok(shown.trim().parse()?)
+}
+
+fn wait_active(machine: &Machine, lab: &Lab, unit: &str) -> anyhow::Result<()> {
+    lab.wait(&format!("{unit} is active"), || {
+        let output = machine.run(lab, &format!("systemctl is-active {unit}"))?;
+        Ok(if output.code == Some(0) { Ok(()) } else { Err(output.stdout) })
+    })
+}
+
+#[test]
+fn the_sandbox_leaves_little_exposed() -> anyhow::Result<()> {
+    for unit in [AGENT, REPLICA, "mailtwin-check"] {
+        let path = root().join(format!("systemd/{unit}.service"));
+        let output = Command::new("systemd-analyze")
+            .args(["security", "--offline=yes", "--threshold", EXPOSURE_MAX])
+            .arg(&path)
+            .output()
+            .context("run systemd-analyze")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{unit}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn packages_are_installed_upgraded_removed_and_purged() -> anyhow::Result<()> {
+    if Machine::are_skipped() {
+        return Ok(());
+    }
+    Lab::run(|lab| {
+        let (old, new) = (packages(lab, None)?, packages(lab, Some(NEWER))?);
+        let cable = Cable::lay()?;
+        let machine = Machine::boot(lab, "mx1", &cable, 0)?;
+        bring(&machine, lab, &old)?;
+        machine.sh(lab, INSTALL)?;
+        expect_installed(&machine, lab)?;
+
+        // Started as it came, it says that it has no role, and is not tried again.
+        machine.run(lab, &format!("systemctl start {REPLICA}"))?;
+        let state = format!("systemctl show --value -p NRestarts,ExecMainStatus {REPLICA}");
+        let shown = machine.sh(lab, &state)?;
+        ensure!(shown.split_whitespace().eq(["0", "2"]), "restarts and exit code: {shown}");
+
+        machine.put("/etc/mailtwin/mailtwin.toml", &config("mx1", "mx2"))?;
+        machine
+            .sh(lab, "useradd --system vmail && install -d -m 2770 -o vmail -g vmail /var/vmail")?;
+        machine.sh(lab, "replctl init --role replica")?;
+        machine.sh(lab, "systemctl enable --now mailtwin.target")?;
+        for unit in [AGENT, REPLICA] {
+            wait_active(&machine, lab, unit)?;
+        }
+        let said = machine.sh(lab, &format!("systemctl status {AGENT} {REPLICA}"))?;
+        let status = said.contains("Status: \"replica, epoch 1; no master was heard of yet\"");
+        ensure!(status && said.contains("Status: \"replica, epoch 1\""), "{said}");
+        // The nightly check has nothing to do on a replica, and that is no failure.
+        machine.sh(lab, "systemctl start mailtwin-check.service")?;
+        refuse_wrong_configuration(&machine, lab)?;
+
+        // What runs is restarted, what the admin wrote stays.
+        let before = [main_pid(&machine, lab, AGENT)?, main_pid(&machine, lab, REPLICA)?];
+        bring(&machine, lab, &new)?;
+        machine.sh(lab, INSTALL)?;
+        let versions = machine.sh(lab, "dpkg-query -W -f '${Version} ' replctl mailtwin-agent")?;
+        ensure!(versions == format!("{NEWER} {NEWER} "), "{versions}");
+        for (unit, before) in [AGENT, REPLICA].into_iter().zip(before) {
+            wait_active(&machine, lab, unit)?;
+            ensure!(main_pid(&machine, lab, unit)? != before, "{unit} was restarted");
+        }
+        let kept = machine.sh(lab, "cat /etc/mailtwin/mailtwin.toml")?;
+        ensure!(kept == config("mx1", "mx2"), "{kept}");
+
+        machine.sh(lab, "apt-get remove -y mailtwin-agent mailtwin-replica replctl")?;
+        let left = "test -e /etc/mailtwin/mailtwin.toml && test -e /var/lib/mailtwin/node.json \
+                    && test -e /var/vmail/.mailtwin-store && ! pgrep mailtwin";
+        machine.sh(lab, left)?;
+        machine.sh(lab, "apt-get purge -y mailtwin-agent mailtwin-replica replctl")?;
+        let gone = "test ! -e /etc/mailtwin && test ! -e /var/lib/mailtwin && test -e /var/vmail";
+        machine.sh(lab, gone)?;
+        let links = machine.sh(lab, "find /etc/systemd/system -name 'mailtwin*'")?;
+        ensure!(links.is_empty(), "{links}");
+        Ok(())
+    })
+}
+
+/// Right after the installation: nothing runs, and everything is where it belongs.
+fn expect_installed(machine: &Machine, lab: &Lab) -> anyhow::Result<()> {
+    for unit in [AGENT, REPLICA, "mailtwin-check.timer", "mailtwin.target"] {
+        let state = machine
+            .run(lab, &format!("systemctl is-active {unit}; systemctl is-enabled {unit}"))?;
+        ensure!(state.stdout == "inactive\ndisabled\n", "{unit}: {state:?}");
+    }
+    machine.sh(
+        lab,
+        "cd /usr/lib/systemd/system && systemd-analyze verify --recursive-errors=no --man=no \
+         mailtwin-agent.service mailtwin-replica.service mailtwin-check.service mailtwin-check.timer mailtwin.target",
+    )?;
+    machine.sh(lab, "id mailtwin && test \"$(stat -c %U:%a /var/lib/mailtwin)\" = mailtwin:700")?;
+    machine.sh(lab, "bash -n /usr/share/bash-completion/completions/replctl")?;
+    for file in [
+        "man/man8/replctl.8.gz",
+        "man/man8/replctl-failover-switch.8.gz",
+        "man/man8/mailtwin-agent.8.gz",
+        "zsh/vendor-completions/_replctl",
+        "fish/vendor_completions.d/replctl.fish",
+        "mailtwin/prometheus/mailtwin.rules.yml",
+        "doc/replctl/ops/runbooks/MailtwinBrakeEngaged.md",
+    ] {
+        machine.sh(lab, &format!("test -s /usr/share/{file}"))?;
+    }
+    machine.sh(lab, "test -x /usr/lib/mailtwin/hooks/dovecot-gate")?;
+    machine
+        .sh(lab, "replctl --version && mailtwin-agent --version && mailtwin-replica --version")?;
+    Ok(())
+}
+
+/// A reload with a wrong configuration fails, and the daemon goes on with the old one.
+fn refuse_wrong_configuration(machine: &Machine, lab: &Lab) -> anyhow::Result<()> {
+    let before = main_pid(machine, lab, REPLICA)?;
+    machine.put("/etc/mailtwin/mailtwin.toml", "config_version = 1\n[nodes]\n")?;
+    let reload = machine.run(lab, &format!("systemctl reload {REPLICA}"))?;
+    ensure!(reload.code != Some(0), "refused: {reload:?}");
+    machine.put("/etc/mailtwin/mailtwin.toml", &config("mx1", "mx2"))?;
+    machine.sh(lab, &format!("systemctl reload {REPLICA}"))?;
+    ensure!(main_pid(machine, lab, REPLICA)? == before, "the daemon goes on");
+    Ok(())
+}
+
+fn config(name: &str, peer: &str) -> String {
+    let block = Page::read().and_then(|page| page.block("config_version"));
+    let block = block.unwrap_or_default();
+    block.replace("\"mx1\"", "NAME").replace("mx2", peer).replace("NAME", &format!("\"{name}\""))
+}
+
+/// The ten-minute start.
+struct Page(String);
+
+impl Page {
+    fn read() -> anyhow::Result<Self> {
+        let path = root().join("docs/ten-minutes.md");
+        fs::read_to_string(&path).map(Self).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// The indented block that begins with `start`.
+    fn block(&self, start: &str) -> anyhow::Result<String> {
+        let begins = |line: &&str| !line.starts_with(&format!("    {start}"));
+        let lines = self.0.lines().skip_while(begins);
+        let block = lines.take_while(|line| line.is_empty() || line.starts_with("    "));
+        let lines: Vec<&str> = block.map(str::trim_start).collect();
+        ensure!(!lines.is_empty(), "a block that begins with {start}");
+        Ok(format!("{}\n", lines.join("\n").trim_end()))
+    }
+
+    /// Every command that says where it is to be typed, in order: `COMMAND   # on WHERE`.
+    fn commands(&self) -> Vec<(String, String)> {
+        let typed = self.0.lines().filter(|line| line.starts_with("    "));
+        let split = typed.filter_map(|line| line.split_once("# on "));
+        split.map(|(command, place)| (command.trim().to_owned(), place.trim().to_owned())).collect()
+    }
+}
+
+/// A Dovecot and a Postfix as the ten-minute start takes them for granted.
+fn mail_server(machine: &Machine, lab: &Lab) -> anyhow::Result<()> {
+    machine.put(
+        "/etc/dovecot/local.conf",
+        "protocols = imap lmtp\nssl = no\nmail_location = maildir:/var/vmail/%d/%n/Maildir\n\
+         passdb {\n  driver = static\n  args = password=x\n}\n\
+         userdb {\n  driver = static\n  args = uid=vmail gid=vmail home=/var/vmail/%d/%n\n}\n\
+         service lmtp {\n  unix_listener /var/spool/postfix/private/dovecot-lmtp {\n    mode = 0600\n    \
+         user = postfix\n    group = postfix\n  }\n}\n",
+    )?;
+    machine.put(
+        "/etc/postfix/main.cf",
+        "compatibility_level = 3.6\nmyhostname = mail.example.org\nmydestination = localhost\n\
+         inet_interfaces = loopback-only\nvirtual_mailbox_domains = example.org\n\
+         virtual_transport = lmtp:unix:private/dovecot-lmtp\n",
+    )?;
+    machine.sh(lab, "getent passwd vmail || useradd --system --home-dir /var/vmail vmail")?;
+    machine.sh(lab, "systemctl restart postfix dovecot")?;
+    Ok(())
+}
+
+/// Two machines with their mail servers; `mx1` has mail.
+fn two_machines(lab: &Lab, cable: &Cable) -> anyhow::Result<[Machine; 2]> {
+    let machines = [Machine::boot(lab, "mx1", cable, 0)?, Machine::boot(lab, "mx2", cable, 1)?];
+    for machine in &machines {
+        mail_server(machine, lab)?;
+    }
+    machines[0].sh(lab, "install -d -m 700 -o vmail -g vmail /var/vmail")?;
+    for number in 0..5 {
+        deliver(&machines[0], lab, &format!("before {number}"))?;
+    }
+    Ok(machines)
+}
+
+fn deliver(machine: &Machine, lab: &Lab, subject: &str) -> anyhow::Result<()> {
+    machine.sh(lab, &format!("echo 'Subject: {subject}' | sendmail ann@example.org"))?;
+    Ok(())
+}
+
+/// What is in ann's INBOX.
+fn inbox(machine: &Machine, lab: &Lab) -> anyhow::Result<String> {
+    let fetch = "doveadm fetch -u ann@example.org 'uid guid hdr.subject' mailbox INBOX";
+    Ok(machine.run(lab, fetch)?.stdout)
+}
+
+/// Waits until both have the same, and a message with this subject.
+fn wait_equal(lab: &Lab, machines: &[Machine; 2], subject: &str) -> anyhow::Result<()> {
+    lab.wait(&format!("{subject:?} is on both"), || {
+        let [one, two] = [inbox(&machines[0], lab)?, inbox(&machines[1], lab)?];
+        let equal = one == two && one.contains(subject);
+        Ok(if equal { Ok(()) } else { Err(format!("mx1: {one}\nmx2: {two}")) })
+    })
+}
+
+#[test]
+fn the_ten_minute_start_works_as_it_is_written() -> anyhow::Result<()> {
+    if Machine::are_skipped() {
+        return Ok(());
+    }
+    Lab::run(|lab| {
+        let (old, new) = (packages(lab, None)?, packages(lab, Some(NEWER))?);
+        let cable = Cable::lay()?;
+        let mut machines = two_machines(lab, &cable)?;
+        for machine in &machines {
+            bring(machine, lab, &old)?;
+        }
+        follow(lab, &machines)?;
+        wait_equal(lab, &machines, "hello")?;
+
+        // kill -9, in turn; systemd starts them again.
+        for (machine, unit) in machines.iter().zip([AGENT, REPLICA]) {
+            machine.sh(lab, &format!("systemctl kill -s KILL {unit}"))?;
+            deliver(&machines[0], lab, &format!("{unit} was killed"))?;
+            wait_equal(lab, &machines, &format!("{unit} was killed"))?;
+        }
+        // Reboots, in turn; then both lose their power at once.
+        for (number, name) in ["mx1", "mx2"].iter().enumerate() {
+            machines[number].reboot(lab)?;
+            deliver(&machines[0], lab, &format!("{name} was rebooted"))?;
+            wait_equal(lab, &machines, &format!("{name} was rebooted"))?;
+        }
+        for machine in &mut machines {
+            machine.reset(lab)?;
+        }
+        deliver(&machines[0], lab, "both were reset")?;
+        wait_equal(lab, &machines, "both were reset")?;
+        // An upgrade, the replica first.
+        for machine in machines.iter().rev() {
+            bring(machine, lab, &new)?;
+            machine.sh(lab, INSTALL)?;
+        }
+        deliver(&machines[0], lab, "both were upgraded")?;
+        wait_equal(lab, &machines, "both were upgraded")?;
+        machines[0].sh(lab, "systemctl start mailtwin-check.service").context("all is equal")?;
+        let owners =
+            machines[1].sh(lab, "find /var/vmail -not -user vmail -not -path '*/.mailtwin*'")?;
+        ensure!(owners.is_empty(), "mail belongs to vmail: {owners}");
+        replicate_below_setgid(&machines, lab)?;
+        move_the_role(&machines, lab)
+    })
+}
+
+/// New directories have the setgid bit of the one above them. The sandbox lets nobody set it, so a
+/// mailbox that is built aside, where there is none, does without; that sets nothing aside.
+fn replicate_below_setgid(machines: &[Machine; 2], lab: &Lab) -> anyhow::Result<()> {
+    for machine in machines {
+        machine.sh(lab, "chmod 2770 /var/vmail")?;
+    }
+    machines[0].sh(lab, "echo 'Subject: group' | doveadm save -u bob@new.example.org")?;
+    lab.wait("bob's mail is there, with the mode of what is above it", || {
+        let bob = "cd /var/vmail/new.example.org && stat -c %a:%U . bob bob/Maildir";
+        let modes = machines[1].run(lab, bob)?;
+        let right = modes.stdout == "2770:vmail\n2770:vmail\n770:vmail\n";
+        Ok(if right { Ok(()) } else { Err(format!("{modes:?}")) })
+    })
+}
+
+/// Both daemons on both nodes, the gate that is shipped, and the role moved, all within the sandbox.
+fn move_the_role(machines: &[Machine; 2], lab: &Lab) -> anyhow::Result<()> {
+    let gate = "[gate]\nclose = \"/usr/lib/mailtwin/hooks/dovecot-gate close\"\n\
+                open = \"/usr/lib/mailtwin/hooks/dovecot-gate open\"\n";
+    for (machine, (name, peer)) in machines.iter().zip([("mx1", "mx2"), ("mx2", "mx1")]) {
+        machine.put("/etc/mailtwin/mailtwin.toml", &format!("{}\n{gate}", config(name, peer)))?;
+        machine.sh(lab, "systemctl enable --now mailtwin.target")?;
+        machine.sh(lab, &format!("systemctl restart {AGENT} {REPLICA}"))?;
+    }
+    expect_gate(&machines[1], lab, "1\n").context("closed on a replica")?;
+    lab.wait("nothing stands against it", || {
+        let ready = machines[0].run(lab, "replctl failover switch --to mx2 --dry-run")?;
+        Ok(if ready.code == Some(0) { Ok(()) } else { Err(format!("{ready:?}")) })
+    })?;
+    machines[0].sh(lab, "replctl failover switch --to mx2")?;
+    expect_gate(&machines[0], lab, "1\n").context("closed on the old master")?;
+    expect_gate(&machines[1], lab, "0\n").context("open on the new master")?;
+    deliver(&machines[1], lab, "after the switch")?;
+    lab.wait("mail goes the other way", || {
+        let there =
+            machines[0].sh(lab, "grep -rlsx 'Subject: after the switch' /var/vmail || true")?;
+        Ok(if there.is_empty() { Err("not yet".into()) } else { Ok(()) })
+    })
+}
+
+/// Waits until so many of Dovecot's entrances for IMAP are closed.
+fn expect_gate(machine: &Machine, lab: &Lab, closed: &str) -> anyhow::Result<()> {
+    let stopped = "doveadm service status imap-login | grep -c '^doveadm_stop: y' || true";
+    lab.wait("the gate is as it shall be", || {
+        let found = machine.sh(lab, stopped)?;
+        Ok(if found == closed { Ok(()) } else { Err(format!("{found:?}")) })
+    })
+}
+
+/// Types what the page says, where it says.
+fn follow(lab: &Lab, machines: &[Machine; 2]) -> anyhow::Result<()> {
+    let commands = Page::read()?.commands();
+    ensure!(commands.len() >= 9, "{commands:?}");
+    for (command, place) in commands {
+        let places: &[Machine] = match place.as_str() {
+            "mx1" => &machines[..1],
+            "mx2" => &machines[1..],
+            "both" => machines,
+            _ => bail!("nobody knows where {place} is: {command}"),
+        };
+        if command.ends_with("--watch") {
+            // An admin looks until it says so, and presses Ctrl-C.
+            lab.wait("status says in-sync", || {
+                let shown = machines[0].run(lab, command.trim_end_matches("--watch"))?;
+                let said = shown.stdout.contains("in-sync");
+                Ok(if said { Ok(()) } else { Err(format!("{shown:?}")) })
+            })?;
+            continue;
+        }
+        for machine in places {
+            machine.sh(lab, &command)?;
+        }
+        if command.starts_with("apt-get install") {
+            machines[0].put("/etc/mailtwin/mailtwin.toml", &config("mx1", "mx2"))?;
+            machines[1].put("/etc/mailtwin/mailtwin.toml", &config("mx2", "mx1"))?;
+        }
+    }
+    Ok(())
+}
