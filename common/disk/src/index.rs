@@ -31,7 +31,9 @@ use std::{
 };
 
 use crate::{
-    DiskError, dir,
+    DiskError,
+    clock::SystemClock,
+    dir,
     lock::{FileLock, LockError},
 };
 
@@ -73,6 +75,7 @@ const ASIDE_KEPT: u32 = 3;
 /// A process that was just killed keeps its lock for a few milliseconds; a node's other daemon, when
 /// the node's role changes, until its last task has ended.
 const LOCK_LIMIT: Duration = Duration::from_secs(15);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// An open index. Clones share it; when the last one goes, it is closed in order.
 #[derive(Clone, Debug)]
@@ -457,7 +460,23 @@ fn open_sled(dir: &Path) -> Result<sled::Db, IndexError> {
         .cache_capacity(CACHE_OCTETS)
         .flush_every_ms(housekeeping)
         .mode(sled::Mode::LowSpace);
-    contain(dir, "open", || config.open())
+    let (clock, mut waited) = (SystemClock::shared(), Duration::ZERO);
+    loop {
+        match contain(dir, "open", || config.open()) {
+            // sled's threads keep its lock for a moment after the database was closed.
+            Err(IndexError::Disk(error)) if is_locked(&error) && waited < LOCK_LIMIT => {
+                waited += LOCK_PAUSE;
+                clock.pause(LOCK_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// sled wraps the lock's error in one of its own, of kind `Other`, and says so only in words.
+fn is_locked(error: &DiskError) -> bool {
+    error.source.kind() == io::ErrorKind::Other
+        && error.source.to_string().contains("could not acquire lock")
 }
 
 /// Number of the last sync; `None` if there is nothing yet. Damage and a foreign schema are errors.

@@ -3,7 +3,6 @@
 use std::os::unix::fs::FileExt;
 
 use super::*;
-use crate::clock::SystemClock;
 
 fn put(index: &Index, key: &[u8], value: &[u8]) {
     let mut batch = Batch::default();
