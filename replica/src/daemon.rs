@@ -121,6 +121,7 @@ impl Daemon {
             metrics,
             heard: heard.clone(),
             tasks: tasks.clone(),
+            clock: SystemClock::shared(),
         };
         let doorkeeper = Doorkeeper { key: Arc::clone(key), pins: Arc::clone(pins) };
         let at = config.replica.listen;

@@ -3,6 +3,7 @@
 pub(crate) mod connection;
 mod dial;
 mod merge;
+pub(crate) mod pulse;
 mod standing;
 mod status;
 mod tls;
@@ -21,7 +22,7 @@ use mailtwin_logic::{
     link::{Action, Input, Link, Outcome},
     pace::Pace,
     quarantine::{Reason, Step},
-    wire::message::{Beat, FEATURES, Hello, MODEL, Refusal, VERSION_MAX, VERSION_MIN},
+    wire::message::{FEATURES, Hello, MODEL, Refusal, VERSION_MAX, VERSION_MIN},
 };
 use mailtwin_store::MailStore;
 use tokio::{
@@ -43,6 +44,7 @@ use crate::{
 use connection::{Connection, GreetError};
 
 pub use dial::{Dial, DialError, Dialing, Io};
+use pulse::Pulse;
 pub use status::{Copying, LinkStatus};
 pub use tls::Dialers;
 
@@ -151,7 +153,7 @@ struct Driver {
     connection: Option<Connection>,
     dialed: Option<Box<dyn Io>>,
     events: mpsc::Sender<Event>,
-    beat: watch::Sender<Beat>,
+    pulse: watch::Sender<Pulse>,
     start: Instant,
     saved_at: Instant,
     unsaved: Option<Acked>,
@@ -159,6 +161,8 @@ struct Driver {
     progress: Arc<Progress>,
     pace: Pace,
     claim: Claim,
+    /// Place and time of the first entry that a link which reads none lacks.
+    unread: Option<(LogSeq, u64)>,
     aside: Arc<Vec<Aside>>,
     aside_is_old: bool,
     shown_at: Instant,
@@ -233,7 +237,7 @@ impl Driver {
             connection: None,
             dialed: None,
             events,
-            beat: watch::Sender::new(Beat { at: 0, head: LogSeq(0), cursor: LogSeq(0) }),
+            pulse: watch::Sender::new(Pulse::none()),
             start: now,
             saved_at: now,
             unsaved: None,
@@ -241,6 +245,7 @@ impl Driver {
             progress: Arc::default(),
             pace: Pace::default(),
             claim: Claim::Ok,
+            unread: None,
             aside: Arc::default(),
             aside_is_old: true,
             shown_at: now,
@@ -306,10 +311,10 @@ impl Driver {
             features: FEATURES,
             log: self.parts.log.id(),
         };
-        let (life, events, beat) = (self.life, self.events.clone(), self.beat.subscribe());
+        let (life, events, pulse) = (self.life, self.events.clone(), self.pulse.subscribe());
         let (tasks, stop) = (self.parts.tasks.clone(), self.life_stop.clone());
         self.parts.tasks.spawn("greet", async move {
-            let greeting = Connection::greet(io, &hello, &tasks, beat, &stop);
+            let greeting = Connection::greet(io, &hello, &tasks, pulse, &stop);
             let result = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,

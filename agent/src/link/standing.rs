@@ -10,7 +10,7 @@ use mailtwin_logic::{
     wire::message::Beat,
 };
 
-use super::{Copying, Driver, LinkStatus};
+use super::{Copying, Driver, LinkStatus, pulse::Pulse};
 
 /// How often the age of the lag is published.
 const PUBLISH_EVERY: Duration = Duration::from_secs(5);
@@ -30,7 +30,7 @@ impl Driver {
             connected: self.connection.is_some(),
             cursor,
             lag_entries: head.0.saturating_sub(cursor.0),
-            oldest_at: self.link.oldest_at(),
+            oldest_at: self.oldest_at(phase, head, cursor),
             last_error: self.last_error.clone(),
             aside: Arc::clone(&self.aside),
             brake: self.parts.brake.engaged(),
@@ -39,12 +39,32 @@ impl Driver {
         };
         let now = self.parts.clock.unix_ms();
         self.parts.metrics.publish(&status, now);
-        self.beat.send_replace(Beat { at: now, head, cursor });
+        let (beat, complete_to) = (Beat { at: now, head, cursor }, self.link.complete_to(now));
+        self.pulse.send_replace(Pulse { beat, complete_to });
         self.parts.status.send_if_modified(|shown| {
             let news = *shown != status;
             *shown = status;
             news
         });
+    }
+
+    /// When the oldest entry that the replica lacks was logged. A link that is not connected reads
+    /// none: then the log is asked, once for each place.
+    fn oldest_at(&mut self, phase: Phase, head: LogSeq, cursor: LogSeq) -> Option<u64> {
+        let is_live = matches!(phase, Phase::InSync | Phase::Degraded | Phase::Replaying);
+        let known = self.link.oldest_at();
+        if known.is_some() || is_live || cursor >= head {
+            return known;
+        }
+        if self.unread.is_none_or(|(place, _)| place != cursor) {
+            let oldest = self.parts.log.extent().oldest;
+            let after = LogSeq(cursor.0.max(oldest.0.saturating_sub(1)));
+            // One that cannot be read is reported when it is replayed.
+            let first = self.parts.log.reader(head).read(after, 1).ok();
+            let entry = first.and_then(|taken| taken.entries.into_iter().next());
+            self.unread = entry.map(|entry| (cursor, entry.at));
+        }
+        self.unread.map(|(_, at)| at)
     }
 
     /// Says once what becomes of the replica's place in the log.

@@ -4,6 +4,7 @@
 pub mod accept;
 pub mod admin;
 pub mod base;
+pub mod codes;
 pub mod config;
 pub mod daemon;
 #[cfg(any(test, fuzzing))]
