@@ -4,6 +4,7 @@ mod brake;
 mod peers;
 mod quarantine;
 mod replicas;
+mod site;
 
 use std::{
     path::{Path, PathBuf},

@@ -1,5 +1,7 @@
 //! Answers `replctl` for the replica daemon.
 
+mod site;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},

@@ -31,6 +31,7 @@ pub mod systemd;
 pub mod tasks;
 pub mod telemetry;
 pub mod tls;
+pub mod web;
 pub mod workers;
 
 pub use mailtwin_disk::clock;
