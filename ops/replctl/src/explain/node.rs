@@ -62,7 +62,7 @@ fn doctor() -> Vec<Topic> {
 }
 
 fn exits() -> Vec<Topic> {
-    topics! { Exit, "exit codes of replctl", "doctor.md", |exit: Exit| format!("exit-{}", exit.code());
+    topics! { Exit, "exit codes of replctl", "json.md", |exit: Exit| format!("exit-{}", exit.code());
         Fine => "It ran, and there is nothing to complain about.", "";
         Found => "It ran and found something: differences, something set aside, lag over its bound.",
             "Read what it printed.";
