@@ -96,7 +96,7 @@ function rows(status) {
 }
 
 function chart(status) {
-  const [left, right, top, bottom] = [78, 630, 14, 160];
+  const [left, right, top, bottom] = [100, 630, 16, 160];
   const hour = 3600;
   const series = status.lag_history;
   const points = series.flatMap((one) => one.points);
