@@ -1,8 +1,10 @@
 //! Answers `replctl` for the agent.
 
 mod brake;
+mod peers;
 mod quarantine;
 mod replicas;
+mod site;
 
 use std::{
     fmt::Write as _,
@@ -13,8 +15,8 @@ use std::{
 
 use mailtwin_disk::DiskError;
 use mailtwin_host::admin::{
-    AgentStatus, Answer, AsideStatus, CheckAsk, CopyStatus, Entry, FailureCode, LogStat, LogStatus,
-    Problem, ReplicaStatus, Request, Response, SCHEMA_VERSION, answer,
+    AgentStatus, Answer, AsideStatus, AtRisk, CheckAsk, CopyStatus, Entry, FailureCode, LogStat,
+    LogStatus, Problem, ReplicaStatus, Request, Response, SCHEMA_VERSION, answer,
 };
 use mailtwin_host::{
     config::Peer, history, keys::PublicKey, ledger, node::Node, pins::Pins, tasks::Tasks,
@@ -27,7 +29,7 @@ use mailtwin_logic::{
     ids::{Account, LogSeq},
     link::Phase,
 };
-use mailtwin_store::{MailStore, graves, local};
+use mailtwin_store::{MailStore, ProblemKind, graves, local};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -36,7 +38,6 @@ use crate::{
     failover::{self, Ended, Failover, Order},
     link::{Copying, Dialers, LinkStatus},
     log::{Health, LogError},
-    metrics::claim_name,
     source::Source,
 };
 
@@ -85,6 +86,7 @@ impl Answer for Answers {
     async fn answer(&self, request: Request) -> Response {
         match request {
             Request::Status => Response::Status(self.status()),
+            Request::Peers => Response::Peers(self.peers().await),
             Request::KeysShow => answer::keys(&self.node.name, self.key, &self.pins),
             Request::KeysPin { peer, key } => answer::done(self.pins.pin(&peer, key)),
             Request::KeysUnpin { peer, key } => answer::done(self.pins.unpin(&peer, key)),
@@ -256,8 +258,9 @@ impl Answers {
         text
     }
 
-    fn status(&self) -> AgentStatus {
+    pub(crate) fn status(&self) -> AgentStatus {
         let working = self.working.as_ref();
+        let history = history::read(&self.failover.state_dir).unwrap_or_default();
         AgentStatus {
             schema_version: SCHEMA_VERSION,
             node: self.node.name.clone(),
@@ -266,6 +269,10 @@ impl Answers {
             log: working.map(Working::log_status),
             replicas: working.map(Working::replicas).unwrap_or_default(),
             problems: working.map(|working| problems(&*working.store)).unwrap_or_default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            gate_open: self.failover.gate.is_open(),
+            at_risk: working.and_then(Working::at_risk),
+            last_failover: history.into_iter().next_back(),
         }
     }
 }
@@ -278,10 +285,7 @@ impl Working {
             }
             Request::LogTail { entries } => self.log_tail(entries),
             Request::LogStat => Response::LogStat(self.log_stat()),
-            Request::LogAppend { targets } => match self.append(&targets).await {
-                Ok(seq) => Response::Appended { seq: seq.0 },
-                Err((code, message)) => answer::failed(code, message),
-            },
+            Request::LogAppend { targets } => self.append_told(&targets).await,
             Request::ReplicaPause { name, pause } => match self.agent.pause(&name, pause) {
                 Some(result) => answer::done(result),
                 None => {
@@ -326,6 +330,7 @@ impl Working {
                 None => answer::failed(FailureCode::Usage, format!("no check has number {id}")),
             },
             Request::Status
+            | Request::Peers
             | Request::KeysShow
             | Request::KeysPin { .. }
             | Request::KeysUnpin { .. }
@@ -339,6 +344,13 @@ impl Working {
             | Request::Force { .. }
             | Request::Ledger
             | Request::ConflictsAck { .. } => Response::Done,
+        }
+    }
+
+    async fn append_told(&self, targets: &[String]) -> Response {
+        match self.append(targets).await {
+            Ok(seq) => Response::Appended { seq: seq.0 },
+            Err((code, message)) => answer::failed(code, message),
         }
     }
 
@@ -441,6 +453,10 @@ impl Working {
         LogStatus { id: extent.id.to_string(), head: extent.head.0, bytes: extent.octets, error }
     }
 
+    fn at_risk(&self) -> Option<AtRisk> {
+        peers::at_risk(&self.agent.links(), self.agent.now())
+    }
+
     fn replicas(&self) -> Vec<ReplicaStatus> {
         let now = self.agent.now();
         let mut links = self.agent.links_with_totals();
@@ -458,12 +474,12 @@ impl Working {
 fn replica(link: &LinkStatus, messages: u64, now: u64) -> ReplicaStatus {
     ReplicaStatus {
         name: link.name.clone(),
-        state: state(link.phase).to_owned(),
+        state: link.phase.as_str().to_owned(),
         cursor: link.cursor.0,
         lag_entries: link.lag_entries,
         lag_seconds: Duration::from_millis(link.lag_ms(now)).as_secs_f64(),
         quarantined: link.aside.len(),
-        claim: claim_name(link.claim).to_owned(),
+        claim: link.claim.as_str().to_owned(),
         copy: link.copy.map(copy),
         messages,
         last_error: link.last_error.clone(),
@@ -494,20 +510,6 @@ fn copy(copy: Copying) -> CopyStatus {
     }
 }
 
-/// One word for a phase, as in status and docs.
-fn state(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Waiting => "waiting",
-        Phase::Connecting => "connecting",
-        Phase::Merging => "merging",
-        Phase::Replaying => "replaying",
-        Phase::InSync => "in-sync",
-        Phase::Degraded => "degraded",
-        Phase::Paused => "paused",
-        Phase::Fenced(_) => "fenced",
-    }
-}
-
 /// Orders a status: worst first.
 fn badness(phase: Phase) -> u8 {
     match phase {
@@ -523,7 +525,7 @@ fn badness(phase: Phase) -> u8 {
 
 fn describe(link: &LinkStatus) -> String {
     let why = link.last_error.as_deref().unwrap_or("still replaying");
-    format!("{} is {} at {}: {why}", link.name, state(link.phase), link.cursor)
+    format!("{} is {} at {}: {why}", link.name, link.phase.as_str(), link.cursor)
 }
 
 fn entry(entry: &mailtwin_logic::entry::Entry) -> Entry {
@@ -534,8 +536,13 @@ fn problems(store: &dyn MailStore) -> Vec<Problem> {
     let lost = store.verify().err().map(|error| Problem {
         object: "the store".to_owned(),
         detail: format!("{}; nothing is taken for deleted", Chain(&error)),
+        code: ProblemKind::WrongStore.as_str().to_owned(),
     });
     let all = store.problems().into_iter();
-    let all = all.map(|problem| Problem { object: problem.object, detail: problem.detail });
+    let all = all.map(|problem| Problem {
+        object: problem.object,
+        detail: problem.detail,
+        code: problem.kind.as_str().to_owned(),
+    });
     lost.into_iter().chain(all).take(LISTED_MAX).collect()
 }

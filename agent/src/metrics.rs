@@ -188,8 +188,8 @@ impl Metrics {
             delivery: self.delivery.with_label_values(&one),
             quarantined: self.quarantined.clone(),
             brake: self.brake.with_label_values(&one),
-            claim: CLAIMS
-                .map(|claim| self.standing.claim.with_label_values(&[replica, claim_name(claim)])),
+            claim: Claim::ALL
+                .map(|claim| self.standing.claim.with_label_values(&[replica, claim.as_str()])),
             copy_left: self.standing.copy_left.with_label_values(&one),
             reasons: Arc::default(),
             replica: replica.to_owned(),
@@ -216,8 +216,8 @@ impl Metrics {
             let _ = counters.remove_label_values(&one);
         }
         let _ = self.delivery.remove_label_values(&one);
-        for claim in CLAIMS {
-            let _ = self.standing.claim.remove_label_values(&[one[0], claim_name(claim)]);
+        for claim in Claim::ALL {
+            let _ = self.standing.claim.remove_label_values(&[one[0], claim.as_str()]);
         }
         for reason in link.reasons.lock().expect("no panic while it is held").iter() {
             let _ = self.quarantined.remove_label_values(&[link.replica.as_str(), reason.as_str()]);
@@ -239,7 +239,7 @@ pub struct LinkMetrics {
     pub delivery: Histogram,
     quarantined: IntGaugeVec,
     brake: IntGauge,
-    claim: [IntGauge; CLAIMS.len()],
+    claim: [IntGauge; Claim::ALL.len()],
     copy_left: IntGauge,
     /// Reasons that were shown once: they fall to 0, they do not go stale.
     reasons: Arc<Mutex<BTreeSet<Reason>>>,
@@ -279,25 +279,13 @@ impl LinkMetrics {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.connected.set(status.connected.into());
         self.brake.set((!status.brake.is_empty()).into());
-        for (gauge, claim) in self.claim.iter().zip(CLAIMS) {
+        for (gauge, claim) in self.claim.iter().zip(Claim::ALL) {
             gauge.set((status.claim == claim).into());
         }
         self.copy_left.set(number(status.copy.map_or(0, |copy| copy.left())));
         self.cursor.set(number(status.cursor.0));
         self.lag_entries.set(number(status.lag_entries));
         self.lag_seconds.set(number(status.lag_ms(now) / 1000));
-    }
-}
-
-/// Every state that a replica's place in the log may be in.
-const CLAIMS: [Claim; 3] = [Claim::Ok, Claim::AtRisk, Claim::Lost];
-
-/// One word for it, as in status and docs.
-pub(crate) fn claim_name(claim: Claim) -> &'static str {
-    match claim {
-        Claim::Ok => "ok",
-        Claim::AtRisk => "at-risk",
-        Claim::Lost => "lost",
     }
 }
 

@@ -1,17 +1,21 @@
 //! Answers `replctl` for the replica daemon.
 
+mod site;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use mailtwin_host::{
     admin::{
-        Answer, FailureCode, Problem, ReplicaDaemonStatus, Request, Response, SCHEMA_VERSION,
-        answer,
+        Answer, FailureCode, PeerReport, Problem, ReplicaDaemonStatus, Request, Response,
+        SCHEMA_VERSION, answer,
     },
     clock::Clock,
+    history,
     keys::PublicKey,
     node::Role,
     pins::Pins,
@@ -22,7 +26,7 @@ use mailtwin_store::{graves, local};
 use crate::{
     fence::Fence,
     force::{Force, Order},
-    heard::Heard,
+    heard::{Agent, Heard},
     session::Work,
 };
 
@@ -76,6 +80,7 @@ impl Answer for Answers {
                 None => self.not_here(),
             },
             Request::Status => Response::ReplicaDaemon(self.status()),
+            Request::Peers => Response::Peers(self.peers()),
             Request::KeysShow => answer::keys(&self.node, self.key, &self.pins),
             Request::KeysPin { peer, key } => answer::done(self.pins.pin(&peer, key)),
             Request::KeysUnpin { peer, key } => answer::done(self.pins.unpin(&peer, key)),
@@ -135,11 +140,13 @@ impl Answers {
 
     /// How this daemon is.
     pub(crate) fn status(&self) -> ReplicaDaemonStatus {
-        let agents = self.heard.agents();
-        let last = agents.values().filter_map(|agent| agent.beat).max_by_key(|beat| beat.at);
+        let (agents, now) = (self.heard.agents(), self.clock.unix_ms());
+        let (master, last) = self.heard.last().unzip();
+        let beat = last.as_ref().and_then(|agent| agent.beat);
+        let lag_ms = last.as_ref().and_then(|agent| agent.lag_ms(now));
+        let history = history::read(&self.state_dir).unwrap_or_default();
         let problems = self.work.as_ref().map(|work| work.store.problems()).unwrap_or_default();
-        #[expect(clippy::cast_precision_loss, reason = "for humans")]
-        let age = |at: u64| self.clock.unix_ms().saturating_sub(at) as f64 / 1000.0;
+        let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
         ReplicaDaemonStatus {
             schema_version: SCHEMA_VERSION,
             node: self.node.clone(),
@@ -151,13 +158,35 @@ impl Answers {
                 .filter(|(_, agent)| agent.connections > 0)
                 .map(|(name, _)| name.clone())
                 .collect(),
-            heartbeat_seconds: last.map(|beat| age(beat.at)),
-            lag_entries: last.map(|beat| beat.head.0.saturating_sub(beat.cursor.0)),
+            heartbeat_seconds: last.as_ref().map(|agent| seconds(now.saturating_sub(agent.at))),
+            lag_entries: beat.map(|beat| beat.head.0.saturating_sub(beat.cursor.0)),
             problems: problems
                 .into_iter()
                 .take(LISTED_MAX)
-                .map(|problem| Problem { object: problem.object, detail: problem.detail })
+                .map(|problem| Problem {
+                    object: problem.object,
+                    detail: problem.detail,
+                    code: problem.kind.as_str().to_owned(),
+                })
                 .collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            master,
+            lag_seconds: lag_ms.map(seconds),
+            complete_at: last.and_then(|agent| agent.complete_to),
+            last_failover: history.into_iter().next_back(),
         }
+    }
+
+    /// The masters that were heard of since the start.
+    fn peers(&self) -> Vec<PeerReport> {
+        let report = |(name, agent): (String, Agent)| PeerReport {
+            name,
+            connected: agent.connections > 0,
+            clock_ahead_ms: agent.clock_ahead_ms(),
+            version: agent.version,
+            blockers: Vec::new(),
+            last_error: None,
+        };
+        self.heard.agents().into_iter().map(report).collect()
     }
 }

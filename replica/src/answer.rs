@@ -46,6 +46,10 @@ pub(crate) async fn run(mut stream: Stream, request: Request) -> Result<(), Brok
         }
         Request::Apply(apply) => apply::run(&mut stream, apply).await,
         Request::Preflight => preflight(&stream).await,
+        Request::About => {
+            let (version, clock) = (env!("CARGO_PKG_VERSION").to_owned(), SystemClock::shared());
+            stream.send(&Reply::About { version, clock: clock.unix_ms() }).await
+        }
         Request::Promote { epoch, closed_at, forced } => {
             tracing::info!(%epoch, closed_at, from = %stream.shared().agent, "asked to be the master");
             let agent = stream.shared().agent.clone();

@@ -15,6 +15,7 @@ use mailtwin_host::{
     signals::Signal,
     systemd,
     tasks::Tasks,
+    web,
     workers::Workers,
 };
 use mailtwin_logic::chain::Chain;
@@ -125,6 +126,7 @@ impl Daemon {
             metrics,
             heard: heard.clone(),
             tasks: tasks.clone(),
+            clock: SystemClock::shared(),
         };
         let doorkeeper = Doorkeeper { key: Arc::clone(key), pins: Arc::clone(pins) };
         let at = config.replica.listen;
@@ -133,11 +135,6 @@ impl Daemon {
             .with_context(|| {
                 format!("listen on {at}; replica.listen in {}", config.file.display())
             })?;
-        if let Some(at) = config.metrics.replica {
-            http::serve(at, registry, tasks, stop.child_token())
-                .await
-                .with_context(|| format!("serve metrics on {at}; metrics.replica"))?;
-        }
         let (node, clock) = (config.node.name.clone(), SystemClock::shared());
         let (key, pins) = (key.public(), Arc::clone(pins));
         let answers = Arc::new(Answers {
@@ -151,6 +148,12 @@ impl Daemon {
             work: ours,
             state_dir,
         });
+        if let Some(at) = config.metrics.replica {
+            let site = Arc::clone(&answers) as Arc<dyn web::Site>;
+            web::serve(at, registry, site, tasks, stop.child_token())
+                .await
+                .with_context(|| format!("serve metrics on {at}; metrics.replica"))?;
+        }
         let socket = admin::replica_socket(&config.node.run_dir);
         admin::serve(&socket, Arc::clone(&answers), tasks, stop.child_token())
             .with_context(|| format!("serve the admin socket {}", socket.display()))?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mailtwin_host::{
     admin::HistoryEntry,
     clock::SystemClock,
+    codes::HistoryKind,
     history,
     node::{ChangeError, Node, NodeFile, Role},
 };
@@ -96,7 +97,7 @@ impl Fence {
             Ok(())
         })?;
         if stepped_down {
-            self.note("stepped-down", epoch, &known.name, agent);
+            self.note(HistoryKind::SteppedDown, epoch, &known.name, agent);
             return Err(FenceError::SteppedDown { master: agent.to_owned() });
         }
         Ok(())
@@ -127,7 +128,7 @@ impl Fence {
             node.master = Some(node.name.clone());
             Ok(())
         })?;
-        self.note("promoted", epoch, from, &self.file.now().name);
+        self.note(HistoryKind::Promoted, epoch, from, &self.file.now().name);
         Ok(())
     }
 
@@ -152,7 +153,7 @@ impl Fence {
             node.forced = Some(epoch);
             Ok(())
         })?;
-        self.note("force", epoch, from.unwrap_or("?"), &self.file.now().name);
+        self.note(HistoryKind::Force, epoch, from.unwrap_or("?"), &self.file.now().name);
         Ok(())
     }
 
@@ -169,10 +170,10 @@ impl Fence {
     }
 
     /// Writes a line into the node's history; what cannot be written is logged.
-    fn note(&self, kind: &str, epoch: Epoch, from: &str, to: &str) {
+    fn note(&self, kind: HistoryKind, epoch: Epoch, from: &str, to: &str) {
         let entry = HistoryEntry {
             at: SystemClock::shared().unix_ms(),
-            kind: kind.to_owned(),
+            kind: kind.as_str().to_owned(),
             outcome: "done".to_owned(),
             epoch: epoch.0,
             from: Some(from.to_owned()),

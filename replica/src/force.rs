@@ -133,11 +133,10 @@ impl Force {
 
     /// The agent heard last: its name, seconds since, entries missing then.
     fn last(&self) -> Option<(String, u64, u64)> {
-        let agents = self.heard.agents();
-        let beats = agents.iter().filter_map(|(name, agent)| Some((name, agent.beat?)));
-        let (name, beat) = beats.max_by_key(|(_, beat)| beat.at)?;
-        let age = self.clock.unix_ms().saturating_sub(beat.at) / 1000;
-        Some((name.clone(), age, beat.head.0.saturating_sub(beat.cursor.0)))
+        let (name, agent) = self.heard.last()?;
+        let beat = agent.beat?;
+        let age = self.clock.unix_ms().saturating_sub(agent.at) / 1000;
+        Some((name, age, beat.head.0.saturating_sub(beat.cursor.0)))
     }
 
     fn stands_against(&self, order: Order) -> Option<String> {

@@ -13,6 +13,7 @@ pub struct Metrics {
     applied_messages: IntCounter,
     applied_octets: IntCounter,
     heartbeat: Gauge,
+    complete: Gauge,
     role: IntGaugeVec,
     /// The epoch this node knows.
     pub epoch: IntGauge,
@@ -42,6 +43,11 @@ impl Metrics {
                 "mailtwin_master_heartbeat_timestamp_seconds",
                 "When the master's agent last said that it is there, by its own clock",
             )?,
+            complete: Gauge::new(
+                "mailtwin_complete_timestamp_seconds",
+                "Everything that the master had noticed by then is here, by this node's clock; 0 until \
+                 it is known",
+            )?,
             role: IntGaugeVec::new(
                 Opts::new("mailtwin_role", "1 for the role this node has"),
                 &["role"],
@@ -56,6 +62,7 @@ impl Metrics {
         registry.register(Box::new(metrics.applied_messages.clone()))?;
         registry.register(Box::new(metrics.applied_octets.clone()))?;
         registry.register(Box::new(metrics.heartbeat.clone()))?;
+        registry.register(Box::new(metrics.complete.clone()))?;
         registry.register(Box::new(metrics.role.clone()))?;
         registry.register(Box::new(metrics.epoch.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;
@@ -76,5 +83,10 @@ impl Metrics {
     #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double")]
     pub(crate) fn heartbeat(&self, at_ms: u64) {
         self.heartbeat.set(at_ms as f64 / 1000.0);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double")]
+    pub(crate) fn complete_to(&self, at_ms: u64) {
+        self.complete.set(at_ms as f64 / 1000.0);
     }
 }

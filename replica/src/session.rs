@@ -7,6 +7,7 @@ use std::{
 };
 
 use mailtwin_host::{
+    clock::Clock,
     net::{Frame, FrameReader, FrameWriter, Kind},
     tasks::Tasks,
     workers::Workers,
@@ -17,7 +18,7 @@ use mailtwin_logic::{
     limits::{CHUNK_OCTETS, IN_FLIGHT, NODE_OCTETS_MAX, STREAMS_MAX},
     mailbox::MailboxName,
     wire::message::{
-        Beat, Control, FEATURES, Greeting, Hello, Refusal, Request, agree, decode, encode,
+        Beat, Control, FEATURES, Greeting, Hello, Refusal, Request, Standing, agree, decode, encode,
     },
 };
 use mailtwin_store::{Destination, MailStore};
@@ -65,6 +66,17 @@ pub struct Context {
     pub heard: Heard,
     /// Where streams' tasks run.
     pub tasks: Tasks,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Context {
+    /// An agent says what this node has.
+    fn stands(&self, agent: &str, standing: &Standing) {
+        if let Some(complete) = self.heard.stands(agent, standing, self.clock.unix_ms()) {
+            self.metrics.complete_to(complete);
+        }
+    }
 }
 
 /// Finds out what stands against this node's becoming the master, for humans.
@@ -351,10 +363,11 @@ async fn read<R: AsyncRead + Unpin + Send>(
             return Ok(());
         };
         if frame.stream == 0 {
-            let Some(Control::Beat(beat)) = decode(&frame.payload) else {
-                return Err(broke("no heartbeat on stream 0"));
-            };
-            echo(beat, context, peer, &out).await;
+            match decode(&frame.payload) {
+                Some(Control::Beat(beat)) => echo(beat, context, peer, &out).await,
+                Some(Control::Standing(standing)) => context.stands(peer, &standing),
+                None => return Err(broke("no heartbeat on stream 0")),
+            }
             continue;
         }
         if let Some(stream) = streams.get(&frame.stream) {
@@ -393,7 +406,7 @@ async fn read<R: AsyncRead + Unpin + Send>(
 }
 
 async fn echo(beat: Beat, context: &Context, peer: &str, out: &mpsc::Sender<Frame>) {
-    context.heard.beat(peer, beat);
+    context.heard.beat(peer, beat, context.clock.unix_ms());
     context.metrics.heartbeat(beat.at);
     let _ = out.send(message(0, &Control::Beat(beat))).await;
 }

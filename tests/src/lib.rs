@@ -2,6 +2,7 @@
 //! two servers, and a workload. Nothing here is a mock, and nothing waits by sleeping a fixed
 //! time.
 
+pub mod browser;
 pub mod check;
 pub mod cluster;
 pub mod corpus;

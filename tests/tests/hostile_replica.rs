@@ -94,7 +94,8 @@ fn wrong(request: &Request) -> Vec<Reply> {
         | Request::Fetch { .. }
         | Request::Mend { .. }
         | Request::GiveUp { .. }
-        | Request::Graves { .. } => vec![Reply::Done],
+        | Request::Graves { .. }
+        | Request::About => vec![Reply::Done],
         Request::Restructure { .. } | Request::SetFile { .. } => {
             vec![Reply::Stale(Some(head(3))), Reply::Done, Reply::Done]
         }

@@ -7,7 +7,7 @@ use mailtwin_host::{
 };
 use mailtwin_logic::chain::Chain;
 
-use super::{Answers, Working, state};
+use super::{Answers, Working};
 use crate::Replica;
 
 impl Answers {
@@ -81,7 +81,7 @@ impl Answers {
             name: name.to_owned(),
             address: peer.address,
             configured: self.dialers.peers.is_configured(name),
-            state: link.as_ref().map(|link| state(link.phase).to_owned()),
+            state: link.as_ref().map(|link| link.phase.as_str().to_owned()),
             lag_entries: link.as_ref().map_or(0, |link| link.lag_entries),
             quarantined: link.as_ref().map_or(0, |link| link.aside.len()),
             freed_bytes: agent.map_or(0, |agent| agent.kept_for(name)),

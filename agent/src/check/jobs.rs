@@ -11,6 +11,7 @@ use std::{
 
 use mailtwin_host::{
     admin::{CheckReport, CheckState},
+    codes::CheckResult,
     tasks::Tasks,
 };
 use tokio::time::Instant;
@@ -70,8 +71,8 @@ impl Jobs {
                 report = work => *lock(&job.report) = Some(report),
                 () = abandoned(&job) => {
                     tracing::info!(id, "a check was given up: nobody has asked about it");
-                    let report =
-                        CheckReport { result: "incomplete".into(), ..CheckReport::default() };
+                    let result = CheckResult::Incomplete.as_str().to_owned();
+                    let report = CheckReport { result, ..CheckReport::default() };
                     *lock(&job.report) = Some(report);
                 }
             }

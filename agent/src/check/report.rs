@@ -13,6 +13,7 @@ use std::{
 use mailtwin_host::{
     admin::{CheckAsk, CheckDifference, CheckLevel, CheckReport, LastCheck, SCHEMA_VERSION},
     clock::Clock,
+    codes::CheckResult,
     keys::NodeKey,
     workers::Workers,
 };
@@ -107,7 +108,7 @@ impl Bench {
     }
 
     fn show_last(&self, replica: &str, check: &LastCheck) {
-        if check.result != "incomplete" {
+        if check.result != CheckResult::Incomplete.as_str() {
             let seconds = i64::try_from(check.at / 1000).unwrap_or(i64::MAX);
             let labels = [replica, check.level.name()];
             self.metrics.check.last.with_label_values(&labels).set(seconds);
@@ -182,7 +183,7 @@ async fn compare(
         }
         let (found, incomplete) = (report.found - before.0, report.incomplete.len() > before.1);
         if report.targets.is_empty() && !sparse {
-            let result = result(found, !incomplete).to_owned();
+            let result = CheckResult::of(found, !incomplete).as_str().to_owned();
             bench.ended(&name, &coverage, LastCheck { at: began, level, result, found });
         }
         report.replicas.push(name);
@@ -200,15 +201,8 @@ fn sum_up(report: &mut CheckReport, tally: &Tally) {
     report.bytes = get(&tally.octets);
     report.messages_read = get(&tally.messages_read);
     report.bytes_read = get(&tally.octets_read);
-    result(report.found, report.incomplete.is_empty()).clone_into(&mut report.result);
-}
-
-fn result(found: u64, whole: bool) -> &'static str {
-    match (found, whole) {
-        (0, true) => "equal",
-        (0, false) => "incomplete",
-        (_, _) => "different",
-    }
+    let result = CheckResult::of(report.found, report.incomplete.is_empty());
+    result.as_str().clone_into(&mut report.result);
 }
 
 /// Carries out what a plan says; what is left is reported as differences.

@@ -17,6 +17,7 @@ use mailtwin_host::{
     signals::Signal,
     systemd,
     tasks::Tasks,
+    web,
 };
 use mailtwin_logic::{chain::Chain, ids::Epoch, link::Phase};
 use prometheus::Registry;
@@ -114,11 +115,6 @@ impl daemon::Daemon for Daemon {
             self.finish_handover(node, tasks);
             None
         };
-        if let Some(at) = config.metrics.agent {
-            http::serve(at, registry, tasks, stop.child_token())
-                .await
-                .with_context(|| format!("serve metrics on {at}; metrics.agent"))?;
-        }
         let answers = Answers {
             node: node.clone(),
             key: key.public(),
@@ -131,6 +127,12 @@ impl daemon::Daemon for Daemon {
             thaw: std::sync::Mutex::default(),
         };
         let answers = Arc::new(answers);
+        if let Some(at) = config.metrics.agent {
+            let site = Arc::clone(&answers) as Arc<dyn web::Site>;
+            web::serve(at, registry, site, tasks, stop.child_token())
+                .await
+                .with_context(|| format!("serve metrics on {at}; metrics.agent"))?;
+        }
         let socket = admin::agent_socket(&config.node.run_dir);
         admin::serve(&socket, Arc::clone(&answers), tasks, stop.child_token())
             .with_context(|| format!("serve the admin socket {}", socket.display()))?;

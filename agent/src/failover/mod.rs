@@ -12,6 +12,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use mailtwin_host::{
     admin::HistoryEntry,
     clock::Clock,
+    codes::HistoryKind,
     gate::{Gate, Occasion},
     history,
     node::{ChangeError, Node, NodeFile, Role},
@@ -54,16 +55,23 @@ impl Failover {
         if was_master {
             tracing::error!(epoch = %by, "a newer epoch has begun: this node is no longer the master");
             let note = Note { gate_closed_ms: None, detail: "a replica knows a newer epoch" };
-            self.note("stepped-down", Ended::Done, by, None, &note);
+            self.note(HistoryKind::SteppedDown, Ended::Done, by, None, &note);
         }
         Ok(())
     }
 
     /// Writes a line into the node's history; what cannot be written is logged.
-    fn note(&self, kind: &str, ended: Ended, epoch: Epoch, to: Option<&str>, note: &Note<'_>) {
+    fn note(
+        &self,
+        kind: HistoryKind,
+        ended: Ended,
+        epoch: Epoch,
+        to: Option<&str>,
+        note: &Note<'_>,
+    ) {
         let entry = HistoryEntry {
             at: self.clock.unix_ms(),
-            kind: kind.to_owned(),
+            kind: kind.as_str().to_owned(),
             outcome: ended.as_str().to_owned(),
             epoch: epoch.0,
             from: Some(self.file.now().name),

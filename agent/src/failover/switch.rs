@@ -5,6 +5,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use mailtwin_host::{
+    codes::HistoryKind,
     node::{ChangeError, Handover, Role},
     proof::{Proof, Proven},
 };
@@ -84,7 +85,7 @@ pub(crate) async fn switch(
     let opened = reopen(failover).await;
     let closed = failover.clock.unix_ms().saturating_sub(closed_at);
     let note = Note { gate_closed_ms: Some(closed), detail: &why };
-    failover.note("switch", Ended::Undone, epoch, Some(&to), &note);
+    failover.note(HistoryKind::Switch, Ended::Undone, epoch, Some(&to), &note);
     operations.end(Ended::Undone, format!("{why}; this node is still the master, and {opened}"));
 }
 
@@ -115,7 +116,7 @@ async fn rehearsal(failover: &Failover, agent: &Agent, order: &Order) {
         text = format!("{text}; {opened}, after {took} ms");
     }
     let note = Note { gate_closed_ms: (!order.no_gate).then_some(took), detail: &text };
-    failover.note("drill", ended, failover.file.now().epoch, Some(&order.to), &note);
+    failover.note(HistoryKind::Drill, ended, failover.file.now().epoch, Some(&order.to), &note);
     operations.end(ended, text);
 }
 

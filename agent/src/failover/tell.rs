@@ -3,14 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use mailtwin_host::{
+    codes::HistoryKind,
     node::{ChangeError, Handover, Node},
     retry::Retry,
     tasks::Tasks,
 };
 use mailtwin_logic::{
     chain::Chain,
-    ids::{Epoch, LogId, LogSeq},
-    wire::message::{Beat, Hello, MODEL, Refusal, Reply, Request, VERSION_MAX, VERSION_MIN},
+    ids::{Epoch, LogId},
+    wire::message::{Hello, MODEL, Refusal, Reply, Request, VERSION_MAX, VERSION_MIN},
 };
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use super::{Ended, Failover, Note};
 use crate::link::{
     Dial,
     connection::{Connection, GreetError},
+    pulse::Pulse,
 };
 
 /// How long one attempt may take.
@@ -55,7 +57,7 @@ pub(crate) async fn tell(
         handover.to, node.epoch
     );
     let note = Note { gate_closed_ms: Some(closed), detail: &message };
-    failover.note("switch", Ended::Done, node.epoch, Some(&handover.to), &note);
+    failover.note(HistoryKind::Switch, Ended::Done, node.epoch, Some(&handover.to), &note);
     let finished = failover.file.change::<ChangeError>(|node| {
         let open = node.handover.take().map(|old| Handover { untold: false, ..old });
         node.handover = open.filter(|open| open.unmarked);
@@ -87,8 +89,8 @@ async fn attempt(
     };
     let stop: CancellationToken = tasks.stop().child_token();
     let _ends = stop.clone().drop_guard();
-    let (_beat, beats) = watch::channel(Beat { at: 0, head: LogSeq(0), cursor: LogSeq(0) });
-    let connection = match Connection::greet(io, &hello, tasks, beats, &stop).await {
+    let (_pulse, pulses) = watch::channel(Pulse::none());
+    let connection = match Connection::greet(io, &hello, tasks, pulses, &stop).await {
         Ok(connection) => connection,
         // It knows: the answer to an earlier attempt was lost.
         Err(GreetError::Refused { why: Refusal::Epoch(known), .. }) if known >= node.epoch => {

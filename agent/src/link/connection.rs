@@ -17,7 +17,7 @@ use mailtwin_host::{
 };
 use mailtwin_logic::{
     ids::Epoch,
-    wire::message::{Abort, Beat, Control, Greeting, Hello, Reply, Request, decode, encode, told},
+    wire::message::{Abort, Greeting, Hello, Reply, Request, decode, encode, told},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -25,6 +25,8 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
+
+use super::pulse::{Heart, Pulse};
 
 /// Frames waiting to be written; whoever sends more waits.
 const OUT_QUEUE: usize = 32;
@@ -92,7 +94,7 @@ impl Connection {
         io: I,
         hello: &Hello,
         tasks: &Tasks,
-        beat: watch::Receiver<Beat>,
+        pulse: watch::Receiver<Pulse>,
         stop: &CancellationToken,
     ) -> Result<Self, GreetError>
     where
@@ -124,7 +126,7 @@ impl Connection {
         };
         let (streams, lost) = (Arc::clone(&connection.streams), connection.lost.clone());
         tasks.spawn("link reader", read(reader, streams, lost.clone()));
-        tasks.spawn("link writer", write(writer, queue, beat, lost));
+        tasks.spawn("link writer", write(writer, queue, Heart::new(pulse, features), lost));
         Ok(connection)
     }
 
@@ -226,7 +228,7 @@ impl Drop for Stream {
     }
 }
 
-fn message<T: serde::Serialize>(stream: u32, message: &T) -> Frame {
+pub(super) fn message<T: serde::Serialize>(stream: u32, message: &T) -> Frame {
     Frame { kind: Kind::Message, stream, payload: encode(message).into() }
 }
 
@@ -277,20 +279,25 @@ async fn read<R: AsyncRead + Unpin + Send>(
 async fn write<W: AsyncWrite + Unpin + Send>(
     mut writer: FrameWriter<W>,
     mut queue: mpsc::Receiver<Frame>,
-    mut beat: watch::Receiver<Beat>,
+    mut heart: Heart,
     lost: CancellationToken,
 ) {
     let _ends_all = lost.clone().drop_guard();
     let mut ticks = tokio::time::interval(BEAT_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let frame = tokio::select! {
+        let (frame, also) = tokio::select! {
             biased;
             () = lost.cancelled() => return,
-            Some(frame) = queue.recv() => frame,
-            _ = ticks.tick() => message(0, &Control::Beat(*beat.borrow_and_update())),
+            Some(frame) = queue.recv() => (frame, None),
+            _ = ticks.tick() => heart.beat(),
         };
-        let write = writer.send_from(&frame, queue.is_empty());
+        let write = async {
+            if let Some(also) = also {
+                writer.send_from(&also, false).await?;
+            }
+            writer.send_from(&frame, queue.is_empty()).await
+        };
         // A replica that takes nothing must not keep a connection alive that was given up.
         let written = tokio::select! {
             biased;

@@ -3,6 +3,7 @@
 pub(crate) mod connection;
 mod dial;
 mod merge;
+pub(crate) mod pulse;
 mod standing;
 mod status;
 mod tls;
@@ -21,7 +22,7 @@ use mailtwin_logic::{
     link::{Action, Input, Link, Outcome},
     pace::Pace,
     quarantine::{Reason, Step},
-    wire::message::{Beat, FEATURES, Hello, MODEL, Refusal, VERSION_MAX, VERSION_MIN},
+    wire::message::{FEATURES, Hello, MODEL, Refusal, VERSION_MAX, VERSION_MIN},
 };
 use mailtwin_store::MailStore;
 use tokio::{
@@ -44,6 +45,7 @@ use connection::{Connection, GreetError};
 use standing::Behind;
 
 pub use dial::{Dial, DialError, Dialing, Io};
+use pulse::Pulse;
 pub use status::{Copying, LinkStatus};
 pub use tls::Dialers;
 
@@ -152,7 +154,7 @@ struct Driver {
     connection: Option<Connection>,
     dialed: Option<Box<dyn Io>>,
     events: mpsc::Sender<Event>,
-    beat: watch::Sender<Beat>,
+    pulse: watch::Sender<Pulse>,
     start: Instant,
     saved_at: Instant,
     unsaved: Option<Acked>,
@@ -235,7 +237,7 @@ impl Driver {
             connection: None,
             dialed: None,
             events,
-            beat: watch::Sender::new(Beat { at: 0, head: LogSeq(0), cursor: LogSeq(0) }),
+            pulse: watch::Sender::new(Pulse::none()),
             start: now,
             saved_at: now,
             unsaved: None,
@@ -309,10 +311,10 @@ impl Driver {
             features: FEATURES,
             log: self.parts.log.id(),
         };
-        let (life, events, beat) = (self.life, self.events.clone(), self.beat.subscribe());
+        let (life, events, pulse) = (self.life, self.events.clone(), self.pulse.subscribe());
         let (tasks, stop) = (self.parts.tasks.clone(), self.life_stop.clone());
         self.parts.tasks.spawn("greet", async move {
-            let greeting = Connection::greet(io, &hello, &tasks, beat, &stop);
+            let greeting = Connection::greet(io, &hello, &tasks, pulse, &stop);
             let result = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,

@@ -10,7 +10,7 @@ use mailtwin_logic::{
     wire::message::Beat,
 };
 
-use super::{Copying, Driver, LinkStatus};
+use super::{Copying, Driver, LinkStatus, pulse::Pulse};
 
 /// How often the age of the lag is published.
 const PUBLISH_EVERY: Duration = Duration::from_secs(5);
@@ -46,7 +46,8 @@ impl Driver {
         };
         let now = self.parts.clock.unix_ms();
         self.parts.metrics.publish(&status, now);
-        self.beat.send_replace(Beat { at: now, head, cursor });
+        let (beat, complete_to) = (Beat { at: now, head, cursor }, self.link.complete_to(now));
+        self.pulse.send_replace(Pulse { beat, complete_to });
         self.parts.status.send_if_modified(|shown| {
             let news = *shown != status;
             *shown = status;

@@ -8,7 +8,13 @@ mod journal;
 use std::{path::PathBuf, sync::Arc};
 
 use mailtwin_disk::DiskError;
-use mailtwin_host::{admin::HistoryEntry, base::Base, clock::Clock, history};
+use mailtwin_host::{
+    admin::HistoryEntry,
+    base::Base,
+    clock::Clock,
+    codes::{HistoryKind, LedgerKind},
+    history,
+};
 use mailtwin_logic::{
     chain::Chain,
     ids::{Account, Epoch, MailboxId, ModSeq},
@@ -145,12 +151,13 @@ impl Visitor {
         let their = |id: MailboxId| theirs.mailboxes.iter().find(|mailbox| mailbox.id == id);
         match fate {
             Fate::Rename { id, from, to } => {
-                journal.mailbox("renamed", &from, &format!("to {to}, as on {}", journal.node()));
+                let detail = format!("to {to}, as on {}", journal.node());
+                journal.mailbox(LedgerKind::Renamed, &from, &detail);
                 written(journal.write())?;
                 self.restructure_here(account, Step::Rename { id, from, to }).await?;
             }
             Fate::Delete { id, name } => {
-                journal.mailbox("deleted", &name, "as there; it is in the graveyard");
+                journal.mailbox(LedgerKind::Deleted, &name, "as there; it is in the graveyard");
                 written(journal.write())?;
                 self.restructure_here(account, Step::Delete { id, name }).await?;
             }
@@ -204,7 +211,7 @@ impl Visitor {
 fn note_merged(merging: &Merging, totals: &journal::Totals) {
     let entry = HistoryEntry {
         at: merging.clock.unix_ms(),
-        kind: "merged".to_owned(),
+        kind: HistoryKind::Merged.as_str().to_owned(),
         outcome: "done".to_owned(),
         epoch: merging.epoch.0,
         from: Some(merging.node.clone()),

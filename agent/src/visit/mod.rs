@@ -177,6 +177,7 @@ pub(crate) fn refused(reply: Reply) -> VisitError {
         | Reply::Tree(_)
         | Reply::Inspected(_)
         | Reply::Grave { .. }
+        | Reply::About { .. }
         | Reply::Stale(_) => {
             let detail = "replica: answered something else than was asked".into();
             return VisitError::Replica(Trouble::new(Reason::Refused, detail));

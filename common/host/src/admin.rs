@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod graveyard;
 mod message;
+mod peer;
 mod replica;
 mod server;
 
@@ -22,6 +23,7 @@ pub use message::{
     OperationStep, Problem, QuarantineReport, QuarantineVerb, ReplicaDaemonStatus, Request,
     Response, SCHEMA_VERSION,
 };
+pub use peer::{AtRisk, PeerReport};
 pub use replica::{AddedReport, AsideStatus, CopyStatus, RemovedReport, ReplicaStatus};
 pub use server::{Answer, is_served, serve};
 

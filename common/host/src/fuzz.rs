@@ -99,7 +99,8 @@ pub fn requests(input: &[u8]) {
                 | Request::Merged { .. }
                 | Request::Tree
                 | Request::Branch(_)
-                | Request::Inspect(_),
+                | Request::Inspect(_)
+                | Request::About,
             )
             | None => {}
             Some(
@@ -193,7 +194,8 @@ pub fn replies(input: &[u8]) {
                 | Reply::Inspected(_)
                 | Reply::Grave { .. }
                 | Reply::Octets { .. }
-                | Reply::FailedMessage(..),
+                | Reply::FailedMessage(..)
+                | Reply::About { .. },
             )
             | None => {}
         },

@@ -5,7 +5,10 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -36,6 +39,8 @@ pub struct Gate {
     lock: PathBuf,
     /// Whose turn it is; first come, first served.
     turn: Arc<Mutex<()>>,
+    /// Whether the last command that came to its end opened it.
+    open: Arc<AtomicBool>,
     commands: crate::config::Gate,
 }
 
@@ -64,7 +69,13 @@ impl Gate {
     pub fn new(config: &Config) -> Self {
         let lock = config.node.state_dir.join("gate.lock");
         let (node, commands) = (config.node.name.clone(), config.gate.clone());
-        Self { node, lock, turn: Arc::default(), commands }
+        Self { node, lock, turn: Arc::default(), open: Arc::default(), commands }
+    }
+
+    /// Whether it was opened, and nobody has begun to close it since. Without commands it is open
+    /// once it was to be opened.
+    pub fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
     }
 
     /// Whether it can be closed and opened.
@@ -75,6 +86,7 @@ impl Gate {
     /// Closes it. Without a command that is somebody else's task.
     pub async fn close(&self, occasion: Occasion) -> Result<(), GateError> {
         let _turn = self.turn.lock().await;
+        self.open.store(false, Ordering::Release);
         self.run("close", self.commands.close.as_deref(), occasion).await
     }
 
@@ -93,7 +105,9 @@ impl Gate {
         if unwanted() {
             return Ok(false);
         }
-        self.run("open", self.commands.open.as_deref(), occasion).await.map(|()| true)
+        self.run("open", self.commands.open.as_deref(), occasion).await?;
+        self.open.store(true, Ordering::Release);
+        Ok(true)
     }
 
     /// Waits until no earlier command runs. The file is empty: whoever reads it finds its end.
@@ -146,7 +160,7 @@ mod tests {
     fn gate(dir: &tempfile::TempDir, close: &str) -> Gate {
         let commands = crate::config::Gate { close: Some(close.into()), open: None };
         let lock = dir.path().join("gate.lock");
-        Gate { node: "mx1".into(), lock, turn: Arc::default(), commands }
+        Gate { node: "mx1".into(), lock, turn: Arc::default(), open: Arc::default(), commands }
     }
 
     fn occasion() -> Occasion {
@@ -159,6 +173,11 @@ mod tests {
         let told = r#"[ "$MAILTWIN_GATE $MAILTWIN_NODE $MAILTWIN_ROLE $MAILTWIN_EPOCH $MAILTWIN_WAIT" = "close mx1 replica 7 3" ]"#;
         gate(&dir, told).close(occasion()).await.unwrap();
         gate(&dir, "false").open(occasion()).await.unwrap();
+        let moves = gate(&dir, "false");
+        moves.open(occasion()).await.unwrap();
+        assert!(moves.is_open());
+        moves.close(occasion()).await.unwrap_err();
+        assert!(!moves.is_open(), "it may be half closed");
         let complains = gate(&dir, "echo no doveadm here >&2; exit 3");
         let text = complains.close(occasion()).await.unwrap_err().to_string();
         assert!(text.contains("no doveadm here") && text.contains("exit status: 3"), "{text}");

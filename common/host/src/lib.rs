@@ -4,6 +4,7 @@
 pub mod accept;
 pub mod admin;
 pub mod base;
+pub mod codes;
 pub mod config;
 pub mod daemon;
 #[cfg(any(test, fuzzing))]
@@ -30,6 +31,7 @@ pub mod systemd;
 pub mod tasks;
 pub mod telemetry;
 pub mod tls;
+pub mod web;
 pub mod workers;
 
 pub use mailtwin_disk::clock;

@@ -41,6 +41,20 @@ pub enum Claim {
     Lost,
 }
 
+impl Claim {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Ok, Self::AtRisk, Self::Lost];
+
+    /// One word for it, as in status, metrics and docs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::AtRisk => "at-risk",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 impl Extent {
     /// What `cursor` can still count on.
     ///

@@ -11,6 +11,57 @@ const CLOCKS_APART_MAX_MS: u64 = 5_000;
 /// Entries a replica may lack before the gate is closed: draining more takes longer than users wait.
 const LAG_MAX: u64 = 1_000;
 
+/// What may stand against a switch: the code that `replctl explain` knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocker {
+    /// The master's own store.
+    Store,
+    /// The sync log cannot be written.
+    Log,
+    /// There is no gate to close.
+    NoGate,
+    /// The replica is not connected.
+    NotConnected,
+    /// What only the replica has is being copied back.
+    Merging,
+    /// The replica is paused.
+    Paused,
+    /// The replica knows a newer epoch.
+    Fenced,
+    /// The replica lacks too much.
+    Lag,
+    /// Something is set aside.
+    SetAside,
+    /// The clocks are apart.
+    Clocks,
+    /// Something on the other node.
+    OtherSide,
+}
+
+impl Blocker {
+    /// The code.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Store => "preflight-store",
+            Self::Log => "preflight-log",
+            Self::NoGate => "preflight-no-gate",
+            Self::NotConnected => "preflight-not-connected",
+            Self::Merging => "preflight-merging",
+            Self::Paused => "preflight-paused",
+            Self::Fenced => "preflight-fenced",
+            Self::Lag => "preflight-lag",
+            Self::SetAside => "preflight-set-aside",
+            Self::Clocks => "preflight-clocks",
+            Self::OtherSide => "preflight-other-side",
+        }
+    }
+
+    /// A sentence with its code.
+    fn say(self, what: &str) -> String {
+        format!("{what} [{}]", self.as_str())
+    }
+}
+
 /// What a master knows before it hands over to a replica.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -38,55 +89,62 @@ pub struct Facts {
 pub fn blockers(name: &str, facts: &Facts) -> Vec<String> {
     let mut all = Vec::new();
     if let Some(why) = &facts.store_error {
-        all.push(format!("the mail store of this node: {why}"));
+        all.push(Blocker::Store.say(&format!("the mail store of this node: {why}")));
     }
     if let Some(why) = &facts.log_error {
-        all.push(format!("the sync log cannot be written: {why}"));
+        all.push(Blocker::Log.say(&format!("the sync log cannot be written: {why}")));
     }
     if !facts.has_gate {
-        all.push(
+        all.push(Blocker::NoGate.say(
             "no gate: clients could write while the role moves; configure gate.close and gate.open, \
-             or keep clients out yourself and say --no-gate"
-                .into(),
-        );
+             or keep clients out yourself and say --no-gate",
+        ));
     }
     match (facts.phase, &facts.last_error) {
         (Phase::InSync | Phase::Degraded | Phase::Replaying, _) => {}
         (Phase::Merging, _) => {
-            all.push(format!("what only {name} has is still being copied back: wait for that"));
+            let what = format!("what only {name} has is still being copied back: wait for that");
+            all.push(Blocker::Merging.say(&what));
         }
         (Phase::Paused, _) => {
-            all.push(format!("{name} is paused: `replctl replica resume {name}`"));
+            let what = format!("{name} is paused: `replctl replica resume {name}`");
+            all.push(Blocker::Paused.say(&what));
         }
-        (Phase::Fenced(by), _) => all.push(format!("{name} knows a newer epoch, {by}")),
+        (Phase::Fenced(by), _) => {
+            all.push(Blocker::Fenced.say(&format!("{name} knows a newer epoch, {by}")));
+        }
         (Phase::Waiting | Phase::Connecting, Some(why)) => {
-            all.push(format!("{name} is not connected: {why}"));
+            all.push(Blocker::NotConnected.say(&format!("{name} is not connected: {why}")));
         }
         (Phase::Waiting | Phase::Connecting, None) => {
-            all.push(format!("{name} is not connected yet"));
+            all.push(Blocker::NotConnected.say(&format!("{name} is not connected yet")));
         }
     }
     if facts.lag > LAG_MAX {
-        all.push(format!(
+        all.push(Blocker::Lag.say(&format!(
             "{name} lacks {} entries, and more than {LAG_MAX} take too long with the gate closed: \
              wait until `replctl status` shows less",
             facts.lag
-        ));
+        )));
     }
     if facts.aside > 0 {
-        all.push(format!(
+        all.push(Blocker::SetAside.say(&format!(
             "{} mailboxes or accounts are set aside for {name}, and would be missing there: \
              `replctl status` names them",
             facts.aside
-        ));
+        )));
     }
     if let Some((theirs, reasons)) = &facts.answer {
         let apart = theirs.abs_diff(facts.clock);
         if apart > CLOCKS_APART_MAX_MS {
             let seconds = apart / 1000;
-            all.push(format!("the clocks of this node and {name} are {seconds} s apart: set them"));
+            let what =
+                format!("the clocks of this node and {name} are {seconds} s apart: set them");
+            all.push(Blocker::Clocks.say(&what));
         }
-        all.extend(reasons.iter().map(|reason| format!("{name}: {reason}")));
+        all.extend(
+            reasons.iter().map(|reason| Blocker::OtherSide.say(&format!("{name}: {reason}"))),
+        );
     }
     all
 }

@@ -135,6 +135,22 @@ pub enum Phase {
     Fenced(Epoch),
 }
 
+impl Phase {
+    /// One word for it, as in status and docs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Connecting => "connecting",
+            Self::Merging => "merging",
+            Self::Replaying => "replaying",
+            Self::InSync => "in-sync",
+            Self::Degraded => "degraded",
+            Self::Paused => "paused",
+            Self::Fenced(_) => "fenced",
+        }
+    }
+}
+
 /// Oldest and newest log entry that a visit stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Covers {
@@ -270,6 +286,25 @@ impl Link {
     pub fn oldest_at(&self) -> Option<u64> {
         let covers = self.pending.values().chain(self.running.values());
         covers.map(|covers| covers.at).min().filter(|&at| at != u64::MAX)
+    }
+
+    /// Every change that was logged before then is on the replica, or durably set aside, in
+    /// milliseconds since 1970; `now` if it has everything. `None` while that is not known: there is
+    /// no connection, or everything is being compared.
+    pub fn complete_to(&self, now: u64) -> Option<u64> {
+        match self.phase() {
+            Phase::InSync | Phase::Degraded => Some(now),
+            Phase::Replaying => {
+                let times = || self.pending.values().chain(self.running.values()).map(|it| it.at);
+                let is_comparing = times().any(|at| at == u64::MAX);
+                times().min().filter(|_| !is_comparing)
+            }
+            Phase::Waiting
+            | Phase::Connecting
+            | Phase::Merging
+            | Phase::Paused
+            | Phase::Fenced(_) => None,
+        }
     }
 
     /// Entries that have become visits: later changes to their targets need entries of their own.

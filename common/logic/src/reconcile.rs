@@ -84,17 +84,6 @@ pub enum Why {
     Changed,
 }
 
-impl Why {
-    /// One word, for the journal.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tail => "tail",
-            Self::Clash => "clash",
-            Self::Changed => "changed",
-        }
-    }
-}
-
 /// Decides for one mailbox that both sides have. `base` is empty for one that was made since.
 ///
 /// In the order in which to carry it out: what is added comes before what it replaces goes.

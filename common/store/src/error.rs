@@ -191,3 +191,20 @@ pub enum ProblemKind {
     /// A file that is not replicated because it is too large or not a regular one.
     FileSkipped,
 }
+
+impl ProblemKind {
+    /// The code, as in status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WrongStore => "wrong-store",
+            Self::NoAccounts => "no-accounts",
+            Self::MailboxUnreadable => "mailbox-unreadable",
+            Self::MessageUnreadable => "message-unreadable",
+            Self::ListDamaged => "list-damaged",
+            Self::Name => "name",
+            Self::NotAMessage => "not-a-message",
+            Self::KeywordsFull => "keywords-full",
+            Self::FileSkipped => "file-skipped",
+        }
+    }
+}

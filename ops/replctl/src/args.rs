@@ -76,6 +76,13 @@ pub(crate) enum Verb {
     /// Show what the brake holds after a mass disappearance, or let it go.
     #[command(subcommand)]
     Brake(Brake),
+    /// Look at everything that replication needs on this node, and say what is wrong and what to do.
+    ///
+    /// Changes nothing, and works without the daemons. Exit codes: 0 nothing is broken or at risk;
+    /// 1 something is.
+    Doctor(Doctor),
+    /// Say what a code means that was shown somewhere, and what to do about it.
+    Explain(Explain),
     /// Prove that master and replicas are equal, or list what is not, the worst first.
     ///
     /// Exit codes: 0 equal; 1 differences; 2 usage; 3 could not be compared.
@@ -102,6 +109,19 @@ pub(crate) enum Graveyard {
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// As status, logs, a check or the doctor show it; every one if absent.
+    pub(crate) code: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// How Dovecot's `doveconf` is run, by the shell.
+    #[arg(long, value_name = "COMMAND", default_value = "doveconf")]
+    pub(crate) doveconf: String,
 }
 
 /// What is meant of all that lies in a graveyard.

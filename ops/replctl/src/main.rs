@@ -9,6 +9,7 @@ mod args;
 mod cmd;
 mod demo;
 mod exit;
+mod explain;
 mod mirror;
 mod output;
 mod runtime;
@@ -44,6 +45,8 @@ fn run(cli: &Cli, output: &Output) -> anyhow::Result<u8> {
     match &cli.verb {
         Verb::Demo(args) => demo::run(args, output),
         Verb::Mirror(args) => mirror::run(args, output),
+        Verb::Doctor(args) => cmd::doctor::run(args, &cli.config, output),
+        Verb::Explain(args) => explain::run(args, output),
         Verb::Init(args) => cmd::init::run(args, &Config::load(&cli.config)?, output),
         verb => cmd::run(verb, &Config::load(&cli.config)?, output),
     }

@@ -1,7 +1,7 @@
 //! The only printer: results go to stdout, as text or as one JSON object; talk goes to stderr.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one place that prints")]
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use comfy_table::{Table, presets};
 use mailtwin_host::{keys::PublicKey, node::Role};
@@ -57,6 +57,16 @@ impl Output {
                 Ok(())
             }
         }
+    }
+
+    /// Begins a screen anew, if this is one.
+    pub(crate) fn clear() -> io::Result<()> {
+        if io::stdout().is_terminal() {
+            print!("\x1b[H\x1b[2J");
+        } else {
+            println!();
+        }
+        io::stdout().flush()
     }
 
     /// Talk beside the result.

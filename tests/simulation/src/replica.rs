@@ -13,6 +13,7 @@ use std::{
 
 use mailtwin_agent::link::{Dial, DialError, Io};
 use mailtwin_host::{
+    clock::SystemClock,
     node::{Node, NodeFile, Role},
     tasks::Tasks,
     workers::Workers,
@@ -114,6 +115,8 @@ impl Replica {
             metrics,
             heard: Heard::default(),
             tasks: Tasks::new(CancellationToken::new()),
+            // For what status shows, and for no decision.
+            clock: SystemClock::shared(),
         };
         *hold(&self.process) = Some(context);
     }

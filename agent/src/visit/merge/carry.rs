@@ -1,5 +1,6 @@
 //! Carries decisions out on the master's own store: octets fetched, messages added above UIDNEXT.
 
+use mailtwin_host::codes::LedgerKind;
 use mailtwin_logic::{
     ids::{Account, MailboxId, Uid, UidValidity},
     limits::{SLICE_CHANGES, SLICE_OCTETS},
@@ -86,24 +87,30 @@ impl Visitor {
                 Decision::Take { uid, why } => {
                     let Some(record) = find(&sides.their_records, *uid) else { continue };
                     let new = add(record.clone(), true);
-                    journal.message(why.as_str(), name, &record, Some(new), "copied to the master");
+                    journal.message(kind(*why), name, &record, Some(new), "copied to the master");
                 }
                 Decision::Move { uid, copy } => {
                     let Some(record) = find(&sides.our_records, *uid) else { continue };
                     let new = copy.then(|| add(record.clone(), false));
                     let detail = "the master's own message of that UID has another one now";
-                    journal.message("moved", name, &record, new, detail);
+                    journal.message(LedgerKind::Moved, name, &record, new, detail);
                     rest.push(Change::Expunge(*uid));
                 }
                 Decision::Expunge { uid } => {
                     let Some(record) = find(&sides.our_records, *uid) else { continue };
                     let detail = "as there; it is in the graveyard";
-                    journal.message("expunged", name, &record, None, detail);
+                    journal.message(LedgerKind::Expunged, name, &record, None, detail);
                     rest.push(Change::Expunge(*uid));
                 }
                 Decision::Update { uid, flags, keywords } => {
                     let Some(record) = find(&sides.our_records, *uid) else { continue };
-                    journal.message("flags", name, &record, Some(*uid), "merged one by one");
+                    journal.message(
+                        LedgerKind::Flags,
+                        name,
+                        &record,
+                        Some(*uid),
+                        "merged one by one",
+                    );
                     let (uid, internal_date) = (*uid, record.internal_date);
                     let (flags, keywords) = (*flags, keywords.clone());
                     rest.push(Change::Update { uid, internal_date, flags, keywords });
@@ -150,10 +157,16 @@ impl Visitor {
         journal: &mut Journal,
     ) -> Result<(), VisitError> {
         let records = self.records_of(account, their.id).await?;
-        journal.mailbox("copied", &their.name, &format!("{} messages", records.len()));
+        journal.mailbox(LedgerKind::Copied, &their.name, &format!("{} messages", records.len()));
         let mut additions = Vec::new();
         for record in records {
-            journal.message("tail", &their.name, &record, Some(record.uid), "copied to the master");
+            journal.message(
+                LedgerKind::Tail,
+                &their.name,
+                &record,
+                Some(record.uid),
+                "copied to the master",
+            );
             let uid = record.uid;
             additions.push(Addition { record, theirs: true, mailbox: their.id, uid });
         }
@@ -194,7 +207,7 @@ impl Visitor {
             for (uid, why) in poured {
                 let Some(record) = theirs.iter().find(|record| record.uid == uid) else { continue };
                 let detail = format!("copied to the master's {name}");
-                journal.message(why.as_str(), name, record, Some(next), &detail);
+                journal.message(kind(why), name, record, Some(next), &detail);
                 let record = Record { uid: next, ..record.clone() };
                 additions.push(Addition { record, theirs: true, mailbox: their.id, uid });
                 next = Uid(next.0.saturating_add(1));
@@ -380,4 +393,12 @@ fn new_mailbox(their: &MailboxState, name: &MailboxName, ours: &AccountState) ->
         ..Head::default()
     };
     MailboxState { id, name: name.clone(), head, foreign: 0, ..their.clone() }
+}
+
+fn kind(why: reconcile::Why) -> LedgerKind {
+    match why {
+        reconcile::Why::Tail => LedgerKind::Tail,
+        reconcile::Why::Clash => LedgerKind::Clash,
+        reconcile::Why::Changed => LedgerKind::Changed,
+    }
 }

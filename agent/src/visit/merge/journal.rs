@@ -8,7 +8,7 @@ use std::{
 };
 
 use mailtwin_disk::DiskError;
-use mailtwin_host::{admin::LedgerEntry, ledger};
+use mailtwin_host::{admin::LedgerEntry, codes::LedgerKind, ledger};
 use mailtwin_logic::{
     ids::{Account, Epoch, Uid},
     mailbox::{MailboxName, Record},
@@ -74,7 +74,7 @@ impl Journal {
     }
 
     /// Notes a decision about a mailbox.
-    pub(super) fn mailbox(&mut self, kind: &str, name: &MailboxName, detail: &str) {
+    pub(super) fn mailbox(&mut self, kind: LedgerKind, name: &MailboxName, detail: &str) {
         let entry = self.entry(kind, name, detail);
         self.decide(entry);
     }
@@ -82,7 +82,7 @@ impl Journal {
     /// Notes one about a message that is, or was, `record`.
     pub(super) fn message(
         &mut self,
-        kind: &str,
+        kind: LedgerKind,
         name: &MailboxName,
         record: &Record,
         new: Option<Uid>,
@@ -101,14 +101,14 @@ impl Journal {
         self.waiting.push(LedgerEntry { id: ledger::id(&entry), ..entry });
     }
 
-    fn entry(&self, kind: &str, name: &MailboxName, detail: &str) -> LedgerEntry {
+    fn entry(&self, kind: LedgerKind, name: &MailboxName, detail: &str) -> LedgerEntry {
         LedgerEntry {
             at: self.at,
             epoch: self.epoch.0,
             node: self.node.clone(),
             account: self.account.to_string(),
             mailbox: name.to_string(),
-            kind: kind.to_owned(),
+            kind: kind.as_str().to_owned(),
             uid: None,
             new_uid: None,
             guid: None,

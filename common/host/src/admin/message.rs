@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AddedReport, CheckAsk, CheckDifference, CheckState, GraveyardAsk, GraveyardReport, LocalAsk,
-    LocalPart, RemovedReport, ReplicaStatus,
+    AddedReport, AtRisk, CheckAsk, CheckDifference, CheckState, GraveyardAsk, GraveyardReport,
+    LocalAsk, LocalPart, PeerReport, RemovedReport, ReplicaStatus,
 };
 use crate::{keys::PublicKey, node::Role, pins::Pin};
 
@@ -171,6 +171,8 @@ pub enum Request {
         /// The repair that this is a further part of, by [`CheckReport::undo`](super::CheckReport::undo).
         part_of: Option<u64>,
     },
+    /// What is known of the other nodes: those that are connected are asked.
+    Peers,
     /// Look at this node by itself. Answered by `Local`.
     CheckLocal(LocalAsk),
     /// Give out what a repair replaced or took away. Answered by `Graveyard`.
@@ -254,6 +256,8 @@ pub enum Response {
     Check(CheckState),
     /// Some of this node's accounts.
     Local(LocalPart),
+    /// The other nodes.
+    Peers(Vec<PeerReport>),
 }
 
 /// Kinds of failure, for exit codes.
@@ -285,6 +289,18 @@ pub struct AgentStatus {
     pub replicas: Vec<ReplicaStatus>,
     /// What is wrong in the store.
     pub problems: Vec<Problem>,
+    /// The agent's version.
+    #[serde(default)]
+    pub version: String,
+    /// Whether the gate is open, as far as the agent has moved it since it was started.
+    #[serde(default)]
+    pub gate_open: bool,
+    /// What would be missing if this master died now; absent on a replica, and without replicas.
+    #[serde(default)]
+    pub at_risk: Option<AtRisk>,
+    /// The last change of this node's role.
+    #[serde(default)]
+    pub last_failover: Option<HistoryEntry>,
 }
 
 /// The sync log in a status.
@@ -394,6 +410,9 @@ pub struct Problem {
     pub object: String,
     /// What, and what to do.
     pub detail: String,
+    /// Code.
+    #[serde(default)]
+    pub code: String,
 }
 
 /// The replica daemon's status.
@@ -417,6 +436,22 @@ pub struct ReplicaDaemonStatus {
     pub lag_entries: Option<u64>,
     /// What is wrong in the store.
     pub problems: Vec<Problem>,
+    /// The replica daemon's version.
+    #[serde(default)]
+    pub version: String,
+    /// The master that was heard last.
+    #[serde(default)]
+    pub master: Option<String>,
+    /// How long ago this node had everything that the master had noticed, in seconds, counted here:
+    /// it grows while the master is dead. Absent while this is not known.
+    #[serde(default)]
+    pub lag_seconds: Option<f64>,
+    /// When that was, by this node's clock, in milliseconds since 1970.
+    #[serde(default)]
+    pub complete_at: Option<u64>,
+    /// The last change of this node's role.
+    #[serde(default)]
+    pub last_failover: Option<HistoryEntry>,
 }
 
 /// One log entry.

@@ -85,3 +85,76 @@ fn a_file_that_cannot_be_read_is_named() {
     let error = Config::load(file.path()).unwrap_err().to_string();
     assert!(error.ends_with(":2: syntax: the text is not UTF-8"), "{error}");
 }
+
+/// Keys, each with its default if it has one.
+type Rows = Vec<(String, Option<String>)>;
+
+/// The reference: a section's heading, and of each row key and default.
+fn documented() -> Vec<(String, Rows)> {
+    let text = std::fs::read_to_string(repository("docs/configuration.md")).unwrap();
+    let mut sections: Vec<(String, Rows)> = Vec::new();
+    for line in text.lines() {
+        if let Some(heading) = line.strip_prefix("## ") {
+            let name = heading.trim_matches(['[', ']']);
+            let name = if name == "Top level" { "" } else { name };
+            sections.push((name.to_owned(), Vec::new()));
+        }
+        let mut cells = line.split(" | ");
+        let key = cells.next().and_then(|cell| cell.strip_prefix("| `")?.strip_suffix('`'));
+        let (Some(key), Some(default)) = (key, cells.next()) else { continue };
+        let default = default.strip_prefix('`').and_then(|default| default.strip_suffix('`'));
+        let (_, rows) = sections.last_mut().unwrap();
+        rows.push((key.to_owned(), default.map(str::to_owned)));
+    }
+    sections
+}
+
+#[test]
+fn the_reference_has_every_key_and_no_other() {
+    let sections = documented();
+    for (section, rows) in &sections {
+        let head = match section.as_str() {
+            "" => String::new(),
+            "peer" => "[[peer]]\n".to_owned(),
+            name => format!("[{name}]\n"),
+        };
+        let problems = parse(&format!("{head}no_such_key = 1\n")).unwrap_err();
+        let known =
+            problems.iter().find_map(|it| it.problem.strip_prefix("unknown key; known here: "));
+        let mut known: Vec<&str> = known.unwrap().split(", ").collect();
+        if section.is_empty() {
+            // The other keys of the whole file are its sections.
+            known.retain(|name| !sections.iter().any(|(section, _)| section == name));
+        }
+        let mut rows: Vec<&str> = rows.iter().map(|(key, _)| key.as_str()).collect();
+        known.sort_unstable();
+        rows.sort_unstable();
+        assert_eq!(known, rows, "[{section}]");
+    }
+    assert_eq!(sections.len(), 12);
+}
+
+#[test]
+fn the_defaults_of_the_reference_are_those_of_the_program() {
+    let needed = [("node", "name = \"a\"\n"), ("store", "root = \"/mail/{user}\"\n")];
+    let (mut short, mut long) = ("config_version = 1\n".to_owned(), String::new());
+    for (section, rows) in documented() {
+        let needed = needed.iter().find(|(name, _)| *name == section).map_or("", |(_, line)| *line);
+        let head = if section.is_empty() || section == "peer" {
+            continue;
+        } else {
+            format!("[{section}]\n{needed}")
+        };
+        long += &head;
+        if !needed.is_empty() {
+            short += &head;
+        }
+        for (key, default) in rows {
+            if let Some(default) = default {
+                long += &[key.as_str(), " = ", &default, "\n"].concat();
+            }
+        }
+    }
+    let long = format!("config_version = 1\n{long}");
+    assert_eq!(parse(&short).unwrap(), parse(&long).unwrap(), "{long}");
+}

@@ -308,3 +308,25 @@ fn a_higher_epoch_fences_for_good() {
     link.on(Duration::from_hours(1), Input::Paused(false), &mut out);
     assert_eq!((out, link.phase()), (vec![], Phase::Fenced(Epoch(9))));
 }
+
+#[test]
+fn up_to_when_a_replica_is_complete() {
+    let mut link = Link::new(LogSeq(3), LogSeq(3));
+    let mut feed = |input| {
+        link.on(Duration::ZERO, input, &mut Vec::new());
+        link.complete_to(900)
+    };
+    assert_eq!(feed(Input::Tick), None);
+    assert_eq!(feed(Input::Connected), None);
+    assert_eq!(feed(Input::Welcome), None, "everything is compared first");
+    assert_eq!(feed(Input::Found(vec![target(1)])), None);
+    assert_eq!(feed(Input::Visited(Target::Store, Outcome::Done(vec![]))), None);
+    assert_eq!(feed(Input::Visited(target(1), Outcome::Done(vec![]))), Some(900));
+    assert_eq!(feed(Input::Appended(LogSeq(5))), None, "what was logged is not known yet");
+    let entry = |seq, at, n| Entry { seq: LogSeq(seq), at, target: target(n) };
+    let entries = vec![entry(4, 700, 2), entry(5, 800, 3)];
+    assert_eq!(feed(Input::Entries(entries, LogSeq(5))), Some(700));
+    assert_eq!(feed(Input::Visited(target(2), Outcome::Done(vec![]))), Some(800));
+    assert_eq!(feed(Input::Visited(target(3), Outcome::Done(vec![]))), Some(900));
+    assert_eq!(feed(Input::Lost(Duration::ZERO)), None);
+}

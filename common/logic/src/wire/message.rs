@@ -26,8 +26,10 @@ pub const VERSION_MAX: u16 = 1;
 pub const MODEL: u16 = 1;
 /// Feature bit: answers what `replctl check` asks ([`Request::Tree`] to [`Request::Graves`]).
 pub const FEATURE_CHECK: u64 = 1;
+/// Feature bit: takes [`Control::Standing`] and answers [`Request::About`].
+pub const FEATURE_STANDING: u64 = 2;
 /// Every ability of this build.
-pub const FEATURES: u64 = FEATURE_CHECK;
+pub const FEATURES: u64 = FEATURE_CHECK | FEATURE_STANDING;
 
 /// What a node says first, on stream 0; the agent begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,11 +99,26 @@ pub struct Beat {
     pub cursor: LogSeq,
 }
 
+/// What an agent says of a replica, beside its heartbeat: so that the replica knows what it has when
+/// the master is dead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The sender's clock, in milliseconds since 1970.
+    pub at: u64,
+    /// By the same clock: every change that was noticed until then is on the replica, or set aside.
+    /// `None` while that is not known, because everything is being compared.
+    pub complete_to: Option<u64>,
+    /// The agent's version.
+    pub version: String,
+}
+
 /// Everything on stream 0 after the greeting.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Control {
     /// Still there.
     Beat(Beat),
+    /// From the agent, only with [`FEATURE_STANDING`]. Not echoed.
+    Standing(Standing),
 }
 
 /// Opens a stream.
@@ -212,6 +229,8 @@ pub enum Request {
         #[serde(deserialize_with = "at_most::<_, _, SLICE_CHANGES>")]
         uids: Vec<Uid>,
     },
+    /// Who are you? Answered by [`Reply::About`]. Only with [`FEATURE_STANDING`].
+    About,
 }
 
 /// Changes to one mailbox: see `MailStore::apply` for the fields.
@@ -316,6 +335,13 @@ pub enum Reply {
         octets: u64,
         /// INTERNALDATE in seconds since 1970.
         internal_date: i64,
+    },
+    /// Answers [`Request::About`].
+    About {
+        /// The replica daemon's version.
+        version: String,
+        /// Its clock, in milliseconds since 1970.
+        clock: u64,
     },
 }
 

@@ -43,12 +43,16 @@ impl Daemons {
 
     /// Asks the daemon whose role this node has: the other one, if it runs at all, refuses.
     pub(super) async fn ask_working(&self, request: &Request) -> anyhow::Result<Response> {
-        match self.agent.call(request).await {
-            Err(AdminError::NoDaemon { .. })
-            | Ok(Response::Failed { code: FailureCode::Refused, .. }) => {
-                self.ask_replica(request).await
+        let first = match self.agent.call(request).await {
+            Err(error @ (AdminError::NoDaemon { .. } | AdminError::Refused { .. })) => error,
+            answer => return checked(answer?),
+        };
+        match (first, self.replica.call(request).await) {
+            // Neither is to be asked: the agent says why.
+            (first @ AdminError::Refused { .. }, Err(AdminError::Refused { .. })) => {
+                Err(first.into())
             }
-            answer => checked(answer?),
+            (_, answer) => checked(answer?),
         }
     }
 

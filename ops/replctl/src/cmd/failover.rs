@@ -51,6 +51,9 @@ pub(super) async fn run(
         args::Failover::History => return history(daemons, output).await,
     };
     let begun = begin(daemons, &request).await?;
+    if begun.id == 0 && output.is_json() {
+        return ended(&begun, output);
+    }
     if begun.id == 0 {
         output.say("no operation has been begun since mailtwin-agent was started")?;
         return Ok(0);

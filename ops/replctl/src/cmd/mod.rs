@@ -4,6 +4,7 @@ mod ask;
 mod brake;
 mod check;
 mod conflicts;
+pub(crate) mod doctor;
 mod failover;
 mod graveyard;
 pub(crate) mod init;
@@ -41,7 +42,11 @@ pub(crate) fn run(verb: &Verb, config: &Config, output: &Output) -> anyhow::Resu
             Verb::Graveyard(args) => graveyard::run(args, &daemons, output).await,
             Verb::Brake(args) => brake::run(args, &daemons, output).await,
             Verb::Check(args) => check::run(args, &daemons, output, &stop).await,
-            Verb::Demo(_) | Verb::Mirror(_) | Verb::Init(_) => Ok(0),
+            Verb::Demo(_)
+            | Verb::Mirror(_)
+            | Verb::Init(_)
+            | Verb::Doctor(_)
+            | Verb::Explain(_) => Ok(0),
         }
     })
 }

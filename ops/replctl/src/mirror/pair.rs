@@ -152,6 +152,7 @@ impl Pipe {
             metrics,
             heard: Heard::default(),
             tasks: tasks.clone(),
+            clock: SystemClock::shared(),
         };
         Ok(Self { context, stop: stop.clone() })
     }

@@ -8,6 +8,7 @@ use mailtwin_host::admin::{
     CheckDifference, CheckReport, LocalAsk, LocalMailbox, LocalPart, Request, Response,
     SCHEMA_VERSION,
 };
+use mailtwin_host::codes::CheckResult;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
@@ -83,12 +84,8 @@ async fn look(
         report.incomplete.push("none of these accounts is here".to_owned());
     }
     report.seconds = clock.monotonic().saturating_sub(began).as_secs_f64();
-    let result = match (report.found, report.incomplete.is_empty()) {
-        (0, true) => "equal",
-        (0, false) => "incomplete",
-        (_, _) => "different",
-    };
-    result.clone_into(&mut report.result);
+    let result = CheckResult::of(report.found, report.incomplete.is_empty());
+    result.as_str().clone_into(&mut report.result);
     Ok(report)
 }
 

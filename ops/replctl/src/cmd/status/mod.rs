@@ -1,11 +1,13 @@
-//! `replctl status`: worst first.
+//! `replctl status`: one screen, the worst first, with the next command to type.
+
+mod issues;
 
 use std::time::Duration;
 
 use mailtwin_host::{
     admin::{
-        AdminError, AgentStatus, CopyStatus, LastCheck, ReplicaDaemonStatus, ReplicaStatus,
-        Request, Response,
+        AdminError, AgentStatus, AtRisk, CopyStatus, HistoryEntry, LastCheck, ReplicaDaemonStatus,
+        ReplicaStatus, Request, Response,
     },
     node::Role,
 };
@@ -13,6 +15,8 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::ask::{Daemons, unexpected};
+use issues::{Issue, LAG_CRITICAL, LAG_WARN, Rank};
+
 use crate::{
     args, exit,
     output::{Output, when},
@@ -21,9 +25,6 @@ use crate::{
 /// Head of a table of replicas.
 pub(super) const REPLICA_HEAD: [&str; 7] =
     ["replica", "state", "cursor", "lag", "age", "set aside", "claim"];
-/// Lag beyond which a check of Nagios warns, and is critical.
-const LAG_WARN: f64 = 60.0;
-const LAG_CRITICAL: f64 = 600.0;
 
 /// Runs the verb.
 pub(super) async fn run(
@@ -36,13 +37,19 @@ pub(super) async fn run(
         return nagios(daemons, output).await;
     }
     loop {
-        let code = show(daemons, output).await?;
+        let shown = show(daemons, output, args.watch).await;
         if !args.watch {
-            return Ok(code);
+            return shown;
         }
+        // A daemon that is started anew is back in a moment.
+        let code = shown.or_else(|error| {
+            Output::clear()?;
+            output.say(&format!("{error:#}"))?;
+            anyhow::Ok(exit::UNREACHABLE)
+        })?;
         tokio::select! {
             () = stop.cancelled() => return Ok(code),
-            () = tokio::time::sleep(Duration::from_secs(1)) => output.say("")?,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }
 }
@@ -71,41 +78,70 @@ async fn find(daemons: &Daemons) -> anyhow::Result<Found> {
     }
 }
 
-async fn show(daemons: &Daemons, output: &Output) -> anyhow::Result<u8> {
-    match find(daemons).await? {
-        Found::Agent(status) => show_agent(&status, output),
-        Found::Replica(status) => show_replica(&status, output),
+async fn show(daemons: &Daemons, output: &Output, redraw: bool) -> anyhow::Result<u8> {
+    let found = find(daemons).await?;
+    let issues = match &found {
+        Found::Agent(status) => issues::of_agent(status),
+        Found::Replica(status) => issues::of_replica_daemon(status),
+    };
+    let code = if issues.is_empty() { 0 } else { exit::FOUND };
+    if output.is_json() {
+        let mut value = match &found {
+            Found::Agent(status) => serde_json::to_value(status)?,
+            Found::Replica(status) => serde_json::to_value(status)?,
+        };
+        value["issues"] = serde_json::to_value(&issues)?;
+        Output::json(&value)?;
+        return Ok(code);
     }
+    if redraw {
+        Output::clear()?;
+    }
+    match &found {
+        Found::Agent(status) => show_agent(status, &issues, output)?,
+        Found::Replica(status) => show_replica(status, &issues, output)?,
+    }
+    Ok(code)
 }
 
-fn show_agent(status: &AgentStatus, output: &Output) -> anyhow::Result<u8> {
-    let ill = |replica: &ReplicaStatus| {
-        !matches!(replica.state.as_str(), "in-sync" | "replaying") || replica.claim != "ok"
+/// Who this is, and what is wrong, the worst first.
+fn head(
+    (node, role, epoch): (&str, Role, u64),
+    issues: &[Issue],
+    output: &Output,
+) -> anyhow::Result<()> {
+    let word = match issues {
+        [] => "nothing needs you".to_owned(),
+        [_] => "1 thing needs you".to_owned(),
+        all => format!("{} things need you", all.len()),
     };
-    let ill_log = status.log.as_ref().is_some_and(|log| log.error.is_some());
-    let found = ill_log || status.replicas.iter().any(ill) || !status.problems.is_empty();
-    if output.is_json() {
-        Output::json(status)?;
-        return Ok(if found { exit::FOUND } else { 0 });
+    output.say(&format!("{node}: {role}, epoch {epoch}: {word}"))?;
+    for Issue { level, what, next, .. } in issues {
+        let mark = if *level == Rank::Critical { "!!" } else { " !" };
+        output.say(&format!("{mark} {what}"))?;
+        output.say(&format!("     {next}"))?;
     }
-    output.say(&format!("{}: {}, epoch {}", status.node, status.role, status.epoch))?;
+    Ok(())
+}
+
+fn show_agent(status: &AgentStatus, issues: &[Issue], output: &Output) -> anyhow::Result<()> {
+    head((&status.node, status.role, status.epoch), issues, output)?;
+    if status.role == Role::Master {
+        output.say(&at_risk(status.at_risk.as_ref()))?;
+    }
     if let Some(log) = &status.log {
         output.say(&format!("sync log: at entry {}, {} octets", log.head, log.bytes))?;
-        if let Some(error) = &log.error {
-            output.say(&format!("sync log: CANNOT BE WRITTEN: {error}"))?;
-        }
+    }
+    if status.role == Role::Master && !status.gate_open {
+        output.say("the gate is not open: clients are kept out (replctl failover status)")?;
     }
     let rows: Vec<_> = status.replicas.iter().map(replica_row).collect();
     Output::table(REPLICA_HEAD, &rows)?;
     for replica in &status.replicas {
-        standing(replica, output)?;
-        if let Some(error) = &replica.last_error {
-            output.say(&format!("{}: {error}", replica.name))?;
+        if let Some(copy) = &replica.copy {
+            output.say(&format!("{}: {}", replica.name, describe_copy(copy)))?;
         }
         output.say(&check_line(replica))?;
-        for held in &replica.brake {
-            output.say(&super::brake::line(held))?;
-        }
         for aside in &replica.set_aside {
             output.say(&format!(
                 "{}: set aside: {} ({}, {} tries): {}",
@@ -113,35 +149,58 @@ fn show_agent(status: &AgentStatus, output: &Output) -> anyhow::Result<u8> {
             ))?;
         }
     }
-    for problem in &status.problems {
-        output.say(&format!("problem: {}: {}", problem.object, problem.detail))?;
-    }
-    Ok(if found { exit::FOUND } else { 0 })
+    last_failover(status.last_failover.as_ref(), output)
 }
 
-fn show_replica(status: &ReplicaDaemonStatus, output: &Output) -> anyhow::Result<u8> {
-    let found = status.agents.is_empty() || !status.problems.is_empty();
-    let code = if found { exit::FOUND } else { 0 };
-    if output.is_json() {
-        Output::json(status)?;
-        return Ok(code);
-    }
-    output.say(&format!("{}: {}, epoch {}", status.node, status.role, status.epoch))?;
-    output.say(&format!("listens on {}", status.listen))?;
-    match (status.agents.as_slice(), status.heartbeat_seconds) {
-        ([], None) => output.say("no master has been heard of yet")?,
-        ([], Some(age)) => output.say(&format!("NOT CONNECTED: last heard {age:.0} s ago"))?,
-        (agents, age) => {
-            let lag = status.lag_entries.unwrap_or(0);
-            let age = age.unwrap_or(0.0);
-            let agents = agents.join(", ");
-            output.say(&format!("master {agents}: heard {age:.0} s ago, lag {lag} entries"))?;
+/// What would be lost with the master, in one sentence.
+fn at_risk(at_risk: Option<&AtRisk>) -> String {
+    let Some(AtRisk { replica, entries, seconds, known }) = at_risk else {
+        return "if this master died now: there is no other copy".to_owned();
+    };
+    let lacks = match entries {
+        0 => "would have everything".to_owned(),
+        1 => format!("would lack 1 change, {seconds:.1} s old"),
+        many => format!("would lack {many} changes, the oldest {seconds:.1} s old"),
+    };
+    let more = if *known { "" } else { ", and what has not been compared yet" };
+    match (entries, known) {
+        (0, false) => {
+            format!("if this master died now: it is not known what {replica} would lack")
         }
+        (_, _) => format!("if this master died now: {replica} {lacks}{more}"),
     }
-    for problem in &status.problems {
-        output.say(&format!("problem: {}: {}", problem.object, problem.detail))?;
+}
+
+fn show_replica(
+    status: &ReplicaDaemonStatus,
+    issues: &[Issue],
+    output: &Output,
+) -> anyhow::Result<()> {
+    head((&status.node, status.role, status.epoch), issues, output)?;
+    if status.role == Role::Replica {
+        output.say(&match (status.complete_at, status.lag_seconds) {
+            (Some(_), Some(0.0)) => "if the master died now: everything is here".to_owned(),
+            (Some(at), Some(lag)) => {
+                let at = when(at);
+                format!("if the master died now: everything up to {at} is here, {lag:.0} s ago")
+            }
+            (_, _) => "if the master died now: it is not known what is missing here".to_owned(),
+        })?;
     }
-    Ok(code)
+    if !status.agents.is_empty() {
+        let (lag, age) = (status.lag_entries.unwrap_or(0), status.heartbeat_seconds.unwrap_or(0.0));
+        let agents = status.agents.join(", ");
+        output.say(&format!("master {agents}: heard {age:.0} s ago, lag {lag} entries"))?;
+    }
+    output.say(&format!("listens on {}", status.listen))?;
+    last_failover(status.last_failover.as_ref(), output)
+}
+
+fn last_failover(entry: Option<&HistoryEntry>, output: &Output) -> anyhow::Result<()> {
+    let Some(HistoryEntry { at, kind, outcome, epoch, detail, .. }) = entry else { return Ok(()) };
+    let at = when(*at);
+    Ok(output
+        .say(&format!("last change of role: {at}, {kind} ({outcome}), epoch {epoch}: {detail}"))?)
 }
 
 /// What there is to say of a copy under way, and of a place in the log that is not safe.
@@ -206,10 +265,7 @@ pub(super) fn replica_row(replica: &ReplicaStatus) -> [String; 7] {
 async fn nagios(daemons: &Daemons, output: &Output) -> anyhow::Result<u8> {
     let (code, text) = match find(daemons).await {
         Err(error) => (3, format!("UNKNOWN - {error:#}")),
-        Ok(Found::Replica(status)) if status.agents.is_empty() => {
-            (2, format!("CRITICAL - {} hears no master", status.node))
-        }
-        Ok(Found::Replica(status)) => (0, format!("OK - {} follows", status.node)),
+        Ok(Found::Replica(status)) => judge_replica(&status),
         Ok(Found::Agent(status)) => judge(&status),
     };
     if output.is_json() {
@@ -218,6 +274,22 @@ async fn nagios(daemons: &Daemons, output: &Output) -> anyhow::Result<u8> {
         output.say(&text)?;
     }
     Ok(code)
+}
+
+const WORDS: [&str; 3] = ["OK", "WARNING", "CRITICAL"];
+
+fn judge_replica(status: &ReplicaDaemonStatus) -> (u8, String) {
+    let node = &status.node;
+    if status.agents.is_empty() {
+        return (2, format!("CRITICAL - {node} hears no master"));
+    }
+    let code = match status.lag_seconds {
+        Some(lag) if lag > LAG_CRITICAL => 2,
+        Some(lag) if lag > LAG_WARN => 1,
+        Some(_) | None => 0,
+    };
+    let lag = status.lag_seconds.map_or_else(String::new, |lag| format!(" (lag {lag:.0} s)"));
+    (code, format!("{} - {node} follows{lag}", WORDS[usize::from(code)]))
 }
 
 /// Worst replica, worst word.
@@ -239,7 +311,7 @@ fn judge(status: &AgentStatus) -> (u8, String) {
     let log = log.map(|error| (2, format!("the sync log cannot be written: {error}")));
     let judged: Vec<(u8, String)> = log.into_iter().chain(judged).collect();
     let code = judged.iter().map(|(code, _)| *code).max().unwrap_or(0);
-    let word = ["OK", "WARNING", "CRITICAL"][usize::from(code)];
+    let word = WORDS[usize::from(code)];
     let texts: Vec<String> = judged.into_iter().map(|(_, text)| text).collect();
     (code, format!("{word} - {}", texts.join(", ")))
 }

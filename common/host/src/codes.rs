@@ -1,0 +1,90 @@
+//! Words that files, output and logs use as codes: each list is closed, and `replctl explain` knows
+//! every one of them.
+
+/// An enum of unit variants, each with its code.
+macro_rules! codes {
+    ($(#[$about:meta])* $name:ident { $($(#[$note:meta])* $variant:ident = $code:literal,)+ }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $name {
+            $($(#[$note])* $variant,)+
+        }
+
+        impl $name {
+            /// Every one.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The code.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $code,)+
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    /// What a line of `failover.jsonl` tells of.
+    HistoryKind {
+        /// This node handed its role over, or tried to.
+        Switch = "switch",
+        /// A switch that was practised, without its hand-over.
+        Drill = "drill",
+        /// This node was made the master without the old one.
+        Force = "force",
+        /// This node was made the master by the one before it.
+        Promoted = "promoted",
+        /// This node learned that it is not the master any more.
+        SteppedDown = "stepped-down",
+        /// A node came back, and what only that had was copied.
+        Merged = "merged",
+    }
+}
+
+codes! {
+    /// What a line of `ledger.jsonl` tells of.
+    LedgerKind {
+        /// The old master accepted it, and the new one never had it.
+        Tail = "tail",
+        /// The same UID meant another message on the master.
+        Clash = "clash",
+        /// It was expunged on the master, but changed on the returning node since.
+        Changed = "changed",
+        /// A message of the master's that got a new UID because of a clash.
+        Moved = "moved",
+        /// Expunged on the master, as on the returning node.
+        Expunged = "expunged",
+        /// Flags of both sides, merged.
+        Flags = "flags",
+        /// A mailbox was renamed, as on the returning node.
+        Renamed = "renamed",
+        /// A mailbox was deleted, as on the returning node.
+        Deleted = "deleted",
+        /// A mailbox that only the returning node had was copied.
+        Copied = "copied",
+    }
+}
+
+codes! {
+    /// How a check ended.
+    CheckResult {
+        /// Nothing differs.
+        Equal = "equal",
+        /// Something differs.
+        Different = "different",
+        /// Nothing was found to differ, but not everything could be compared.
+        Incomplete = "incomplete",
+    }
+}
+
+impl CheckResult {
+    /// Of a check that found so many differences, and whether it could compare everything.
+    pub fn of(found: u64, whole: bool) -> Self {
+        match (found, whole) {
+            (0, true) => Self::Equal,
+            (0, false) => Self::Incomplete,
+            (_, _) => Self::Different,
+        }
+    }
+}
