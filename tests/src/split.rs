@@ -62,6 +62,15 @@ impl Side {
         })
     }
 
+    /// The same without a message that came past the gate: the other side never had that.
+    #[must_use]
+    pub fn without(mut self, serial: &str) -> Self {
+        for mailbox in self.mailboxes.values_mut() {
+            mailbox.seen.messages.retain(|_, message| message.serial.as_deref() != Some(serial));
+        }
+        self
+    }
+
     /// How often each message is there, by serial number.
     pub fn counts(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();

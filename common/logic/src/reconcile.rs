@@ -36,7 +36,7 @@ pub struct BaseRecord {
 pub struct BaseMailbox {
     /// The mailbox as it was.
     pub state: MailboxState,
-    /// Its messages, by UID.
+    /// Its messages, by UID, but for the node's own: those the old master never had.
     pub records: Vec<BaseRecord>,
 }
 
@@ -98,7 +98,7 @@ pub fn mailbox(
 ) -> Vec<Decision> {
     let base: BTreeMap<Uid, &BaseRecord> = base.iter().map(|record| (record.uid, record)).collect();
     let mine: BTreeMap<Uid, &Record> = ours.iter().map(|record| (record.uid, record)).collect();
-    let mut copies = Copies::new(&base, ours, theirs);
+    let mut copies = Copies::new(&base, ours, theirs, their_next);
     let (mut adds, mut rest) = (Vec::new(), Vec::new());
     for their in theirs {
         let uid = their.uid;
@@ -131,6 +131,13 @@ pub fn mailbox(
         }
     }
     if let Some(next) = their_next {
+        let there: BTreeSet<Uid> = theirs.iter().map(|record| record.uid).collect();
+        for our in ours.iter().filter(|our| our.uid < next && !there.contains(&our.uid)) {
+            // The old master gave this UID to a message that was expunged since: its clients may know.
+            if base.get(&our.uid).is_none_or(|agreed| agreed.guid != our.guid) {
+                adds.push(Decision::Move { uid: our.uid, copy: !copies.has(our.guid) });
+            }
+        }
         let gone = expunges(&base, &mine, theirs);
         rest.extend(
             gone.into_iter().filter(|&uid| uid < next).map(|uid| Decision::Expunge { uid }),
@@ -144,7 +151,7 @@ pub fn mailbox(
 /// `held`: what nobody else has, or what was changed since it was expunged.
 pub fn pour(base: &[BaseRecord], held: &[Record], theirs: &[Record]) -> Vec<(Uid, Why)> {
     let base: BTreeMap<Uid, &BaseRecord> = base.iter().map(|record| (record.uid, record)).collect();
-    let mut copies = Copies::new(&BTreeMap::new(), held, &[]);
+    let mut copies = Copies::new(&BTreeMap::new(), held, &[], None);
     let mut taken = Vec::new();
     for their in theirs {
         let why = match base.get(&their.uid).filter(|agreed| agreed.guid == their.guid) {
@@ -182,11 +189,18 @@ fn expunges(
 struct Copies(BTreeMap<Guid, usize>);
 
 impl Copies {
-    fn new(base: &BTreeMap<Uid, &BaseRecord>, ours: &[Record], theirs: &[Record]) -> Self {
+    fn new(
+        base: &BTreeMap<Uid, &BaseRecord>,
+        ours: &[Record],
+        theirs: &[Record],
+        their_next: Option<Uid>,
+    ) -> Self {
         let there: BTreeSet<Uid> = theirs.iter().map(|record| record.uid).collect();
         let mut copies = BTreeMap::new();
-        // One at a UID that both sides use stands for itself.
-        let is_beyond = |uid: &Uid| !base.contains_key(uid) && !there.contains(uid);
+        // One at a UID that both sides have used stands for itself.
+        let is_beyond = |uid: &Uid| {
+            !base.contains_key(uid) && !there.contains(uid) && their_next.is_none_or(|n| *uid >= n)
+        };
         for record in ours.iter().filter(|record| is_beyond(&record.uid)) {
             *copies.entry(record.guid).or_insert(0) += 1;
         }
@@ -297,8 +311,11 @@ pub fn account(
         }
     }
     let there: BTreeSet<MailboxId> = theirs.mailboxes.iter().map(|mailbox| mailbox.id).collect();
-    for was in based.values().filter(|was| !there.contains(&was.id) && !was.name.is_inbox()) {
-        if let Some(our) = mine.get(&was.id).filter(|our| our.head == was.head) {
+    for BaseMailbox { state: was, records } in base.unwrap_or_default() {
+        // One that held mail of the new master's own had more in it than the other's clients knew.
+        let all = u32::try_from(records.len()).is_ok_and(|count| count == was.head.messages);
+        let our = mine.get(&was.id).filter(|our| all && our.head == was.head);
+        if let Some(our) = our.filter(|_| !there.contains(&was.id) && !was.name.is_inbox()) {
             fates.push(Fate::Delete { id: was.id, name: our.name.clone() });
         }
     }

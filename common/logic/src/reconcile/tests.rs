@@ -44,7 +44,13 @@ fn every_combination_of_one_uid() {
     let update = Decision::Update { uid: Uid(7), flags: Flags(2), keywords: Keywords::default() };
     let table: Vec<Row<'_>> = vec![
         ("only there, new", None, None, Some(&a), vec![take(7, Why::Tail)]),
-        ("only here, new", None, Some(&a), None, vec![]),
+        (
+            "only here, at a UID that the other side has used up",
+            None,
+            Some(&a),
+            None,
+            vec![Decision::Move { uid: Uid(7), copy: true }],
+        ),
         ("equal", Some(&base), Some(&a), Some(&a), vec![]),
         ("the same on both, new", None, Some(&a), Some(&a), vec![]),
         ("expunged there", Some(&base), Some(&a), None, vec![Decision::Expunge { uid: Uid(7) }]),
@@ -101,8 +107,13 @@ fn what_was_done_before_a_crash_is_not_done_again() {
     // Of the clash at 7 both have been added above, and one of two equal messages.
     let ours =
         [record(7, 1, 0, &[]), record(50, 2, 0, &[]), record(51, 1, 0, &[]), record(52, 3, 0, &[])];
-    let decided = mailbox(&[], &ours, &theirs, Some(Uid(100)));
+    let decided = mailbox(&[], &ours, &theirs, Some(Uid(10)));
     assert_eq!(decided, [Decision::Move { uid: Uid(7), copy: false }, take(9, Why::Tail)]);
+    // The master's own, at a UID that the other side has used up, was added again under another.
+    let decided = mailbox(&[], &[record(4, 5, 0, &[]), record(50, 5, 0, &[])], &[], Some(Uid(10)));
+    assert_eq!(decided, [Decision::Move { uid: Uid(4), copy: false }]);
+    let above = mailbox(&[], &[record(50, 5, 0, &[])], &[], Some(Uid(10)));
+    assert_eq!(above, []);
 }
 
 fn state(id: u8, name: &str, messages: u32) -> MailboxState {
@@ -120,9 +131,12 @@ fn state(id: u8, name: &str, messages: u32) -> MailboxState {
 fn mailboxes_made_renamed_and_deleted_on_either_side() {
     let id = |id: u8| MailboxId([id; 16]);
     let name = |text: &str| MailboxName::new(text.as_bytes()).unwrap();
-    let base: Vec<BaseMailbox> = [(1, "Same"), (2, "Old"), (3, "Gone"), (4, "Busy"), (5, "Shut")]
-        .map(|(id, name)| BaseMailbox { state: state(id, name, 3), records: vec![] })
-        .into();
+    let names = [(1, "Same"), (2, "Old"), (3, "Gone"), (4, "Busy"), (5, "Shut"), (10, "Own")];
+    let replicated = |id: u8| if id == 10 { 2 } else { 3 };
+    let base = names.map(|(id, name)| BaseMailbox {
+        state: state(id, name, 3),
+        records: (0..replicated(id)).map(|uid| based(uid + 1, 1, 0, &[])).collect(),
+    });
     let ours = AccountState {
         mailboxes: vec![
             state(1, "Same", 4),
@@ -130,6 +144,8 @@ fn mailboxes_made_renamed_and_deleted_on_either_side() {
             state(3, "Gone", 3),
             state(4, "Busy", 9),
             state(6, "Both", 1),
+            // One of its messages came past the gate: it stays, although the other side deleted it.
+            state(10, "Own", 3),
         ],
         files: vec![],
     };

@@ -1,0 +1,165 @@
+//! The UID clash matrix: after a hard failover both sides have given one UID to a message of their
+//! own. Whoever's clients have seen it there, no client ever sees a UID change its message.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, ensure};
+use mailtwin_tests::{
+    cluster::Cluster,
+    corpus,
+    dovecot::Dovecot,
+    files,
+    lab::Lab,
+    split::{Side, Uids},
+};
+
+/// Where the clash is: every account's first message is on both sides.
+const UID: &str = "2";
+
+/// What the two messages are, and what becomes of them before both sides are one again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Case {
+    /// Two messages.
+    Different,
+    /// The same octets came to both.
+    Same,
+    /// The same, and each side's client sets a flag of its own.
+    Flags,
+    /// Two messages, and the old master's is expunged.
+    GoneThere,
+    /// Two messages, and the new master's is expunged.
+    GoneHere,
+}
+
+const CASES: [Case; 5] =
+    [Case::Different, Case::Same, Case::Flags, Case::GoneThere, Case::GoneHere];
+
+/// One account.
+struct Row {
+    account: String,
+    case: Case,
+    /// Whether a client saw the message, there (on the old master) and here.
+    presented: [bool; 2],
+}
+
+impl Row {
+    fn all() -> Vec<Self> {
+        let rows = CASES.into_iter().flat_map(|case| {
+            [[false, false], [true, false], [false, true], [true, true]].map(|presented| {
+                let seen = presented.map(|seen| if seen { "seen" } else { "unseen" }).join("-");
+                let account = format!("{case:?}-{seen}").to_lowercase();
+                Self { account, case, presented }
+            })
+        });
+        rows.collect()
+    }
+
+    /// Serial number of this side's message.
+    fn serial(&self, side: usize) -> String {
+        let side = if matches!(self.case, Case::Same | Case::Flags) { 0 } else { side };
+        format!("{}-{side}", self.account)
+    }
+
+    /// A message arrives at one side, and perhaps a client looks, flags or expunges it.
+    fn clash(&self, server: &Dovecot, side: usize, uids: &mut Uids) -> anyhow::Result<()> {
+        // As a file: the same octets on both sides, and no client is told of its UID.
+        let name = format!("1700000000.{side}.{}", self.account);
+        let place = server.maildir(&self.account).join("new").join(name);
+        files::write_mail(&place, corpus::short(&self.serial(side)))?;
+        if self.presented[side] {
+            let mut imap = server.imap(&self.account)?;
+            let opened = imap.select("INBOX")?;
+            let validity = opened.uid_validity.context("UIDVALIDITY")?;
+            let shown = imap.uid_fetch(UID, "(UID)")?;
+            ensure!(shown.iter().any(|message| message.uid == Some(2)), "a message of UID {UID}");
+            let place = (self.account.clone(), "INBOX".to_owned(), validity, 2);
+            uids.see(&BTreeMap::from([(place, self.serial(side))]));
+            imap.logout()?;
+        } else {
+            // What the mail server does by itself when mail is delivered: a UID that nobody sees.
+            server.imap(&self.account)?.status("INBOX", "(UIDNEXT)")?;
+        }
+        let gone = [Case::GoneThere, Case::GoneHere][side] == self.case;
+        if gone || self.case == Case::Flags {
+            let mut imap = server.imap(&self.account)?;
+            imap.select("INBOX")?;
+            let flag = if gone { "\\Deleted" } else { ["\\Flagged", "\\Answered"][side] };
+            imap.uid_store(UID, format!("+FLAGS.SILENT ({flag})"))?;
+            imap.expunge()?;
+            imap.logout()?;
+        }
+        Ok(())
+    }
+
+    /// What must be left.
+    fn check(&self, merged: &Side) -> anyhow::Result<()> {
+        let mut expected = BTreeMap::from([(format!("{}-first", self.account), 1)]);
+        for side in [0, 1] {
+            if [Case::GoneThere, Case::GoneHere][side] != self.case {
+                expected.insert(self.serial(side), 1);
+            }
+        }
+        let there = merged.counts();
+        ensure!(there == expected, "{}: {there:?}, not {expected:?}", self.account);
+        if self.case == Case::Flags {
+            let inbox = merged.mailboxes.values().find(|mailbox| mailbox.name == "INBOX");
+            let messages = &inbox.context("an INBOX")?.seen.messages;
+            let flags = messages
+                .values()
+                .find(|message| message.serial.as_deref() == Some(&self.serial(0)))
+                .map(|message| message.flags.clone())
+                .unwrap_or_default();
+            ensure!(
+                flags.contains("\\flagged") && flags.contains("\\answered"),
+                "{}: flags of both, not {flags:?}",
+                self.account
+            );
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn no_client_sees_a_uid_change_its_message() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut cluster = Cluster::start(lab, &["one", "two"])?;
+        let rows = Row::all();
+        cluster.accounts = rows.iter().map(|row| row.account.clone()).collect();
+        for row in &rows {
+            let first = corpus::short(&format!("{}-first", row.account));
+            cluster.servers[0].deliver(&row.account, &first)?;
+        }
+        cluster.nodes[0].replctl(lab, &["drain"])?.expect(0)?;
+        cluster.nodes[0].kill_both()?;
+        cluster.gates[1].open_by_hand()?;
+        let mut uids = Uids::default();
+        for row in &rows {
+            row.clash(&cluster.servers[0], 0, &mut uids)?;
+            row.clash(&cluster.servers[1], 1, &mut uids)?;
+        }
+        cluster.servers[0].stop()?;
+        lab.wait("the dead master's sessions are gone", || {
+            let force = ["failover", "force", "--accept-loss", "all"];
+            let output = cluster.nodes[1].replctl(lab, &force)?;
+            Ok(if output.code == Some(0) { Ok(()) } else { Err(output.stdout) })
+        })?;
+        cluster.servers[0].resume(lab)?;
+        cluster.nodes[0].start_both(lab)?;
+        cluster.wait_master(lab, 1)?;
+        lab.wait("what only the old master had is copied back", || {
+            let status = cluster.nodes[1].ask(lab, &["status"])?;
+            let state = &status["replicas"][0]["state"];
+            Ok(if state == "in-sync" { Ok(()) } else { Err(status.to_string()) })
+        })?;
+        cluster.wait_all_equal(lab, 1)?;
+        for server in &cluster.servers {
+            for row in &rows {
+                let merged = Side::read(lab, server, &row.account)?;
+                uids.see_merged(&merged.presented(&row.account))
+                    .and_then(|()| row.check(&merged))
+                    .with_context(|| format!("on {}: {merged:#?}", server.name()))?;
+            }
+        }
+        Ok(())
+    })
+}
