@@ -402,6 +402,10 @@ impl Working {
         if let Some(name) = only.filter(|name| self.agent.link(name).is_none()) {
             return answer::failed(FailureCode::Usage, format!("no replica is called {name:?}"));
         }
+        if let Some(account) = self.unknown_of(targets).await {
+            let message = format!("no account is called {account}: look at the name");
+            return answer::failed(FailureCode::Usage, message);
+        }
         let targets = if targets.is_empty() { vec![String::new()] } else { targets.to_vec() };
         let upto = match self.append(&targets).await {
             Ok(upto) => upto,
@@ -417,6 +421,20 @@ impl Working {
         let behind = meant().filter(|link| link.cursor < upto);
         let behind: Vec<String> = behind.map(|link| describe(&link)).collect();
         answer::failed(FailureCode::Failed, format!("not in time: {}", behind.join("; ")))
+    }
+
+    /// The first account among `targets` that the store does not have. What cannot be looked up is
+    /// told when it is replayed.
+    async fn unknown_of(&self, targets: &[String]) -> Option<Account> {
+        for text in targets {
+            let Some(account) = answer::target(text).ok()?.account().cloned() else { continue };
+            let (store, whose) = (Arc::clone(&self.store), account.clone());
+            let found = self.agent.workers().run(move || store.account(&whose)).await;
+            if matches!(found, Ok(Ok(None))) {
+                return Some(account);
+            }
+        }
+        None
     }
 
     fn log_tail(&self, entries: usize) -> Response {
@@ -540,7 +558,7 @@ fn problems(store: &dyn MailStore) -> Vec<Problem> {
     });
     let all = store.problems().into_iter();
     let all = all.map(|problem| Problem {
-        object: problem.object,
+        object: problem.place(),
         detail: problem.detail,
         code: problem.kind.as_str().to_owned(),
     });

@@ -164,7 +164,7 @@ impl Answers {
                 .into_iter()
                 .take(LISTED_MAX)
                 .map(|problem| Problem {
-                    object: problem.object,
+                    object: problem.place(),
                     detail: problem.detail,
                     code: problem.kind.as_str().to_owned(),
                 })

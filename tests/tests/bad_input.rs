@@ -304,6 +304,11 @@ fn keywords_beyond_the_twenty_sixth_do_no_harm() -> anyhow::Result<()> {
             let done = inbox.messages.len() == 2 && inbox.messages.get(&1).is_some_and(seen);
             Ok(if done { Ok(()) } else { Err(format!("{inbox:?}")) })
         })?;
+        let status = pair.agent.ask(lab, &["status"])?;
+        let problems = status["problems"].as_array().context("problems")?;
+        let is_named =
+            |problem: &serde_json::Value| problem["object"] == "u1/INBOX: dovecot-keywords";
+        ensure!(problems.iter().any(is_named), "says in which mailbox: {status}");
         pair.replica.expect_quiet_log()
     })
 }

@@ -18,6 +18,8 @@ fn status_sync_log_and_metrics_tell_the_truth() -> anyhow::Result<()> {
         pair.wait_equal(lab)?;
         pair.agent.replctl(lab, &["sync"])?.expect(0)?;
         pair.agent.replctl(lab, &["sync", "u1/INBOX"])?.expect(0)?;
+        let unknown = pair.agent.replctl(lab, &["sync", "nosuch"])?.expect(2)?;
+        ensure!(unknown.stderr.contains("nosuch"), "a typo is no success: {unknown:?}");
         let status = pair.agent.ask(lab, &["status"])?;
         for (pointer, expected) in [
             ("/node", json!(pair.agent.name())),

@@ -169,6 +169,18 @@ pub struct Problem {
     pub detail: String,
 }
 
+impl Problem {
+    /// Where it is, for humans: account and mailbox, as far as it is of one, and the object.
+    pub fn place(&self) -> String {
+        let object = &self.object;
+        match (&self.account, &self.mailbox) {
+            (Some(account), Some(mailbox)) => format!("{account}/{mailbox}: {object}"),
+            (Some(account), None) => format!("{account}: {object}"),
+            (None, _) => object.clone(),
+        }
+    }
+}
+
 /// Kinds of [`Problem`], worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ProblemKind {

@@ -395,7 +395,7 @@ impl Look<'_> {
             self.snapshot.set_table(table);
         }
         if self.snapshot.table.is_full() {
-            let detail = "all 26 letters are taken; further keywords live in Dovecot's index only";
+            let detail = "all 26 letters are taken: keywords from the next one on live in Dovecot's index only";
             self.snapshot.complain(ProblemKind::KeywordsFull, b"dovecot-keywords", detail);
         }
         let unnumbered = self.update_entries(&mut renewed, read);

@@ -143,7 +143,7 @@ fn report(pair: &Pair, output: &Output, progress: &progress::Progress) -> anyhow
         octets_sent: sent,
         seconds: progress.seconds(),
         set_aside: link.aside.iter().map(|a| (a.object.clone(), a.last.clone())).collect(),
-        problems: problems.iter().map(|p| (p.object.clone(), p.detail.clone())).collect(),
+        problems: problems.iter().map(|p| (p.place(), p.detail.clone())).collect(),
     })?;
     let fine = link.aside.is_empty() && problems.is_empty();
     Ok(if fine { 0 } else { exit::FOUND })
