@@ -10,7 +10,7 @@ use mailtwin_host::{
     tls,
 };
 use mailtwin_logic::chain::Chain;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::session::{self, Context};
@@ -35,7 +35,7 @@ pub async fn listen(
     tasks: &Tasks,
     stop: CancellationToken,
 ) -> std::io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = accept::bind(address).await?;
     let bound = listener.local_addr()?;
     let sessions = stop.clone();
     accept::spawn(DOOR, listener, tasks, stop, move |(socket, from)| {

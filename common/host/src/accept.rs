@@ -13,6 +13,28 @@ use crate::tasks::Tasks;
 /// How long to wait after the system could not accept: it may be a moment's lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How often a port that is in use is tried again.
+const TRIES: u32 = 40;
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// Listens at `address`. A daemon that starts anew in another role may find its own port in use for a
+/// moment: a command that it has just started holds it, too, until that runs its program.
+///
+/// # Errors
+/// What the system says; that the address is in use only after two seconds.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let mut tries = 1;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < TRIES => {
+                tries += 1;
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// What clients connect to.
 pub trait Listener: Send + 'static {
     /// A client's connection.
@@ -95,4 +117,21 @@ pub fn spawn<L, F>(
             });
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_is_free_in_a_moment_is_waited_for() {
+        let first = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let address = first.local_addr().unwrap();
+        let free = async {
+            tokio::task::yield_now().await;
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(bind(address), free);
+        assert_eq!(second.unwrap().local_addr().unwrap(), address);
+    }
 }

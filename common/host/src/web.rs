@@ -24,10 +24,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::Registry;
 use serde_json::json;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    time::timeout,
-};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -79,7 +76,7 @@ pub async fn serve(
     tasks: &Tasks,
     stop: CancellationToken,
 ) -> std::io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = accept::bind(address).await?;
     let bound = listener.local_addr()?;
     let served = Arc::new(Served { registry, site, lags: Mutex::default() });
     served.sample();
