@@ -379,6 +379,12 @@ impl Dir {
         Ok(file)
     }
 
+    /// Whether it was removed since it was opened.
+    pub(crate) fn is_removed(&self) -> Result<bool, StoreError> {
+        let stat = rustix::fs::fstat(&self.fd).map_err(during("look at", &self.at(b"")))?;
+        Ok(stat.st_nlink == 0)
+    }
+
     /// Opens an existing regular file for appending.
     pub(crate) fn append(&self, name: &[u8]) -> Result<File, StoreError> {
         // Somebody may have put a FIFO there, which would keep us waiting.

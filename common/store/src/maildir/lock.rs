@@ -57,6 +57,7 @@ impl Locker {
             match self.try_take(dir, name, owner) {
                 Ok(lock) => return Ok(lock),
                 Err(error) if is_taken(&error) => {}
+                Err(_) if dir.is_removed()? => return Err(gone(dir)),
                 Err(error) => return Err(error),
             }
             let holder = holder(dir, name)?;
@@ -130,6 +131,11 @@ impl Locker {
     }
 }
 
+/// The mailbox is being deleted, or was: there is nothing to wait for.
+fn gone(dir: &Dir) -> StoreError {
+    StoreError::NotFound { what: format!("the mailbox {}", dir.at(b"").display()) }
+}
+
 fn holder(dir: &Dir, name: &[u8]) -> Result<String, StoreError> {
     let content = dir.content(name, CONTENT_OCTETS_MAX)?.unwrap_or_default();
     Ok(String::from_utf8_lossy(&content).escape_debug().to_string())
@@ -164,8 +170,11 @@ impl DotLock<'_> {
 
     /// Refuses if somebody took it from us: what was done under it may be half undone.
     pub(crate) fn check(&self) -> Result<(), StoreError> {
-        if self.is_ours()? {
-            return Ok(());
+        match self.dir.stat(self.name)? {
+            Some(stat) if stat.st_ino == self.inode => return Ok(()),
+            Some(_) => {}
+            // Who deletes a mailbox removes whatever is in it.
+            None => return Err(gone(self.dir)),
         }
         let (path, holder) = (self.dir.at(self.name), "somebody who took it from us".into());
         Err(StoreError::Locked { path, holder, waited_ms: 0 })
@@ -223,6 +232,21 @@ mod tests {
         lock.check().unwrap();
         drop(lock);
         assert!(dir.stat(NAME).unwrap().is_none());
+    }
+
+    #[test]
+    fn who_deletes_the_mailbox_is_no_holder_of_its_lock() {
+        let root = tempfile::tempdir().unwrap();
+        let place = root.path().join("box");
+        std::fs::create_dir(&place).unwrap();
+        let dir = Dir::open(&place).unwrap().unwrap();
+        let owner = dir.owner().unwrap();
+        let lock = locker(0).take(&dir, NAME, b"x", owner).unwrap();
+        dir.remove(NAME).unwrap();
+        assert!(matches!(lock.check(), Err(StoreError::NotFound { .. })));
+        std::fs::remove_dir(&place).unwrap();
+        let again = locker(0).take(&dir, NAME, b"x", owner);
+        assert!(matches!(again, Err(StoreError::NotFound { .. })), "{again:?}");
     }
 
     #[test]
