@@ -31,6 +31,13 @@ pub struct BaseRecord {
     pub keywords: Keywords,
 }
 
+impl BaseRecord {
+    /// Whether nobody has changed the message's flags since.
+    fn is_like(&self, now: &Record) -> bool {
+        now.flags == self.flags && now.keywords == self.keywords
+    }
+}
+
 /// One mailbox in the base.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseMailbox {
@@ -50,7 +57,7 @@ pub enum Decision {
         /// Why.
         why: Why,
     },
-    /// The master's own message at this UID gets a new one; the old UID is not used again.
+    /// The master's message at this UID gets a new one; the old UID is not used again.
     Move {
         /// Its UID until now.
         uid: Uid,
@@ -112,8 +119,7 @@ pub fn mailbox(
                 }
             }
             (None, Some(agreed)) => {
-                let changed = agreed.flags != their.flags || agreed.keywords != their.keywords;
-                if changed && their_next.is_some() && !copies.has(their.guid) {
+                if !agreed.is_like(their) && their_next.is_some() && !copies.has(their.guid) {
                     adds.push(Decision::Take { uid, why: Why::Changed });
                 }
             }
@@ -133,8 +139,10 @@ pub fn mailbox(
     if let Some(next) = their_next {
         let there: BTreeSet<Uid> = theirs.iter().map(|record| record.uid).collect();
         for our in ours.iter().filter(|our| our.uid < next && !there.contains(&our.uid)) {
-            // The old master gave this UID to a message that was expunged since: its clients may know.
-            if base.get(&our.uid).is_none_or(|agreed| agreed.guid != our.guid) {
+            // The other side has used this UID up, for this message or another one, and its clients may
+            // know: what stays cannot come back there under it.
+            let agreed = base.get(&our.uid).filter(|agreed| agreed.guid == our.guid);
+            if !agreed.is_some_and(|agreed| agreed.is_like(our)) {
                 adds.push(Decision::Move { uid: our.uid, copy: !copies.has(our.guid) });
             }
         }
@@ -156,9 +164,7 @@ pub fn pour(base: &[BaseRecord], held: &[Record], theirs: &[Record]) -> Vec<(Uid
     for their in theirs {
         let why = match base.get(&their.uid).filter(|agreed| agreed.guid == their.guid) {
             None => Why::Tail,
-            Some(agreed) if agreed.flags != their.flags || agreed.keywords != their.keywords => {
-                Why::Changed
-            }
+            Some(agreed) if !agreed.is_like(their) => Why::Changed,
             Some(_) => continue,
         };
         if !copies.has(their.guid) {
@@ -177,9 +183,7 @@ fn expunges(
     let there: BTreeSet<Uid> = theirs.iter().map(|record| record.uid).collect();
     let gone = base.values().filter(|agreed| !there.contains(&agreed.uid));
     let untouched = gone.filter(|agreed| {
-        mine.get(&agreed.uid).is_some_and(|our| {
-            our.guid == agreed.guid && our.flags == agreed.flags && our.keywords == agreed.keywords
-        })
+        mine.get(&agreed.uid).is_some_and(|our| our.guid == agreed.guid && agreed.is_like(our))
     });
     untouched.map(|agreed| agreed.uid).collect()
 }

@@ -92,7 +92,7 @@ impl Visitor {
                 Decision::Move { uid, copy } => {
                     let Some(record) = find(&sides.our_records, *uid) else { continue };
                     let new = copy.then(|| add(record.clone(), false));
-                    let detail = "the master's own message of that UID has another one now";
+                    let detail = "kept under another UID: the other node has used up this one";
                     journal.message(LedgerKind::Moved, name, &record, new, detail);
                     rest.push(Change::Expunge(*uid));
                 }

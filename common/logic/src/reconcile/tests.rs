@@ -54,7 +54,13 @@ fn every_combination_of_one_uid() {
         ("equal", Some(&base), Some(&a), Some(&a), vec![]),
         ("the same on both, new", None, Some(&a), Some(&a), vec![]),
         ("expunged there", Some(&base), Some(&a), None, vec![Decision::Expunge { uid: Uid(7) }]),
-        ("expunged there, flagged here", Some(&base), Some(&flagged), None, vec![]),
+        (
+            "expunged there, flagged here",
+            Some(&base),
+            Some(&flagged),
+            None,
+            vec![Decision::Move { uid: Uid(7), copy: true }],
+        ),
         ("expunged here", Some(&base), None, Some(&a), vec![]),
         (
             "expunged here, flagged there",
