@@ -201,7 +201,7 @@ fn work(
     metrics: &Metrics,
     fatal: &CancellationToken,
 ) -> anyhow::Result<Work> {
-    let index = mailtwin_host::state::open_index(&config.node.state_dir, fatal)?;
+    let index = mailtwin_host::state::open_index(&config.node.state_dir, Role::Replica, fatal)?;
     let store = crate::store::open(config, index, Arc::clone(clock))?;
     let committer = Committer::start(Arc::clone(&store), metrics.clone(), fatal.clone())?;
     Ok(Work { store, workers: Workers::start("store", WORKERS)?, committer })

@@ -49,7 +49,7 @@ pub(super) fn start(
 ) -> anyhow::Result<Working> {
     let Start { config, node, dialers, metrics, tasks, clock } = parts;
     let state_dir = &config.node.state_dir;
-    let index = state::open_index(state_dir, fatal)?;
+    let index = state::open_index(state_dir, node.role, fatal)?;
     let store = crate::store::open(config, index, Arc::clone(&clock))?;
     let options = log::Options::bound(config.log.bound);
     let (log, recovery) = Log::open(&state_dir.join("log"), options, Arc::clone(&clock))?;

@@ -72,9 +72,10 @@ const DATA: &str = "db";
 /// Damaged directories that are kept for humans; older ones go, so that they cannot fill the disk.
 const ASIDE_KEPT: u32 = 3;
 
-/// A process that was just killed keeps its lock for a few milliseconds; a node's other daemon, when
-/// the node's role changes, until its last task has ended.
-const LOCK_LIMIT: Duration = Duration::from_secs(15);
+/// A process that was just killed keeps its lock for a few milliseconds.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
+/// sled's threads keep its own lock for a moment after a database was closed.
+const SLED_LIMIT: Duration = Duration::from_secs(15);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// An open index. Clones share it; when the last one goes, it is closed in order.
@@ -114,7 +115,7 @@ pub enum IndexError {
     /// The operating system refused: disk full, permissions, I/O error.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// Another process has it, for longer than a change of roles takes.
+    /// Another process has it.
     #[error(transparent)]
     Held(#[from] LockError),
 }
@@ -463,8 +464,7 @@ fn open_sled(dir: &Path) -> Result<sled::Db, IndexError> {
     let (clock, mut waited) = (SystemClock::shared(), Duration::ZERO);
     loop {
         match contain(dir, "open", || config.open()) {
-            // sled's threads keep its lock for a moment after the database was closed.
-            Err(IndexError::Disk(error)) if is_locked(&error) && waited < LOCK_LIMIT => {
+            Err(IndexError::Disk(error)) if is_locked(&error) && waited < SLED_LIMIT => {
                 waited += LOCK_PAUSE;
                 clock.pause(LOCK_PAUSE);
             }
