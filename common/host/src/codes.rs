@@ -20,6 +20,11 @@ macro_rules! codes {
                     $(Self::$variant => $code,)+
                 }
             }
+
+            /// What `code` stands for; `None` if it is none of these.
+            pub fn of_code(code: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|known| known.as_str() == code)
+            }
         }
     };
 }
@@ -51,7 +56,7 @@ codes! {
         Clash = "clash",
         /// It was expunged on the master, but changed on the returning node since.
         Changed = "changed",
-        /// A message of the master's that got a new UID because of a clash.
+        /// A message of the master's that got a new UID, because the returning node had used up the old one.
         Moved = "moved",
         /// Expunged on the master, as on the returning node.
         Expunged = "expunged",
@@ -63,6 +68,17 @@ codes! {
         Deleted = "deleted",
         /// A mailbox that only the returning node had was copied.
         Copied = "copied",
+    }
+}
+
+impl LedgerKind {
+    /// Whether it was decided against one of the sides: something was taken away, came back, or has
+    /// another UID now.
+    pub fn is_conflict(self) -> bool {
+        match self {
+            Self::Clash | Self::Changed | Self::Moved | Self::Expunged | Self::Deleted => true,
+            Self::Tail | Self::Flags | Self::Renamed | Self::Copied => false,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use mailtwin_disk::{
 use mailtwin_logic::chain::Chain;
 use tokio_util::sync::CancellationToken;
 
-use crate::{admin::HistoryEntry, history, hook, tasks::Tasks};
+use crate::{admin::HistoryEntry, codes::HistoryKind, history, hook, tasks::Tasks};
 
 /// How often the history is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -124,17 +124,17 @@ fn sentence(entry: &HistoryEntry) -> Option<String> {
     let HistoryEntry { epoch, detail, .. } = entry;
     let name = |node: &Option<String>| node.clone().unwrap_or_else(|| "another node".into());
     let (from, to) = (name(&entry.from), name(&entry.to));
-    match entry.kind.as_str() {
-        "force" => Some(format!(
+    match HistoryKind::of_code(&entry.kind)? {
+        HistoryKind::Force => Some(format!(
             "{to} was made the master of epoch {epoch} without {from}: see `replctl failover status`"
         )),
-        "stepped-down" => {
+        HistoryKind::SteppedDown => {
             Some(format!("{from} is no longer the master: {to} is, in epoch {epoch}"))
         }
-        "merged" => Some(format!(
+        HistoryKind::Merged => Some(format!(
             "{from} has come back; copied back from it: {detail}; `replctl ledger` lists it"
         )),
-        _ => None,
+        HistoryKind::Switch | HistoryKind::Drill | HistoryKind::Promoted => None,
     }
 }
 

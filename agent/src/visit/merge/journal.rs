@@ -161,10 +161,13 @@ fn is_done(entry: &LedgerEntry, records: &[Record]) -> bool {
         let mut records = records.iter().filter(|record| Some(record.uid.0) == uid);
         records.any(|record| Some(record.guid.to_string()) == entry.guid)
     };
-    match entry.kind.as_str() {
-        "tail" | "clash" | "changed" => has(entry.new_uid),
-        "moved" | "expunged" => !has(entry.uid),
-        _ => true,
+    match entry.kind() {
+        Some(LedgerKind::Tail | LedgerKind::Clash | LedgerKind::Changed) => has(entry.new_uid),
+        Some(LedgerKind::Moved | LedgerKind::Expunged) => !has(entry.uid),
+        Some(
+            LedgerKind::Flags | LedgerKind::Renamed | LedgerKind::Deleted | LedgerKind::Copied,
+        )
+        | None => true,
     }
 }
 

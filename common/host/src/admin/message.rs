@@ -8,7 +8,7 @@ use super::{
     AddedReport, AtRisk, CheckAsk, CheckDifference, CheckState, GraveyardAsk, GraveyardReport,
     LocalAsk, LocalPart, PeerReport, RemovedReport, ReplicaStatus,
 };
-use crate::{keys::PublicKey, node::Role, pins::Pin};
+use crate::{codes::LedgerKind, keys::PublicKey, node::Role, pins::Pin};
 
 /// Version of every answer's shape.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -560,8 +560,7 @@ pub struct LedgerEntry {
     pub account: String,
     /// Where it stood on that node.
     pub mailbox: String,
-    /// `tail` (accepted by the old master and never replicated), `clash`, `changed`, `moved`,
-    /// `expunged`, `flags`, `renamed`, `deleted`, `copied`, or `failed`.
+    /// Code of a [`LedgerKind`].
     pub kind: String,
     /// Its UID on that node; absent for a mailbox.
     pub uid: Option<u32>,
@@ -580,9 +579,13 @@ pub struct LedgerEntry {
 }
 
 impl LedgerEntry {
-    /// Whether it was decided against one of the sides: something was taken away, came back, or has
-    /// another UID now.
+    /// Its kind; `None` of a later version's.
+    pub fn kind(&self) -> Option<LedgerKind> {
+        LedgerKind::of_code(&self.kind)
+    }
+
+    /// [`LedgerKind::is_conflict`].
     pub fn is_conflict(&self) -> bool {
-        ["clash", "moved", "changed", "expunged", "deleted"].contains(&self.kind.as_str())
+        self.kind().is_some_and(LedgerKind::is_conflict)
     }
 }

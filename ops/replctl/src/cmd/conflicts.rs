@@ -1,6 +1,9 @@
 //! `replctl ledger` and `replctl conflicts`: what was decided when nodes came back.
 
-use mailtwin_host::admin::{LedgerEntry, Request, Response};
+use mailtwin_host::{
+    admin::{LedgerEntry, Request, Response},
+    codes::LedgerKind,
+};
 use serde_json::json;
 
 use super::ask::{Daemons, unexpected};
@@ -136,11 +139,13 @@ fn tell(entry: &LedgerEntry, output: &Output) -> anyhow::Result<()> {
 /// What gives out again what was taken away here, while the graveyard has it.
 fn way_back(entry: &LedgerEntry) -> Option<String> {
     let LedgerEntry { account, mailbox, .. } = entry;
-    match (entry.kind.as_str(), &entry.guid) {
-        ("expunged", Some(guid)) => {
+    match (entry.kind()?, &entry.guid) {
+        (LedgerKind::Expunged, Some(guid)) => {
             Some(format!("replctl graveyard restore {account} --guid {guid} --to DIR"))
         }
-        ("deleted", _) => Some(format!("replctl graveyard restore '{account}/{mailbox}' --to DIR")),
+        (LedgerKind::Deleted, _) => {
+            Some(format!("replctl graveyard restore '{account}/{mailbox}' --to DIR"))
+        }
         _ => None,
     }
 }
