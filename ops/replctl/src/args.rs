@@ -526,31 +526,13 @@ pub(crate) enum Failover {
     History,
 }
 
+/// What a switch and its rehearsal have in common.
 #[derive(Debug, Args)]
-pub(crate) struct Drill {
-    /// The node that would be the new master.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) to: String,
-    /// Close the gate, too, and reopen it: nobody can work meanwhile.
-    #[arg(long)]
-    pub(crate) with_gate: bool,
-    /// With the gate: how long clients may take to finish before their sessions are ended.
-    #[arg(long, value_name = "DURATION", default_value = "2s")]
-    pub(crate) kick_after: String,
-    /// How long the drain and the proof may take.
-    #[arg(long, value_name = "DURATION", default_value = "30s")]
-    pub(crate) max_wait: String,
-    /// Give up, and reopen the gate, if it is not done by then.
-    #[arg(long, value_name = "DURATION", default_value = "2m")]
-    pub(crate) expire: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Switch {
+pub(crate) struct Handing {
     /// The new master's node name.
     #[arg(long, value_name = "NAME")]
     pub(crate) to: String,
-    /// How long clients may take to finish before their sessions are ended.
+    /// How long clients may take to finish, when the gate closes, before their sessions are ended.
     #[arg(long, value_name = "DURATION", default_value = "2s")]
     pub(crate) kick_after: String,
     /// How long the drain and the proof may take.
@@ -559,6 +541,21 @@ pub(crate) struct Switch {
     /// Reopen the gate and stay the master if it is not done by then.
     #[arg(long, value_name = "DURATION", default_value = "2m")]
     pub(crate) expire: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Drill {
+    #[command(flatten)]
+    pub(crate) handing: Handing,
+    /// Close the gate, too, and reopen it: nobody can work meanwhile.
+    #[arg(long)]
+    pub(crate) with_gate: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Switch {
+    #[command(flatten)]
+    pub(crate) handing: Handing,
     /// You keep clients and deliveries out of both nodes yourself; no gate is used.
     #[arg(long)]
     pub(crate) no_gate: bool,

@@ -28,24 +28,12 @@ pub(super) async fn run(
     output: &Output,
 ) -> anyhow::Result<u8> {
     let request = match args {
-        args::Failover::Switch(args) => Request::Switch {
-            to: args.to.clone(),
-            kick_after_ms: millis("--kick-after", &args.kick_after)?,
-            max_wait_ms: millis("--max-wait", &args.max_wait)?,
-            expire_ms: millis("--expire", &args.expire)?,
-            no_gate: args.no_gate,
-            dry_run: args.dry_run,
-            rehearse: false,
-        },
-        args::Failover::Drill(args) => Request::Switch {
-            to: args.to.clone(),
-            kick_after_ms: millis("--kick-after", &args.kick_after)?,
-            max_wait_ms: millis("--max-wait", &args.max_wait)?,
-            expire_ms: millis("--expire", &args.expire)?,
-            no_gate: !args.with_gate,
-            dry_run: false,
-            rehearse: true,
-        },
+        args::Failover::Switch(args::Switch { handing, no_gate, dry_run }) => {
+            hand_over(handing, *no_gate, *dry_run, false)?
+        }
+        args::Failover::Drill(args::Drill { handing, with_gate }) => {
+            hand_over(handing, !with_gate, false, true)?
+        }
         args::Failover::Force(args) => return force(args, daemons, output).await,
         args::Failover::Status => Request::Operation,
         args::Failover::History => return history(daemons, output).await,
@@ -59,6 +47,23 @@ pub(super) async fn run(
         return Ok(0);
     }
     follow(begun.id, daemons, output).await
+}
+
+fn hand_over(
+    handing: &args::Handing,
+    no_gate: bool,
+    dry_run: bool,
+    rehearse: bool,
+) -> anyhow::Result<Request> {
+    Ok(Request::Switch {
+        to: handing.to.clone(),
+        kick_after_ms: millis("--kick-after", &handing.kick_after)?,
+        max_wait_ms: millis("--max-wait", &handing.max_wait)?,
+        expire_ms: millis("--expire", &handing.expire)?,
+        no_gate,
+        dry_run,
+        rehearse,
+    })
 }
 
 /// `replctl failover force`.
