@@ -11,6 +11,7 @@ use crate::{
     gate::Gatekeeper,
     lab::Lab,
     oracle::{self, Account},
+    process::Output,
 };
 
 /// Accounts of every cluster.
@@ -69,6 +70,39 @@ impl Cluster {
             oracle::wait_equal(lab, ours, theirs, &self.accounts)?;
         }
         Ok(())
+    }
+
+    /// Makes a node the master without the old one, which is dead; waits until it is open.
+    pub fn force(&self, lab: &Lab, place: usize) -> anyhow::Result<Output> {
+        let node = &self.nodes[place];
+        let forced = lab.wait("the dead master's sessions are gone", || {
+            // What was heard last may be some seconds old, and older than a drain.
+            let output = node.replctl(lab, &["failover", "force", "--accept-loss", "all"])?;
+            Ok(if output.code == Some(0) { Ok(output) } else { Err(output.stdout) })
+        })?;
+        lab.wait("the new master is one, and open", || {
+            let status = node.ask(lab, &["status"])?;
+            let ready = status["role"] == "master" && self.servers[place].is_open();
+            Ok(if ready { Ok(()) } else { Err(status.to_string()) })
+        })?;
+        Ok(forced)
+    }
+
+    /// Starts a dead node's mail server and daemons.
+    pub fn rise(&mut self, lab: &Lab, place: usize) -> anyhow::Result<()> {
+        self.servers[place].resume(lab)?;
+        self.nodes[place].start_both(lab)
+    }
+
+    /// Waits until `master` has copied back what only a returning node had, and all are equal.
+    pub fn wait_merged(&self, lab: &Lab, master: usize) -> anyhow::Result<()> {
+        self.wait_master(lab, master)?;
+        lab.wait("what only the old master had is copied back", || {
+            let status = self.nodes[master].ask(lab, &["status"])?;
+            let state = &status["replicas"][0]["state"];
+            Ok(if state == "in-sync" { Ok(()) } else { Err(status.to_string()) })
+        })?;
+        self.wait_all_equal(lab, master)
     }
 
     /// Delivers the messages of these numbers, `m` before each, to the accounts in turn.

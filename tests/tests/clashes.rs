@@ -138,20 +138,9 @@ fn no_client_sees_a_uid_change_its_message() -> anyhow::Result<()> {
             row.clash(&cluster.servers[1], 1, &mut uids)?;
         }
         cluster.servers[0].stop()?;
-        lab.wait("the dead master's sessions are gone", || {
-            let force = ["failover", "force", "--accept-loss", "all"];
-            let output = cluster.nodes[1].replctl(lab, &force)?;
-            Ok(if output.code == Some(0) { Ok(()) } else { Err(output.stdout) })
-        })?;
-        cluster.servers[0].resume(lab)?;
-        cluster.nodes[0].start_both(lab)?;
-        cluster.wait_master(lab, 1)?;
-        lab.wait("what only the old master had is copied back", || {
-            let status = cluster.nodes[1].ask(lab, &["status"])?;
-            let state = &status["replicas"][0]["state"];
-            Ok(if state == "in-sync" { Ok(()) } else { Err(status.to_string()) })
-        })?;
-        cluster.wait_all_equal(lab, 1)?;
+        cluster.force(lab, 1)?;
+        cluster.rise(lab, 0)?;
+        cluster.wait_merged(lab, 1)?;
         for server in &cluster.servers {
             for row in &rows {
                 let merged = Side::read(lab, server, &row.account)?;

@@ -219,16 +219,8 @@ fn a_replica_takes_over_from_a_dead_master_and_nothing_of_that_is_lost() -> anyh
         })?;
         cluster.servers[0].stop()?;
 
-        let forced = lab.wait("the dead master's sessions are gone", || {
-            // What was heard last may be some seconds old, and older than the drain.
-            let force = ["failover", "force", "--accept-loss", "all"];
-            let output = cluster.nodes[1].replctl(lab, &force)?;
-            Ok(if output.code == Some(0) { Ok(output) } else { Err(output.stdout) })
-        })?;
+        let forced = cluster.force(lab, 1)?;
         ensure!(forced.stdout.contains("is the master of epoch 2"), "{}", forced.stdout);
-        lab.wait("two is open", || {
-            Ok(if cluster.servers[1].is_open() { Ok(()) } else { Err("closed".into()) })
-        })?;
         let mut imap = cluster.servers[1].imap("u1")?;
         imap.select("INBOX")?;
         imap.command("UID STORE 1 +FLAGS (\\Answered)")?;
@@ -238,8 +230,7 @@ fn a_replica_takes_over_from_a_dead_master_and_nothing_of_that_is_lost() -> anyh
         cluster.deliver(1, 26, 32)?;
 
         // The dead one comes back by itself, thinks that it is the master, and learns better.
-        cluster.servers[0].resume(lab)?;
-        cluster.nodes[0].start_both(lab)?;
+        cluster.rise(lab, 0)?;
         cluster.wait_master(lab, 1)?;
         let merged = |ledger: &serde_json::Value, kind: &str| {
             let lines = ledger["ledger"].as_array().map_or(&[][..], |lines| &lines[..]);

@@ -147,7 +147,9 @@ impl Story<'_> {
             known.push(serials_by_sha1(&self.cluster.servers[old], account)?);
         }
         self.cluster.servers[old].stop()?;
-        let epoch = self.force(new)?;
+        self.cluster.force(self.lab, new)?;
+        let status = self.cluster.nodes[new].ask(self.lab, &["status"])?;
+        let epoch = status["epoch"].as_u64().context("an epoch")?;
         let base = self.read(new)?.into_iter().map(|base| base.without(&past));
         let base: Vec<Side> = base.collect();
         self.work(new)?;
@@ -203,27 +205,10 @@ impl Story<'_> {
         Ok(sides)
     }
 
-    /// Promotes a node, and waits until it is open.
-    fn force(&mut self, new: usize) -> anyhow::Result<u64> {
-        let (lab, node) = (self.lab, &self.cluster.nodes[new]);
-        lab.wait("the dead master's sessions are gone", || {
-            let output = node.replctl(lab, &["failover", "force", "--accept-loss", "all"])?;
-            Ok(if output.code == Some(0) { Ok(()) } else { Err(output.stdout) })
-        })?;
-        let epoch = lab.wait("the new master is one, and open", || {
-            let status = node.ask(lab, &["status"])?;
-            let epoch = status["epoch"].as_u64().filter(|_| status["role"] == "master");
-            let open = self.cluster.servers[new].is_open();
-            Ok(epoch.filter(|_| open).ok_or_else(|| format!("open {open}: {status}")))
-        })?;
-        Ok(epoch)
-    }
-
     /// The old master is there again; now and then a daemon dies while its mail is copied back.
     fn come_back(&mut self, old: usize, new: usize) -> anyhow::Result<()> {
         let lab = self.lab;
-        self.cluster.servers[old].resume(lab)?;
-        self.cluster.nodes[old].start_both(lab)?;
+        self.cluster.rise(lab, old)?;
         if self.client.random.once_in(2) {
             let wait = self.client.random.draw() % 1_200;
             lab.clock().pause(Duration::from_millis(wait));
@@ -232,14 +217,7 @@ impl Story<'_> {
             self.client.history.push(format!("after {wait} ms {daemon} dies on {victim}"));
             self.cluster.nodes[victim].crash(lab, daemon)?;
         }
-        self.cluster.wait_master(lab, new)?;
-        let node = &self.cluster.nodes[new];
-        lab.wait("what only the old master had is copied back", || {
-            let status = node.ask(lab, &["status"])?;
-            let state = &status["replicas"][0]["state"];
-            Ok(if state == "in-sync" { Ok(()) } else { Err(status.to_string()) })
-        })?;
-        self.cluster.wait_all_equal(lab, new)
+        self.cluster.wait_merged(lab, new)
     }
 
     fn expect_merged(

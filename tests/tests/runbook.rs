@@ -91,8 +91,7 @@ fn every_command_of_the_failover_page_does_what_it_says() -> anyhow::Result<()> 
         lab.wait("one is open", || {
             Ok(if cluster.servers[0].is_open() { Ok(()) } else { Err("closed".into()) })
         })?;
-        cluster.servers[1].resume(lab)?;
-        cluster.nodes[1].start_both(lab)?;
+        cluster.rise(lab, 1)?;
         cluster.wait_master(lab, 0)?;
         admin.conflict = lab.wait("the expunge is a conflict", || {
             let found = cluster.nodes[0].ask(lab, &["conflicts", "list"])?;
