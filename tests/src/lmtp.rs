@@ -9,6 +9,12 @@ use anyhow::{Context as _, bail};
 
 use crate::lab::PATIENCE;
 
+/// The server ended the connection before it answered: the message is not accepted, but may be there
+/// (RFC 2033 section 4.2; a mail transfer agent keeps such a message and tries again).
+#[derive(Debug, thiserror::Error)]
+#[error("the server closed the connection")]
+pub struct Dropped;
+
 /// Delivers one message to one account; returns once the server has accepted it.
 pub fn deliver(server: SocketAddr, account: &str, message: &[u8]) -> anyhow::Result<()> {
     let mut connection = Connection::open(server)?;
@@ -56,7 +62,7 @@ impl Connection {
         loop {
             let mut line = String::new();
             if self.replies.read_line(&mut line)? == 0 {
-                bail!("the server closed the connection");
+                return Err(Dropped.into());
             }
             if !line.starts_with(code) {
                 bail!("the server said {}", line.trim_end());

@@ -11,7 +11,7 @@ use chrono::DateTime;
 use imap::types::Flag;
 
 use super::{Shared, SharedAccount};
-use crate::{corpus, files, imap::Imap, random::Random};
+use crate::{corpus, files, imap::Imap, lmtp, random::Random};
 
 /// Mailboxes that come and go, parts separated by slashes. INBOX is always there.
 const NAMES: [&str; 10] =
@@ -114,6 +114,12 @@ impl<'a> Client<'a> {
             Ok(what) => {
                 self.outcome.done += 1;
                 what
+            }
+            // Dovecot's delivery process dies now and then of itself while many clients work on one
+            // mailbox: such a message was not accepted, so the ledger does not have it.
+            Err(error) if error.is::<lmtp::Dropped>() => {
+                self.outcome.dropped += 1;
+                format!("dropped: {error:#}")
             }
             Err(error) => match error.downcast_ref::<imap::Error>() {
                 Some(imap::Error::No(_) | imap::Error::Append) => {
