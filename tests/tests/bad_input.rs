@@ -81,6 +81,14 @@ fn a_missing_store_and_a_node_that_was_never_made_are_refused() -> anyhow::Resul
         }
         ensure!(!missing.exists(), "nothing is made where a volume may be missing");
         pair.agent.write_config(&good)?;
+        files::chmod(&pair.master.mail_root(), 0)?;
+        let status = pair.agent.spawn(lab, AGENT)?.ended()?;
+        let log = pair.agent.log_text(AGENT)?;
+        let last = log.lines().last().unwrap_or_default();
+        ensure!(status.code() == Some(1), "a store that may not be read: {status}");
+        let root = pair.master.mail_root().display().to_string();
+        ensure!(last.contains(&root) && last.contains("ermission denied"), "{last}");
+        files::chmod(&pair.master.mail_root(), 0o755)?;
         let again = pair.agent.replctl(lab, &["init", "--role", "master"])?;
         ensure!(again.code != Some(0), "a node is made once");
         ensure!(again.stderr.contains("made before"), "{again:?}");

@@ -1,12 +1,12 @@
-//! Daemons that are stopped for a while, restarted again and again, or whose clock
-//! jumps: nothing is lost, and all is equal in the end.
+//! Daemons that are stopped for a while, restarted again and again, whose clock jumps, or that may
+//! not watch directories: nothing is lost, and all is equal in the end.
 
 use std::ffi::OsString;
 
 use anyhow::{Context as _, ensure};
 use mailtwin_tests::{
     corpus,
-    daemon::{Node, Pair},
+    daemon::{AGENT, Node, Pair},
     faults::metric,
     files,
     lab::Lab,
@@ -122,6 +122,27 @@ fn clocks_that_jump_confuse_nobody() -> anyhow::Result<()> {
         }
         let lag = pair.agent.ask(lab, &["status"])?["replicas"][0]["lag_seconds"].clone();
         ensure!(lag.as_f64().is_some_and(|lag| lag < 60.0), "lag {lag}");
+        pair.expect_quiet_logs()
+    })
+}
+
+#[test]
+fn without_watches_mail_still_comes_and_the_limit_is_named() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut pair = pair_with_mail(lab)?;
+        pair.agent.stop()?;
+        // A limit of its own, which nobody else on this machine notices.
+        let limited = "echo 0 > /proc/sys/user/max_inotify_watches && exec \"$@\"";
+        let words = ["unshare", "--user", "--map-root-user", "sh", "-c", limited, "limited"];
+        pair.agent.run_under(words.map(OsString::from).into());
+        pair.agent.start(lab)?;
+        lab.wait("it says which limit to raise", || {
+            let log = pair.agent.log_text(AGENT)?;
+            let said = log.contains("sysctl -w fs.inotify.max_user_watches=");
+            Ok(if said { Ok(()) } else { Err("not in the log".into()) })
+        })?;
+        deliver(&pair, "unwatched")?;
+        pair.wait_equal(lab)?;
         pair.expect_quiet_logs()
     })
 }

@@ -14,6 +14,7 @@ use mailtwin_host::{
     incident::Teller,
     metrics as http,
     node::{Node, Role},
+    records,
     signals::Signal,
     systemd,
     tasks::Tasks,
@@ -103,6 +104,7 @@ impl daemon::Daemon for Daemon {
         let registry = Registry::new();
         http::build_info(&registry, "agent")?;
         let metrics = Metrics::register(&registry)?;
+        records::register(&registry, config.node.state_dir.clone())?;
         publish_role(&metrics, node);
         let working = if node.role == Role::Master {
             let (dialers, clock) = (&self.dialers, SystemClock::shared());

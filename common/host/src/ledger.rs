@@ -94,6 +94,11 @@ pub fn newest(state_dir: &Path) -> Result<Vec<LedgerEntry>, DiskError> {
     Ok(entries)
 }
 
+/// How long the ledger's file is; 0 if there is none.
+pub(crate) fn octets(state_dir: &Path) -> u64 {
+    std::fs::metadata(path_in(state_dir)).map_or(0, |file| file.len())
+}
+
 fn write(state_dir: &Path, entries: &[LedgerEntry], withdrawn: bool) -> Result<(), DiskError> {
     if entries.is_empty() {
         return Ok(());

@@ -23,6 +23,7 @@ pub mod peers;
 pub mod pins;
 pub mod program;
 pub mod proof;
+pub mod records;
 pub mod retry;
 pub mod seal;
 pub mod signals;

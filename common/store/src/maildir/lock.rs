@@ -4,7 +4,11 @@
 use std::{sync::Arc, time::Duration};
 
 use mailtwin_disk::clock::Clock;
-use rustix::{fs::Mode, io::Errno, process::Pid};
+use rustix::{
+    fs::{Mode, Stat},
+    io::Errno,
+    process::Pid,
+};
 
 use super::fsys::{Dir, Owner, during, is_taken};
 use crate::StoreError;
@@ -23,6 +27,10 @@ const SILENT_MS: u64 = 120_000;
 /// guards changed for that long: whoever makes one says at once who it is, but does not wait for the
 /// disk.
 const EMPTY_MS: u64 = 10_000;
+
+/// An owner that cannot be asked is watched for that long besides: after a jump of the clock, every
+/// lock looks old, also one that was made a moment ago.
+const WATCHED: Duration = Duration::from_secs(1);
 
 /// Longest content that is read.
 const CONTENT_OCTETS_MAX: u64 = 1024;
@@ -108,21 +116,28 @@ impl Locker {
         guarded: &[u8],
         holder: &str,
     ) -> Result<bool, StoreError> {
+        let Some(lock) = dir.stat(name)? else { return Ok(false) };
         let now_ms = self.clock.unix_ms();
-        let age_ms = |name: &[u8]| -> Result<u64, StoreError> {
-            let mark = dir.mark(name, now_ms)?;
-            let secs = u64::try_from(mark.modified_secs()).unwrap_or(0);
-            Ok(now_ms.saturating_sub(secs.saturating_mul(1000)))
+        let age_ms = |stat: &Stat| {
+            let secs = u64::try_from(stat.st_mtime).unwrap_or(0);
+            now_ms.saturating_sub(secs.saturating_mul(1000))
         };
-        if dir.stat(name)?.is_none() {
-            return Ok(false);
-        }
         if let Some(pid) = self.local_pid(holder) {
             let dead = rustix::process::test_kill_process(pid) == Err(Errno::SRCH);
-            return Ok(dead && age_ms(name)? > DEAD_MS);
+            return Ok(dead && age_ms(&lock) > DEAD_MS);
         }
         let patience = if holder.is_empty() { EMPTY_MS } else { SILENT_MS };
-        Ok(age_ms(name)?.min(age_ms(guarded)?) > patience)
+        let beside = dir.stat(guarded)?;
+        if [Some(&lock), beside.as_ref()].into_iter().flatten().any(|stat| age_ms(stat) <= patience)
+        {
+            return Ok(false);
+        }
+        self.clock.pause(WATCHED);
+        let state = |stat: Option<Stat>| {
+            stat.map(|stat| (stat.st_ino, stat.st_size, stat.st_mtime, stat.st_mtime_nsec))
+        };
+        Ok(state(dir.stat(name)?) == state(Some(lock))
+            && state(dir.stat(guarded)?) == state(beside))
     }
 
     fn local_pid(&self, holder: &str) -> Option<Pid> {
@@ -275,6 +290,43 @@ mod tests {
             let got = locker(0).take(&dir, NAME, b"none", dir.owner().unwrap());
             assert_eq!(got.is_ok(), taken_over, "{content:?} {age_secs}");
         }
+    }
+
+    /// While we wait, somebody says that the lock is theirs.
+    #[derive(Debug)]
+    struct Maker {
+        root: std::path::PathBuf,
+        said: String,
+    }
+
+    impl Clock for Maker {
+        fn unix_ms(&self) -> u64 {
+            SystemClock::shared().unix_ms()
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn pause(&self, _: Duration) {
+            let dir = Dir::open(&self.root).unwrap().unwrap();
+            set_again(&dir, &self.said, 0);
+        }
+    }
+
+    #[test]
+    fn after_a_jump_of_the_clock_a_lock_that_is_being_made_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap().unwrap();
+        let owner = dir.owner().unwrap();
+        // Made a moment ago, before the clock went a day ahead.
+        set(&dir, "", 86_400);
+        let said = format!("{}:here", std::process::id());
+        let maker = Maker { root: root.path().to_owned(), said: said.clone() };
+        let locker = Locker { clock: Arc::new(maker), ..locker(0) };
+        let got = locker.take(&dir, NAME, b"none", owner);
+        assert!(matches!(got, Err(StoreError::Locked { .. })), "{got:?}");
+        assert_eq!(dir.content(NAME, 99).unwrap().unwrap(), said.as_bytes());
     }
 
     #[test]
