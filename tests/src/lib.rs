@@ -18,6 +18,7 @@ pub mod imap;
 pub mod lab;
 pub mod lmtp;
 pub mod machine;
+pub mod memory;
 pub mod oracle;
 pub mod peer;
 pub mod powercut;
