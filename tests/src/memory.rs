@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
+use crate::files;
+
 /// Where control groups of the first version that count memory are mounted.
 const FIRST: &str = "/sys/fs/cgroup/memory";
 
@@ -53,8 +55,7 @@ impl Group {
     }
 
     fn set(&self, name: &str, value: &str) -> anyhow::Result<()> {
-        let path = self.dir.join(name);
-        fs::write(&path, value).with_context(|| format!("write {value} to {}", path.display()))
+        files::write(&self.dir.join(name), value)
     }
 }
 
