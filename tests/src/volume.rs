@@ -154,7 +154,23 @@ impl Volume {
             })?;
         }
         self.mounted = false;
-        Ok(())
+        // Whoever made a mount namespace of their own meanwhile still has it mounted, and what is
+        // mounted again then is the file system in the state that it was in.
+        lab.wait("the device is free", || {
+            Ok(if self.has_device()? { Err("somebody has it mounted".into()) } else { Ok(()) })
+        })
+    }
+
+    fn has_device(&self) -> anyhow::Result<bool> {
+        let devices = fs::read_dir("/sys/block").context("list block devices")?;
+        for device in devices {
+            let path = device?.path().join("loop/backing_file");
+            let backing = fs::read_to_string(path).unwrap_or_default();
+            if Path::new(backing.trim_end()) == self.image {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Takes it away from whoever uses it: they keep what they have open, and find nothing new.
