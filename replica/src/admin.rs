@@ -15,9 +15,11 @@ use mailtwin_host::{
         SCHEMA_VERSION, answer,
     },
     clock::Clock,
+    config::Peer,
     history,
     keys::PublicKey,
     node::Role,
+    peers::Peers,
     pins::Pins,
 };
 use mailtwin_logic::{check::Side, entry::Target, graveyard::Wanted, ids::Account};
@@ -37,6 +39,7 @@ const LISTED_MAX: usize = 50;
 pub(crate) struct Answers {
     pub(crate) node: String,
     pub(crate) key: PublicKey,
+    pub(crate) peers: Arc<Peers>,
     pub(crate) pins: Arc<Pins>,
     pub(crate) fence: Fence,
     pub(crate) heard: Heard,
@@ -84,6 +87,9 @@ impl Answer for Answers {
             Request::KeysShow => answer::keys(&self.node, self.key, &self.pins),
             Request::KeysPin { peer, key } => answer::done(self.pins.pin(&peer, key)),
             Request::KeysUnpin { peer, key } => answer::done(self.pins.unpin(&peer, key)),
+            Request::ReplicaAdd { name, address, keys, dry_run } if self.work.is_some() => {
+                answer::peer_added(&self.peers, &Peer { name, address, keys }, dry_run)
+            }
             Request::Sync { .. }
             | Request::LogTail { .. }
             | Request::LogStat

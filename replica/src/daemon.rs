@@ -136,10 +136,11 @@ impl Daemon {
                 format!("listen on {at}; replica.listen in {}", config.file.display())
             })?;
         let (node, clock) = (config.node.name.clone(), SystemClock::shared());
-        let (key, pins) = (key.public(), Arc::clone(pins));
+        let (key, peers, pins) = (key.public(), Arc::clone(peers), Arc::clone(pins));
         let answers = Arc::new(Answers {
             node,
             key,
+            peers,
             pins,
             fence,
             heard,

@@ -102,7 +102,7 @@ fn what_commands_print_is_documented() -> anyhow::Result<()> {
         let known = documented()?;
         let mut wrong = Vec::new();
         let copy = pair.copy.name().to_owned();
-        let on_master: [(&str, &[&str]); 17] = [
+        let on_master: [(&str, &[&str]); 18] = [
             ("sync", &["sync"]),
             ("failover", &["failover", "switch", "--to", &copy, "--no-gate", "--dry-run"]),
             ("check", &["check"]),
@@ -111,6 +111,7 @@ fn what_commands_print_is_documented() -> anyhow::Result<()> {
             ("doctor", &["doctor"]),
             ("explain", &["explain", "corrupt"]),
             ("replica list", &["replica", "list"]),
+            ("pair", &["pair"]),
             ("keys show", &["keys", "show"]),
             ("log stat", &["log", "stat"]),
             ("log tail", &["log", "tail"]),
@@ -133,7 +134,7 @@ fn what_commands_print_is_documented() -> anyhow::Result<()> {
             wrong.extend(compare(heading, &pair.copy.ask(lab, words)?, &known));
         }
         ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-        ensure!(known.len() == 18, "every heading is tried: {:?}", known.keys());
+        ensure!(known.len() == 19, "every heading is tried: {:?}", known.keys());
         Ok(())
     })
 }

@@ -3,7 +3,6 @@
 use mailtwin_host::{
     admin::{AddedReport, FailureCode, RemovedReport, Response, SCHEMA_VERSION, answer},
     config::Peer,
-    peers::PeersError,
 };
 use mailtwin_logic::chain::Chain;
 
@@ -18,8 +17,11 @@ impl Answers {
         if let Some(refused) = self.under_way() {
             return refused;
         }
+        let Some(working) = &self.working else {
+            return answer::peer_added(&self.dialers.peers, &peer, dry_run);
+        };
         if let Err(error) = self.dialers.peers.check_new(&peer) {
-            return refused(&error);
+            return answer::peer_refused(&error);
         }
         let mut report = AddedReport {
             schema_version: SCHEMA_VERSION,
@@ -28,13 +30,6 @@ impl Answers {
             address: peer.address.clone(),
             place: None,
             accounts: None,
-        };
-        let Some(working) = &self.working else {
-            // Noted for when this node is the master.
-            return match (dry_run, self.dialers.peers.add(&peer)) {
-                (false, Err(error)) => refused(&error),
-                (true, _) | (_, Ok(())) => Response::ReplicaAdded(report),
-            };
         };
         match accounts(working).await {
             Ok(accounts) => report.accounts = Some(accounts),
@@ -52,7 +47,7 @@ impl Answers {
         if let Err(error) = self.dialers.peers.add(&peer) {
             // Nobody replays to it: its place is given up again.
             let _ = agent.leave(&peer.name).await;
-            return refused(&error);
+            return answer::peer_refused(&error);
         }
         let dialer = self.dialers.to(&peer.name);
         if let Err(error) = agent.join(Replica { name: peer.name.clone(), dialer }) {
@@ -70,7 +65,7 @@ impl Answers {
         }
         let peer = match self.dialers.peers.get(name) {
             Ok(peer) => peer,
-            Err(error) => return refused(&error),
+            Err(error) => return answer::peer_refused(&error),
         };
         let agent = self.working.as_ref().map(|working| &working.agent);
         let link = agent.and_then(|agent| agent.link(name));
@@ -91,7 +86,7 @@ impl Answers {
             return Response::ReplicaRemoved(report);
         }
         if let Err(error) = self.dialers.peers.remove(name) {
-            return refused(&error);
+            return answer::peer_refused(&error);
         }
         if let Some(agent) = agent
             && let Err(error) = agent.leave(name).await
@@ -120,14 +115,4 @@ async fn accounts(working: &Working) -> Result<u64, String> {
         Ok(Err(error)) => Err(Chain(&error).to_string()),
         Err(error) => Err(Chain(&error).to_string()),
     }
-}
-
-fn refused(error: &PeersError) -> Response {
-    let code = match error {
-        PeersError::Refused(_) => FailureCode::Usage,
-        PeersError::Version { .. } | PeersError::Damaged { .. } | PeersError::Disk(_) => {
-            FailureCode::Failed
-        }
-    };
-    answer::failed(code, Chain(error).to_string())
 }

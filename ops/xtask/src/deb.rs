@@ -18,7 +18,7 @@ use crate::bench::report::talk;
 
 #[path = "../../../agent/src/args.rs"]
 mod agent;
-#[path = "../../replctl/src/args.rs"]
+#[path = "../../replctl/src/args/mod.rs"]
 mod replctl;
 #[path = "../../../replica/src/args.rs"]
 mod replica;

@@ -12,10 +12,16 @@ use mailtwin_logic::{
 };
 
 use super::{
-    FailureCode, GraveyardAsk, GraveyardReport, KeyList, LocalAsk, LocalPart, Response,
-    SCHEMA_VERSION,
+    AddedReport, FailureCode, GraveyardAsk, GraveyardReport, KeyList, LocalAsk, LocalPart,
+    Response, SCHEMA_VERSION,
 };
-use crate::{keys::PublicKey, pins::Pins, workers::Workers};
+use crate::{
+    config::Peer,
+    keys::PublicKey,
+    peers::{Peers, PeersError},
+    pins::Pins,
+    workers::Workers,
+};
 
 /// It is done, or it is not and this is why.
 pub fn done<E: Error + 'static>(result: Result<(), E>) -> Response {
@@ -28,6 +34,33 @@ pub fn done<E: Error + 'static>(result: Result<(), E>) -> Response {
 /// It is not done.
 pub fn failed(code: FailureCode, message: String) -> Response {
     Response::Failed { code, message }
+}
+
+/// Notes a peer, which is replicated to once this node is the master.
+pub fn peer_added(peers: &Peers, peer: &Peer, dry_run: bool) -> Response {
+    let noted = if dry_run { peers.check_new(peer) } else { peers.add(peer) };
+    match noted {
+        Ok(()) => Response::ReplicaAdded(AddedReport {
+            schema_version: SCHEMA_VERSION,
+            done: !dry_run,
+            name: peer.name.clone(),
+            address: peer.address.clone(),
+            place: None,
+            accounts: None,
+        }),
+        Err(error) => peer_refused(&error),
+    }
+}
+
+/// Why the peers stay as they are.
+pub fn peer_refused(error: &PeersError) -> Response {
+    let code = match error {
+        PeersError::Refused(_) => FailureCode::Usage,
+        PeersError::Version { .. } | PeersError::Damaged { .. } | PeersError::Disk(_) => {
+            FailureCode::Failed
+        }
+    };
+    failed(code, Chain(error).to_string())
 }
 
 /// This node's key and its peers'.

@@ -23,20 +23,20 @@ const SILENT_MAX: Duration = Duration::from_secs(30);
 
 /// `replctl failover`.
 pub(super) async fn run(
-    args: &args::Failover,
+    args: &args::failover::Failover,
     daemons: &Daemons,
     output: &Output,
 ) -> anyhow::Result<u8> {
     let request = match args {
-        args::Failover::Switch(args::Switch { handing, no_gate, dry_run }) => {
+        args::failover::Failover::Switch(args::failover::Switch { handing, no_gate, dry_run }) => {
             hand_over(handing, *no_gate, *dry_run, false)?
         }
-        args::Failover::Drill(args::Drill { handing, with_gate }) => {
+        args::failover::Failover::Drill(args::failover::Drill { handing, with_gate }) => {
             hand_over(handing, !with_gate, false, true)?
         }
-        args::Failover::Force(args) => return force(args, daemons, output).await,
-        args::Failover::Status => Request::Operation,
-        args::Failover::History => return history(daemons, output).await,
+        args::failover::Failover::Force(args) => return force(args, daemons, output).await,
+        args::failover::Failover::Status => Request::Operation,
+        args::failover::Failover::History => return history(daemons, output).await,
     };
     let begun = begin(daemons, &request).await?;
     if begun.id == 0 && output.is_json() {
@@ -50,7 +50,7 @@ pub(super) async fn run(
 }
 
 fn hand_over(
-    handing: &args::Handing,
+    handing: &args::failover::Handing,
     no_gate: bool,
     dry_run: bool,
     rehearse: bool,
@@ -67,7 +67,11 @@ fn hand_over(
 }
 
 /// `replctl failover force`.
-async fn force(args: &args::Force, daemons: &Daemons, output: &Output) -> anyhow::Result<u8> {
+async fn force(
+    args: &args::failover::Force,
+    daemons: &Daemons,
+    output: &Output,
+) -> anyhow::Result<u8> {
     let accept_loss = match args.accept_loss.as_str() {
         "all" => None,
         number => {

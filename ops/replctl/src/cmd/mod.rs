@@ -10,6 +10,7 @@ mod graveyard;
 pub(crate) mod init;
 mod keys;
 mod log;
+mod pair;
 mod quarantine;
 mod replica;
 mod status;
@@ -36,6 +37,7 @@ pub(crate) fn run(verb: &Verb, config: &Config, output: &Output) -> anyhow::Resu
             Verb::Freeze(args) => failover::freeze(args, &daemons, output).await,
             Verb::Thaw => failover::thaw(&daemons, output).await,
             Verb::Log(args) => log::run(args, &daemons, output).await,
+            Verb::Pair(args) => pair::run(args, config, &daemons, output).await,
             Verb::Keys(args) => keys::run(args, &daemons, output).await,
             Verb::Replica(args) => replica::run(args, &daemons, output).await,
             Verb::Quarantine(args) => quarantine::run(args, &daemons, output).await,

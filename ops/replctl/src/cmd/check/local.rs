@@ -27,7 +27,7 @@ struct Seen {
 }
 
 pub(super) async fn run(
-    args: &args::Check,
+    args: &args::check::Check,
     daemons: &Daemons,
     output: &Output,
     stop: &CancellationToken,

@@ -26,12 +26,12 @@ const PLAN_PART: usize = 1000;
 
 /// Runs the verb.
 pub(super) async fn run(
-    args: &args::Check,
+    args: &args::check::Check,
     daemons: &Daemons,
     output: &Output,
     stop: &CancellationToken,
 ) -> anyhow::Result<u8> {
-    if let Some(args::CheckVerb::VerifyReport { file }) = &args.verb {
+    if let Some(args::check::CheckVerb::VerifyReport { file }) = &args.verb {
         return verify::run(file, daemons, output).await;
     }
     if let Some(id) = args.undo {
@@ -86,11 +86,11 @@ async fn repair(
     Ok(part_of)
 }
 
-fn ask(args: &args::Check) -> CheckAsk {
+fn ask(args: &args::check::Check) -> CheckAsk {
     let level = match args.level {
-        args::Level::Quick => CheckLevel::Quick,
-        args::Level::Full => CheckLevel::Full,
-        args::Level::Deep => CheckLevel::Deep,
+        args::check::Level::Quick => CheckLevel::Quick,
+        args::check::Level::Full => CheckLevel::Full,
+        args::check::Level::Deep => CheckLevel::Deep,
     };
     CheckAsk {
         targets: args.targets.clone(),

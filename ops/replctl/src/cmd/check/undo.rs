@@ -13,7 +13,7 @@ use crate::{
 
 pub(super) async fn run(
     id: u64,
-    args: &args::Check,
+    args: &args::check::Check,
     daemons: &Daemons,
     output: &Output,
 ) -> anyhow::Result<u8> {
