@@ -1,20 +1,24 @@
 //! Daemons that are stopped for a while, restarted again and again, whose clock jumps, or that may
 //! not watch directories: nothing is lost, and all is equal in the end.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, io::ErrorKind, os::unix::net::UnixDatagram, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use mailtwin_tests::{
     corpus,
-    daemon::{AGENT, Node, Pair},
-    faults::metric,
+    daemon::{AGENT, Node, Pair, REPLICA},
+    faults::{metric, wait_log},
     files,
-    lab::Lab,
+    lab::{Lab, PATIENCE},
+    volume,
 };
 use rustix::process::Signal;
 
 /// Restarts of a storm, of each daemon.
 const RESTARTS: usize = 15;
+
+/// How long systemd would wait for a word, in a unit of the test's.
+const WATCHDOG: Duration = Duration::from_secs(9);
 
 /// Debian's libfaketime, for programs with several threads.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
@@ -144,5 +148,62 @@ fn without_watches_mail_still_comes_and_the_limit_is_named() -> anyhow::Result<(
         deliver(&pair, "unwatched")?;
         pair.wait_equal(lab)?;
         pair.expect_quiet_logs()
+    })
+}
+
+/// Waits until a daemon has told systemd this; `None` if it does not within `patience`.
+fn told(socket: &UnixDatagram, words: &str, patience: Duration) -> anyhow::Result<Option<()>> {
+    socket.set_read_timeout(Some(patience))?;
+    let mut octets = [0; 4096];
+    loop {
+        match socket.recv(&mut octets) {
+            Ok(length) => {
+                let said = String::from_utf8_lossy(octets.get(..length).unwrap_or_default());
+                if said.contains(words) {
+                    return Ok(Some(()));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[test]
+fn a_daemon_that_hangs_is_not_said_to_live() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut pair = pair_with_mail(lab)?;
+        for (master, daemon) in [(true, AGENT), (false, REPLICA)] {
+            let node = side(&mut pair, master);
+            node.stop()?;
+            let path = lab.dir().join(format!("notify-{master}"));
+            let socket = UnixDatagram::bind(&path).context("listen like systemd")?;
+            files::chmod(&path, 0o666)?;
+            let limit = WATCHDOG.as_micros();
+            let words = [
+                "env".to_owned(),
+                format!("NOTIFY_SOCKET={}", path.display()),
+                format!("WATCHDOG_USEC={limit}"),
+            ];
+            node.run_under(words.into_iter().map(OsString::from).collect());
+            node.start(lab)?;
+            told(&socket, "STATUS=", PATIENCE)?.context("it says how it is")?;
+            for _ in 0..3 {
+                told(&socket, "WATCHDOG=1", PATIENCE)?.context("it says that it lives")?;
+            }
+            // It hangs as soon as it reads what never comes.
+            let history = node.state_dir().join("failover.jsonl");
+            volume::tool(&["mkfifo".as_ref(), "--mode=666".as_ref(), history.as_os_str()])?;
+            wait_log(lab, node, daemon, "systemd is not told")?;
+            while told(&socket, "WATCHDOG=1", WATCHDOG)?.is_some() {}
+            let hanging = node.daemon()?;
+            ensure!(hanging.is_running(), "it is there, and hangs");
+            node.kill()?;
+            std::fs::remove_file(history)?;
+            node.run_under(Vec::new());
+            node.start(lab)?;
+        }
+        deliver(&pair, "after")?;
+        pair.wait_equal(lab)
     })
 }

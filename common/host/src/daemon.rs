@@ -14,14 +14,14 @@ use crate::{
     peers::Peers,
     pins::Pins,
     signals::Signal,
-    systemd,
+    systemd::{self, Pulse},
     tasks::Tasks,
 };
 
 /// How long tasks may take to end.
 const GRACE: Duration = Duration::from_secs(10);
 /// How often `systemctl status` is told what the daemon does.
-const TOLD_EVERY: Duration = Duration::from_secs(5);
+const TOLD_EVERY: Duration = Duration::from_secs(2);
 
 /// What stays over a change of role.
 #[derive(Debug)]
@@ -85,13 +85,14 @@ pub async fn run<D: Daemon>(
     let _lock = DirLock::take(&state_dir.join(D::LOCK))?;
     let watchers = Tasks::new(stop.child_token());
     file.spawn_watch(&watchers, watchers.stop().clone());
-    systemd::spawn_alive(&watchers, watchers.stop().clone());
+    let pulse = Pulse::default();
+    systemd::spawn_alive(&watchers, watchers.stop().clone(), pulse.clone());
     let key = Arc::new(NodeKey::load(state_dir)?);
     let peers = Arc::new(Peers::open(state_dir, &config.node.name, &config.peers)?);
     let pins = Arc::new(Pins::open(state_dir, key.public(), Arc::clone(&peers))?);
     let mut daemon = new(Lasting { config, file, key, peers, pins });
     let ended = loop {
-        match hold_role(&mut daemon, &mut signals, &stop).await {
+        match hold_role(&mut daemon, &mut signals, &stop, &pulse).await {
             Ok(End::Role) => tracing::info!("this node's role has changed: starting anew in it"),
             Ok(End::Stop) => break Ok(()),
             Err(error) => break Err(error),
@@ -109,7 +110,9 @@ async fn hold_role<D: Daemon>(
     daemon: &mut D,
     signals: &mut mpsc::Receiver<Signal>,
     stop: &CancellationToken,
+    pulse: &Pulse,
 ) -> anyhow::Result<End> {
+    pulse.begin();
     let (node, mut nodes) = (daemon.lasting().file.now(), daemon.lasting().file.subscribe());
     let (tasks, fatal) = (Tasks::new(stop.child_token()), CancellationToken::new());
     let started = daemon.start(&node, &tasks, &fatal).await;
@@ -122,6 +125,7 @@ async fn hold_role<D: Daemon>(
                 Ok(_) = nodes.wait_for(|now| D::has_moved(&node, now)) => break End::Role,
                 _ = ticks.tick(), if systemd::listens() => {
                     systemd::status(&daemon.summary(working));
+                    pulse.beat();
                 }
                 Some(signal) = signals.recv() => match signal {
                     Signal::Stop => break End::Stop,
@@ -135,6 +139,7 @@ async fn hold_role<D: Daemon>(
         },
         Err(_) => End::Stop,
     };
+    pulse.begin();
     // What it holds has to go before the tasks that wait for it end.
     let started = started.map(drop);
     end(&tasks).await;

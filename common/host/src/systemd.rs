@@ -1,5 +1,10 @@
 //! What systemd is told, if it runs us: ready, stopping, still alive. Without it, nothing.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
@@ -25,15 +30,44 @@ pub fn status(text: &str) {
     notify(&[NotifyState::Status(text)]);
 }
 
-/// Says regularly that the runtime is alive, if the unit has a `WatchdogSec=`.
-pub fn spawn_alive(tasks: &Tasks, stop: CancellationToken) {
+/// Whether a daemon goes on, as the loop tells that serves its role.
+#[derive(Clone, Debug, Default)]
+pub struct Pulse(Arc<AtomicU64>);
+
+impl Pulse {
+    /// What may take its time begins or ends: only the runtime is watched.
+    pub fn begin(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// The daemon has just been able to say how it is.
+    pub fn beat(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether it has beaten since `last` was seen, or need not; remembers what it sees.
+    fn goes_on(&self, last: &mut u64) -> bool {
+        let now = self.0.load(Ordering::Relaxed);
+        now == 0 || now != std::mem::replace(last, now)
+    }
+}
+
+/// Says regularly that the daemon goes on, if the unit has a `WatchdogSec=`: that its runtime gives
+/// tasks their turn, and that it can still say how it is. Told nothing for that long, systemd starts it
+/// anew.
+pub fn spawn_alive(tasks: &Tasks, stop: CancellationToken, pulse: Pulse) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     tasks.spawn("watchdog", async move {
-        let mut ticks = tokio::time::interval(limit / 3);
+        let (mut ticks, mut last) = (tokio::time::interval(limit / 3), 0);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = ticks.tick() => notify(&[NotifyState::Watchdog]),
+                _ = ticks.tick() => {}
+            }
+            if pulse.goes_on(&mut last) {
+                notify(&[NotifyState::Watchdog]);
+            } else {
+                tracing::error!(?limit, "hanging: systemd is not told that this daemon goes on");
             }
         }
     });
@@ -42,5 +76,23 @@ pub fn spawn_alive(tasks: &Tasks, stop: CancellationToken) {
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "cannot tell systemd");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_beat_hangs_unless_it_has_not_begun() {
+        let (pulse, mut last) = (Pulse::default(), 0);
+        assert!(pulse.goes_on(&mut last) && pulse.goes_on(&mut last));
+        pulse.beat();
+        assert!(pulse.goes_on(&mut last));
+        assert!(!pulse.goes_on(&mut last));
+        pulse.beat();
+        assert!(pulse.goes_on(&mut last));
+        pulse.begin();
+        assert!(pulse.goes_on(&mut last) && pulse.goes_on(&mut last));
     }
 }
