@@ -468,8 +468,10 @@ fn build(packages: &[&str]) -> anyhow::Result<PathBuf> {
     if let Some(dir) = std::env::var_os("MAILTWIN_BUILT") {
         return Ok(dir.into());
     }
-    let test = std::env::current_exe().context("find this test program")?;
-    let dir = test.ancestors().nth(2).context("test programs lie in target/PROFILE/deps")?;
+    let program = std::env::current_exe().context("find this program")?;
+    // Test programs lie in target/PROFILE/deps, others in target/PROFILE.
+    let mut folders = program.ancestors().skip(1).filter(|folder| !folder.ends_with("deps"));
+    let dir = folders.next().context("the folder of this program")?;
     let mut words: Vec<OsString> = vec!["build".into(), "--quiet".into()];
     for package in packages {
         words.extend(["-p", package].map(OsString::from));

@@ -26,6 +26,7 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Row>> {
     Lab::run_in(bench.image.path(), |lab| {
         let mut switching = Switching { cluster: Cluster::start(lab, &["one", "two"])?, next: 0 };
         let mut master = 0;
+        switching.cluster.wait_master(lab, master)?;
         for _ in 0..bench.runs {
             for (backlog, times) in BACKLOGS.into_iter().zip(&mut times) {
                 let time = switching.switch(lab, master, backlog)?;
