@@ -397,7 +397,7 @@ fn is_problem(line: &str) -> bool {
         "Error reading configuration",
         "dovecot-uidlist: Duplicate file entry at line",
         // What a session says that has a mailbox open while it is deleted and made again, also
-        // where nobody but Dovecot's own clients work (three of three times with two of them).
+        // where nobody but two of Dovecot's own clients work (tried with nothing of ours running).
         "duplicate transaction log sequence",
     ];
     TROUBLE.iter().any(|word| line.contains(word))
