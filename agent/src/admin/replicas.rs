@@ -23,14 +23,7 @@ impl Answers {
         if let Err(error) = self.dialers.peers.check_new(&peer) {
             return answer::peer_refused(&error);
         }
-        let mut report = AddedReport {
-            schema_version: SCHEMA_VERSION,
-            done: !dry_run,
-            name: peer.name.clone(),
-            address: peer.address.clone(),
-            place: None,
-            accounts: None,
-        };
+        let mut report = AddedReport::noted(&peer.name, &peer.address, !dry_run);
         match accounts(working).await {
             Ok(accounts) => report.accounts = Some(accounts),
             Err(why) => return answer::failed(FailureCode::Failed, why),

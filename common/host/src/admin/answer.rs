@@ -40,14 +40,7 @@ pub fn failed(code: FailureCode, message: String) -> Response {
 pub fn peer_added(peers: &Peers, peer: &Peer, dry_run: bool) -> Response {
     let noted = if dry_run { peers.check_new(peer) } else { peers.add(peer) };
     match noted {
-        Ok(()) => Response::ReplicaAdded(AddedReport {
-            schema_version: SCHEMA_VERSION,
-            done: !dry_run,
-            name: peer.name.clone(),
-            address: peer.address.clone(),
-            place: None,
-            accounts: None,
-        }),
+        Ok(()) => Response::ReplicaAdded(AddedReport::noted(&peer.name, &peer.address, !dry_run)),
         Err(error) => peer_refused(&error),
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{HeldReport, LastCheck};
+use super::{HeldReport, LastCheck, SCHEMA_VERSION};
 
 /// One replica in a status.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,6 +84,20 @@ pub struct AddedReport {
     pub place: Option<u64>,
     /// Accounts that are compared with it, and copied as far as it lacks them.
     pub accounts: Option<u64>,
+}
+
+impl AddedReport {
+    /// Of a peer that is noted, or would be.
+    pub fn noted(name: &str, address: &str, done: bool) -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            done,
+            name: name.to_owned(),
+            address: address.to_owned(),
+            place: None,
+            accounts: None,
+        }
+    }
 }
 
 /// A replica that is none any more.

@@ -138,16 +138,7 @@ async fn take(
         if !dry_run {
             daemons.ask_any(&Request::KeysPin { peer: name.clone(), key }).await?;
         }
-        let schema_version = SCHEMA_VERSION;
-        let (done, address) = (!dry_run, known.address);
-        return Ok(AddedReport {
-            schema_version,
-            done,
-            name,
-            address,
-            place: None,
-            accounts: None,
-        });
+        return Ok(AddedReport::noted(&name, &known.address, !dry_run));
     }
     let request = Request::ReplicaAdd { name, address, keys: vec![key], dry_run };
     match daemons.ask_any(&request).await? {
