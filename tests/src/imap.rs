@@ -20,6 +20,17 @@ pub struct Imap {
     socket: TcpStream,
 }
 
+/// What a server says of a mailbox that it opens.
+#[derive(Debug, Default)]
+pub struct Opened {
+    /// UIDVALIDITY.
+    pub uid_validity: Option<u32>,
+    /// UIDNEXT.
+    pub uid_next: Option<u32>,
+    /// Number of messages.
+    pub exists: u32,
+}
+
 /// What a QRESYNC client learns when it opens a mailbox again.
 #[derive(Debug, Default)]
 pub struct Resynced {
@@ -71,6 +82,31 @@ impl Imap {
             rest = after;
         }
         Ok(responses)
+    }
+
+    /// Opens a mailbox for writing. Unlike the crate's own, it bears a server that says meanwhile that
+    /// it waits: Dovecot does, with an untagged NO, for a lock that a power cut has left.
+    pub fn select(&mut self, mailbox: &str) -> anyhow::Result<Opened> {
+        self.open("SELECT", mailbox)
+    }
+
+    /// Opens a mailbox for reading, as [`Imap::select`] does.
+    pub fn examine(&mut self, mailbox: &str) -> anyhow::Result<Opened> {
+        self.open("EXAMINE", mailbox)
+    }
+
+    fn open(&mut self, how: &str, mailbox: &str) -> anyhow::Result<Opened> {
+        let quoted = mailbox.replace('\\', "\\\\").replace('"', "\\\"");
+        let mut known = Resynced::default();
+        for response in self.command(&format!("{how} \"{quoted}\""))? {
+            known.learn(&response);
+        }
+        let told = |value: u32| (value != 0).then_some(value);
+        Ok(Opened {
+            uid_validity: told(known.uid_validity),
+            uid_next: told(known.uid_next),
+            exists: known.exists,
+        })
     }
 
     /// Turns QRESYNC on, for this session.

@@ -10,6 +10,7 @@ use mailtwin_tests::{
     dovecot::Dovecot,
     files,
     lab::Lab,
+    process,
     split::{Side, Uids},
 };
 
@@ -129,18 +130,13 @@ fn no_client_sees_a_uid_change_its_message() -> anyhow::Result<()> {
             let first = corpus::short(&format!("{}-first", row.account));
             cluster.servers[0].deliver(&row.account, &first)?;
         }
-        cluster.nodes[0].replctl(lab, &["drain"])?.expect(0)?;
-        cluster.nodes[0].kill_both()?;
-        cluster.gates[1].open_by_hand()?;
+        part(lab, &mut cluster)?;
         let mut uids = Uids::default();
         for row in &rows {
             row.clash(&cluster.servers[0], 0, &mut uids)?;
             row.clash(&cluster.servers[1], 1, &mut uids)?;
         }
-        cluster.servers[0].stop()?;
-        cluster.force(lab, 1)?;
-        cluster.rise(lab, 0)?;
-        cluster.wait_merged(lab, 1)?;
+        unite(lab, &mut cluster)?;
         for server in &cluster.servers {
             for row in &rows {
                 let merged = Side::read(lab, server, &row.account)?;
@@ -151,4 +147,83 @@ fn no_client_sees_a_uid_change_its_message() -> anyhow::Result<()> {
         }
         Ok(())
     })
+}
+
+/// Dovecot takes the time of day for a new mailbox's UIDVALIDITY.
+const SAME_SECOND: &str = "1700000000";
+
+#[test]
+fn mailboxes_made_in_the_same_second_on_both_sides_become_one() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut cluster = Cluster::start(lab, &["one", "two"])?;
+        part(lab, &mut cluster)?;
+        for (side, server) in cluster.servers.iter().enumerate() {
+            server.imap("u1")?.create("Twin")?;
+            let doveadm = server.doveadm()?;
+            let set = format!("{doveadm} mailbox update -u u1 --uid-validity {SAME_SECOND} Twin");
+            process::run(lab, &["sh".as_ref(), "-c".as_ref(), set.as_ref()], false)?.expect(0)?;
+            append(server, "Twin", &[&format!("twin{side}"), "both"])?;
+        }
+        unite(lab, &mut cluster)?;
+        expect(lab, &cluster, &["twin0", "twin1", "both"])?;
+        for server in &cluster.servers {
+            let validity = server.imap("u1")?.examine("Twin")?.uid_validity;
+            ensure!(validity == SAME_SECOND.parse().ok(), "{}: {validity:?}", server.name());
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_mailbox_deleted_and_made_anew_by_the_old_masters_client_keeps_its_mail() -> anyhow::Result<()>
+{
+    Lab::run(|lab| {
+        let mut cluster = Cluster::start(lab, &["one", "two"])?;
+        let old = |cluster: &Cluster| cluster.servers[0].imap("u1");
+        old(&cluster)?.create("Empty")?;
+        old(&cluster)?.create("Held")?;
+        append(&cluster.servers[0], "Held", &["held"])?;
+        part(lab, &mut cluster)?;
+        for name in ["Empty", "Held"] {
+            old(&cluster)?.delete(name)?;
+            old(&cluster)?.create(name)?;
+            append(&cluster.servers[0], name, &[&format!("anew-{name}")])?;
+        }
+        unite(lab, &mut cluster)?;
+        expect(lab, &cluster, &["anew-Empty", "anew-Held"])
+    })
+}
+
+/// The first node's daemons die, and its clients go on beside those of the second.
+fn part(lab: &Lab, cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.nodes[0].replctl(lab, &["drain"])?.expect(0)?;
+    cluster.nodes[0].kill_both()?;
+    cluster.gates[1].open_by_hand()
+}
+
+/// The first machine dies, the second is made the master, and the first comes back.
+fn unite(lab: &Lab, cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.servers[0].stop()?;
+    cluster.force(lab, 1)?;
+    cluster.rise(lab, 0)?;
+    cluster.wait_merged(lab, 1)
+}
+
+fn append(server: &Dovecot, mailbox: &str, serials: &[&str]) -> anyhow::Result<()> {
+    let mut imap = server.imap("u1")?;
+    for serial in serials {
+        imap.append(mailbox, &corpus::short(serial)).finish()?;
+    }
+    imap.logout()?;
+    Ok(())
+}
+
+/// Both have these messages, each once.
+fn expect(lab: &Lab, cluster: &Cluster, serials: &[&str]) -> anyhow::Result<()> {
+    let expected = serials.iter().map(|serial| ((*serial).to_owned(), 1)).collect();
+    for server in &cluster.servers {
+        let there = Side::read(lab, server, "u1")?.counts();
+        ensure!(there == expected, "{}: {there:?}", server.name());
+    }
+    Ok(())
 }

@@ -50,6 +50,8 @@ pub(crate) struct Merging {
 pub(super) struct Sides {
     pub(super) ours: MailboxState,
     pub(super) our_records: Vec<Record>,
+    /// The mailbox there: another identity than ours if it was made in the same second on both sides.
+    pub(super) theirs: MailboxId,
     pub(super) their_records: Vec<Record>,
 }
 
@@ -195,7 +197,7 @@ impl Visitor {
         let name = account.clone();
         let delta = self.work(move |store| store.delta(&name, ours, ModSeq(0))).await?;
         let their_records = self.records_of(account, their.id).await?;
-        Ok(Sides { ours: delta.state, our_records: delta.records, their_records })
+        Ok(Sides { ours: delta.state, our_records: delta.records, theirs: their.id, their_records })
     }
 
     async fn records_of(

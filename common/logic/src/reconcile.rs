@@ -291,7 +291,9 @@ pub fn account(
         base.unwrap_or_default().iter().map(|mailbox| (mailbox.state.id, &mailbox.state)).collect();
     let mine: BTreeMap<MailboxId, &MailboxState> =
         ours.mailboxes.iter().map(|mailbox| (mailbox.id, mailbox)).collect();
-    let mut taken: BTreeSet<&MailboxName> = ours.mailboxes.iter().map(|m| &m.name).collect();
+    let deleted = deleted(base.unwrap_or_default(), &mine, theirs);
+    let left = ours.mailboxes.iter().filter(|our| !deleted.contains(&our.id));
+    let mut taken: BTreeSet<&MailboxName> = left.map(|our| &our.name).collect();
     let validities: BTreeSet<_> = ours.mailboxes.iter().map(|m| m.head.uid_validity).collect();
     let (mut fates, mut renames) = (Vec::new(), Vec::new());
     for their in &theirs.mailboxes {
@@ -314,17 +316,26 @@ pub fn account(
             (None, _) => fates.push(Fate::Pour { id, name }),
         }
     }
+    // Those that go make room first: nothing may be copied into one of them.
+    let gone = ours.mailboxes.iter().filter(|our| deleted.contains(&our.id));
+    let gone = gone.map(|our| Fate::Delete { id: our.id, name: our.name.clone() });
+    gone.chain(renames).chain(fates).collect()
+}
+
+/// Mailboxes that the returning node's clients deleted and nobody touched on the master since.
+fn deleted(
+    base: &[BaseMailbox],
+    mine: &BTreeMap<MailboxId, &MailboxState>,
+    theirs: &AccountState,
+) -> BTreeSet<MailboxId> {
     let there: BTreeSet<MailboxId> = theirs.mailboxes.iter().map(|mailbox| mailbox.id).collect();
-    for BaseMailbox { state: was, records } in base.unwrap_or_default() {
+    let gone = base.iter().filter(|BaseMailbox { state: was, records }| {
         // One that held mail of the new master's own had more in it than the other's clients knew.
         let all = u32::try_from(records.len()).is_ok_and(|count| count == was.head.messages);
-        let our = mine.get(&was.id).filter(|our| all && our.head == was.head);
-        if let Some(our) = our.filter(|_| !there.contains(&was.id) && !was.name.is_inbox()) {
-            fates.push(Fate::Delete { id: was.id, name: our.name.clone() });
-        }
-    }
-    renames.append(&mut fates);
-    renames
+        let same = mine.get(&was.id).is_some_and(|our| our.head == was.head);
+        all && same && !there.contains(&was.id) && !was.name.is_inbox()
+    });
+    gone.map(|mailbox| mailbox.state.id).collect()
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ impl Visitor {
         journal: &mut Journal,
     ) -> Result<Attempt, VisitError> {
         let (mut additions, mut rest) = (Vec::new(), Vec::new());
-        let (name, id) = (&sides.ours.name, sides.ours.id);
+        let name = &sides.ours.name;
         let find = |records: &[Record], uid: Uid| records.iter().find(|r| r.uid == uid).cloned();
         let mut add = |record: Record, theirs: bool| {
             let (uid, new) = (record.uid, next);
@@ -77,7 +77,7 @@ impl Visitor {
             additions.push(Addition {
                 record: Record { uid: new, ..record },
                 theirs,
-                mailbox: id,
+                mailbox: if theirs { sides.theirs } else { sides.ours.id },
                 uid,
             });
             new

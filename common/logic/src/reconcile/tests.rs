@@ -168,6 +168,7 @@ fn mailboxes_made_renamed_and_deleted_on_either_side() {
         files: vec![],
     };
     let expected = [
+        Fate::Delete { id: id(3), name: name("Gone") },
         Fate::Rename { id: id(2), from: name("Old"), to: name("New") },
         Fate::Merge { id: id(1) },
         Fate::Merge { id: id(2) },
@@ -175,12 +176,31 @@ fn mailboxes_made_renamed_and_deleted_on_either_side() {
         Fate::Pour { id: id(7), name: name("Both") },
         Fate::Copy { id: id(8) },
         Fate::Pour { id: id(9), name: name("Twin") },
-        Fate::Delete { id: id(3), name: name("Gone") },
     ];
     assert_eq!(account(Some(&base), &ours, &theirs), expected);
     let without = account(None, &ours, &theirs);
     let harms = |fate: &Fate| matches!(fate, Fate::Rename { .. } | Fate::Delete { .. });
     assert!(!without.iter().any(harms), "{without:?}");
+}
+
+/// What is new there is copied, or moved, to where the deleted one was, not into it.
+#[test]
+fn a_mailbox_deleted_and_made_anew_keeps_its_mail() {
+    let id = |id: u8| MailboxId([id; 16]);
+    let name = |text: &str| MailboxName::new(text.as_bytes()).unwrap();
+    let list = |mailboxes: Vec<MailboxState>| AccountState { mailboxes, files: vec![] };
+    let held = [state(1, "Anew", 0), state(2, "Target", 0), state(3, "Source", 0)];
+    let base = held.clone().map(|state| BaseMailbox { state, records: vec![] });
+    let ours = list(held.to_vec());
+    let theirs = list(vec![state(4, "Anew", 2), state(3, "Target", 0)]);
+    let expected = [
+        Fate::Delete { id: id(1), name: name("Anew") },
+        Fate::Delete { id: id(2), name: name("Target") },
+        Fate::Rename { id: id(3), from: name("Source"), to: name("Target") },
+        Fate::Copy { id: id(4) },
+        Fate::Merge { id: id(3) },
+    ];
+    assert_eq!(account(Some(&base), &ours, &theirs), expected);
 }
 
 #[test]
