@@ -1,0 +1,220 @@
+//! Names: Cyrus's internal ones, the userids and folders they mean, and identities of 16 octets.
+//!
+//! Internally parts are joined by `.`, and a dot within a part is `^`, whatever clients see. A user's
+//! INBOX is `user.NAME`, in a virtual domain `example.org!user.NAME`.
+
+/// Longest internal name that is made, in octets: Cyrus refuses some more.
+const INTERNAL_MAX: usize = 480;
+
+/// What an internal name means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// A user's mailbox.
+    Folder {
+        /// The userid, `jane@example.org`.
+        user: String,
+        /// Parts joined by `/`; empty: the INBOX.
+        folder: Vec<u8>,
+    },
+    /// A user's mailbox whose name cannot be told as parts joined by `/`.
+    Odd {
+        /// The userid.
+        user: String,
+    },
+    /// Shared, or deleted and not yet gone.
+    Other,
+}
+
+/// Tells what an internal name means.
+pub fn meaning(internal: &[u8]) -> Named {
+    let (domain, rest) = match internal.iter().position(|&octet| octet == b'!') {
+        Some(at) => (internal.get(..at), internal.get(at + 1..).unwrap_or_default()),
+        None => (None, internal),
+    };
+    let Some(rest) = rest.strip_prefix(b"user.") else { return Named::Other };
+    let mut parts = rest.split(|&octet| octet == b'.').map(dotted);
+    let user = parts.next().unwrap_or_default();
+    let domain = domain.map(|domain| [b"@", domain].concat()).unwrap_or_default();
+    let Ok(user) = String::from_utf8([user, domain].concat()) else { return Named::Other };
+    let parts: Vec<Vec<u8>> = parts.collect();
+    let odd = |part: &Vec<u8>| part.contains(&b'/') || matches!(&part[..], b"" | b"." | b"..");
+    if user.is_empty() || user.contains('/') || parts.iter().any(odd) {
+        return Named::Odd { user };
+    }
+    Named::Folder { user, folder: parts.join(&b'/') }
+}
+
+/// The internal name of a user's folder; `virtual_domains`: whether what follows an `@` is one.
+pub fn internal(user: &str, folder: &[u8], virtual_domains: bool) -> Result<Vec<u8>, &'static str> {
+    let (user, domain) = match user.rsplit_once('@').filter(|_| virtual_domains) {
+        Some((user, domain)) => (user, format!("{domain}!")),
+        None => (user, String::new()),
+    };
+    let mut name = domain.into_bytes();
+    name.extend_from_slice(b"user");
+    let folders = folder.split(|&octet| octet == b'/').filter(|part| !part.is_empty());
+    for part in std::iter::once(user.as_bytes()).chain(folders) {
+        if part.contains(&b'^') {
+            return Err("Cyrus keeps `^` for a dot");
+        }
+        if !part.iter().all(|octet| matches!(octet, b' '..=b'~') && !b"\"\\%/".contains(octet)) {
+            return Err("Cyrus takes printable ASCII only, without \" \\ % /");
+        }
+        name.push(b'.');
+        name.extend(part.iter().map(|&octet| if octet == b'.' { b'^' } else { octet }));
+    }
+    if user.is_empty() || name.len() > INTERNAL_MAX {
+        return Err("Cyrus takes names of 1 to 480 octets");
+    }
+    Ok(name)
+}
+
+/// The name that an admin sees over IMAP, where `separator` is `.` or `/`.
+pub fn external(internal: &[u8], separator: u8) -> Vec<u8> {
+    let (domain, rest) = match internal.iter().position(|&octet| octet == b'!') {
+        Some(at) => (internal.get(..at), internal.get(at + 1..).unwrap_or_default()),
+        None => (None, internal),
+    };
+    let turned = rest.iter().map(|&octet| match (separator, octet) {
+        (b'/', b'.') => b'/',
+        (b'/', b'^') => b'.',
+        _ => octet,
+    });
+    let mut name: Vec<u8> = turned.collect();
+    if let Some(domain) = domain {
+        name.push(b'@');
+        name.extend_from_slice(domain);
+    }
+    name
+}
+
+/// The userid whose INBOX an admin sees as `external`.
+pub fn user_of(external: &[u8], separator: u8) -> Option<String> {
+    let rest = external.strip_prefix(b"user")?.strip_prefix(&[separator])?;
+    let (name, domain) = match rest.iter().rposition(|&octet| octet == b'@') {
+        Some(at) => rest.split_at(at),
+        None => (rest, &b""[..]),
+    };
+    if name.is_empty() || name.contains(&separator) {
+        return None;
+    }
+    let name = if separator == b'.' { dotted(name) } else { name.to_vec() };
+    String::from_utf8([&name[..], domain].concat()).ok()
+}
+
+fn dotted(part: &[u8]) -> Vec<u8> {
+    part.iter().map(|&octet| if octet == b'^' { b'.' } else { octet }).collect()
+}
+
+/// Digits of a UNIQUEID of 24 characters, which is how Cyrus 3 writes them: base 36.
+const SHORT_DIGITS: u32 = 24;
+
+/// The UNIQUEID that stands for an identity: 24 characters where they can hold it, else 32
+/// hexadecimal digits.
+pub fn unique_id(id: [u8; 16]) -> String {
+    let mut number = u128::from_be_bytes(id);
+    if number >= 36_u128.pow(SHORT_DIGITS) {
+        return format!("{number:032x}");
+    }
+    let mut digits = Vec::new();
+    for _ in 0..SHORT_DIGITS {
+        let digit = u32::try_from(number % 36).unwrap_or(0);
+        digits.push(char::from_digit(digit, 36).unwrap_or('0'));
+        number /= 36;
+    }
+    digits.into_iter().rev().collect()
+}
+
+/// The identity that a UNIQUEID stands for; `None` if it is in neither of the forms that
+/// [`unique_id`] gives.
+pub fn identity(unique_id: &str) -> Option<[u8; 16]> {
+    let radix = match unique_id.len() {
+        24 => 36,
+        32 => 16,
+        _ => return None,
+    };
+    let number = u128::from_str_radix(unique_id, radix).ok()?;
+    let id = number.to_be_bytes();
+    (self::unique_id(id) == unique_id).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_and_what_they_mean() {
+        let cases = [
+            ("user.alice", "alice", "", "user.alice", "user/alice"),
+            (
+                "user.alice.Work.Sub",
+                "alice",
+                "Work/Sub",
+                "user.alice.Work.Sub",
+                "user/alice/Work/Sub",
+            ),
+            ("user.john^doe.a^b", "john.doe", "a.b", "user.john^doe.a^b", "user/john.doe/a.b"),
+            (
+                "example.org!user.jane.W",
+                "jane@example.org",
+                "W",
+                "user.jane.W@example.org",
+                "user/jane/W@example.org",
+            ),
+        ];
+        for (internal, user, folder, dots, slashes) in cases {
+            let folder = folder.as_bytes().to_vec();
+            let want = Named::Folder { user: user.into(), folder: folder.clone() };
+            assert_eq!(meaning(internal.as_bytes()), want, "{internal}");
+            assert_eq!(self::internal(user, &folder, true).unwrap(), internal.as_bytes());
+            assert_eq!(external(internal.as_bytes(), b'.'), dots.as_bytes());
+            assert_eq!(external(internal.as_bytes(), b'/'), slashes.as_bytes());
+        }
+        for other in ["shared.news", "DELETED.user.alice.x.6B005B06", "user^alice", "userx"] {
+            assert_eq!(meaning(other.as_bytes()), Named::Other, "{other}");
+        }
+        assert_eq!(meaning(b"user.alice.a/b"), Named::Odd { user: "alice".into() });
+        for bad in ["a^b", "a\"b", "\u{e4}", "a%b", &"x".repeat(500)] {
+            assert!(internal("alice", bad.as_bytes(), false).is_err(), "{bad}");
+        }
+        assert_eq!(internal("a@b.c", b"", false).unwrap(), b"user.a@b^c");
+    }
+
+    #[test]
+    fn users_in_a_list() {
+        let cases = [
+            ("user/alice", b'/', Some("alice")),
+            ("user/john.doe@example.org", b'/', Some("john.doe@example.org")),
+            ("user.john^doe", b'.', Some("john.doe")),
+            ("user/alice/Work", b'/', None),
+            ("shared/news", b'/', None),
+            ("user/", b'/', None),
+        ];
+        for (external, separator, want) in cases {
+            assert_eq!(user_of(external.as_bytes(), separator).as_deref(), want, "{external}");
+        }
+    }
+
+    #[test]
+    fn identities_of_cyrus_and_of_others() {
+        assert!(identity("zoxlygdebj3dq1wrhd66urea").is_some());
+        for other in ["", "Zoxlygdebj3dq1wrhd66urea", "0f8fad5b-d9cb-469f-a165-70867728950e"] {
+            assert_eq!(identity(other), None, "{other}");
+        }
+        assert_eq!(unique_id([0xff; 16]), "f".repeat(32));
+    }
+
+    proptest! {
+        #[test]
+        fn an_identity_comes_back(id in any::<[u8; 16]>()) {
+            prop_assert_eq!(identity(&unique_id(id)), Some(id));
+        }
+
+        #[test]
+        fn a_name_cyrus_gave_comes_back(text in "[0-9a-z]{24}") {
+            prop_assert_eq!(unique_id(identity(&text).unwrap()), text);
+        }
+    }
+}
