@@ -3,13 +3,15 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
+use mailtwin_cyrus::Login;
 use mailtwin_disk::index::Index;
 use mailtwin_host::{
     clock::Clock,
-    config::{Config, Engine, Layout},
+    config::{self, Config, Engine, Layout},
 };
 use mailtwin_store::{
     MailStore,
+    cyrus::{Cyrus, CyrusOptions},
     maildir::{self, Maildir, MaildirOptions},
     memory::MemoryStore,
 };
@@ -24,6 +26,9 @@ pub(crate) fn open(
     if store.engine == Engine::Memory {
         return Ok(Arc::new(MemoryStore::new(&config.node.name, clock, config.replica.graveyard)));
     }
+    if let Some(cyrus) = &config.cyrus {
+        return open_cyrus(config, cyrus, index, clock);
+    }
     let options = MaildirOptions {
         layout: match store.layout {
             Layout::MaildirPlusPlus => maildir::Layout::MaildirPlusPlus,
@@ -36,4 +41,32 @@ pub(crate) fn open(
     };
     let opened = Maildir::open(options, index, clock);
     Ok(Arc::new(opened.with_context(|| format!("open the mail store at {}", store.root))?))
+}
+
+fn open_cyrus(
+    config: &Config,
+    cyrus: &config::Cyrus,
+    index: Index,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<Arc<dyn MailStore>> {
+    let config::Cyrus { imap, csync, user, password_file, channel } = cyrus.clone();
+    let password = std::fs::read_to_string(&password_file)
+        .with_context(|| format!("read `cyrus.password_file` {}", password_file.display()))?;
+    let password = password.lines().next().unwrap_or_default().to_owned();
+    let options = CyrusOptions {
+        imap,
+        csync,
+        login: Login { user, password },
+        root: config.store.root.clone().into(),
+        work_dir: config.node.state_dir.join("cyrus"),
+        identity_record: config.node.state_dir.join("store.json"),
+        graveyard: config.replica.graveyard,
+        is_master: false,
+        channel: channel.clone(),
+    };
+    let opened = Cyrus::open(options, index, clock);
+    let opened = opened.with_context(|| {
+        format!("open the Cyrus store whose sync-log channel is {}", channel.display())
+    })?;
+    Ok(Arc::new(opened))
 }

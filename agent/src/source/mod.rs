@@ -8,12 +8,14 @@
 //! Events are hints: all they say is "look here". What they miss, because the agent was away, the
 //! kernel's queue overflowed, or there were not enough watches, a scan finds: at the start, after
 //! an overflow, and every so often. An account is watched first and reported afterwards, so that
-//! nothing can happen unseen in between. Nothing wakes the thread while nothing happens, but the
+//! nothing can happen unseen in between. A mail server that keeps a journal of its own is asked there
+//! instead: the journal is emptied once what it told is durable in our log. Nothing wakes the thread while nothing happens, but the
 //! periodic rescan.
 
 mod barrier;
 mod flood;
 mod gather;
+mod journal;
 mod places;
 mod rescan;
 #[cfg(test)]
@@ -36,7 +38,7 @@ use mailtwin_logic::entry::Target;
 use mailtwin_store::MailStore;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::log::{Log, LogError};
+use crate::log::{Log, LogError, Ticket};
 pub use barrier::Barrier;
 use tokio::sync::watch as state;
 
@@ -94,6 +96,9 @@ impl Counts {
 pub trait Sink: Send + 'static {
     /// Takes `targets`, or says why not. Must not wait.
     fn offer(&self, targets: &[Target]) -> Offer;
+
+    /// Takes `targets` and waits until they are durable.
+    fn keep(&self, targets: &[Target]) -> Offer;
 }
 
 /// What became of an offer.
@@ -114,6 +119,11 @@ impl Sink for Arc<Log> {
             Err(LogError::Busy) => Offer::Busy,
             Err(_) => Offer::Closed,
         }
+    }
+
+    fn keep(&self, targets: &[Target]) -> Offer {
+        let durable = self.submit_blocking(targets.to_vec()).and_then(Ticket::wait);
+        if durable.is_ok() { Offer::Taken } else { Offer::Closed }
     }
 }
 

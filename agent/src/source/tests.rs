@@ -32,6 +32,10 @@ impl Collected {
 }
 
 impl Sink for Collected {
+    fn keep(&self, targets: &[Target]) -> Offer {
+        self.offer(targets)
+    }
+
     fn offer(&self, targets: &[Target]) -> Offer {
         let mut collected = self.lock();
         if let Some(refusal) = collected.1 {

@@ -13,7 +13,7 @@ use mailtwin_disk::clock::Clock;
 use mailtwin_logic::{chain::Chain, entry::Target, ids::Account};
 use mailtwin_store::{
     MailStore, StoreError,
-    watch::{Change, Note, Role},
+    watch::{Change, Note, Role, Watch},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -27,6 +27,7 @@ use super::{
     barrier::Signal,
     flood::Flood,
     gather::{Due, Gather},
+    journal::{self, Emptied},
     places::{self, Added, Places},
     rescan::Rescan,
 };
@@ -64,6 +65,10 @@ pub(super) struct Watcher {
     moved: BTreeMap<Account, Due>,
     /// Accounts may have come or gone.
     accounts: Option<Due>,
+    /// The mail server's own journal has grown.
+    journal: Option<Due>,
+    /// When the journal may be tried again after it could not be emptied.
+    journal_at: Duration,
     /// That watches ran out has been said.
     limit_said: bool,
     /// A scan of everything has ended, and must be said once its targets are taken.
@@ -96,6 +101,8 @@ impl Watcher {
             rescan,
             moved: BTreeMap::new(),
             accounts: None,
+            journal: None,
+            journal_at: Duration::ZERO,
             limit_said: false,
             announce: false,
             blind: false,
@@ -105,6 +112,8 @@ impl Watcher {
 
     pub(super) fn run(mut self) {
         self.watch_everything();
+        // What was noted while nobody looked.
+        self.journal = Some(Due::new(self.parts.clock.monotonic()));
         let mut events = Vec::new();
         loop {
             match self.wait() {
@@ -128,6 +137,9 @@ impl Watcher {
                 self.take(&event);
             }
             self.catch_up();
+            if !self.empty_journal() {
+                return;
+            }
             match self.send() {
                 Offer::Closed => return,
                 Offer::Taken if all => self.tell(before),
@@ -145,7 +157,8 @@ impl Watcher {
             return;
         }
         let moved = self.moved.values().map(|due| due.since()).min();
-        let waiting = [self.gather.oldest(), moved, self.accounts.map(Due::since)];
+        let journal = self.journal.map(Due::since);
+        let waiting = [self.gather.oldest(), moved, self.accounts.map(Due::since), journal];
         let told = waiting.into_iter().flatten().fold(before, Duration::min);
         self.parts.barrier.tell(told);
     }
@@ -157,6 +170,7 @@ impl Watcher {
             Some(self.rescan.deadline()),
             self.gather.deadline(),
             self.accounts.map(Due::at),
+            self.journal.map(|due| due.at().max(self.journal_at)),
             self.moved.values().map(|due| due.at()).min(),
             self.gather.has_mail().then(|| now + BUSY_RETRY),
         ];
@@ -216,21 +230,29 @@ impl Watcher {
         }
         if event.is_gone {
             // The volume was unmounted, or the directory of accounts removed.
-            if self.places.roles(event.watch).contains(&Role::Accounts) {
+            let roles = self.places.roles(event.watch);
+            if roles.iter().any(|role| matches!(role, Role::Accounts | Role::Journal)) {
                 self.blind = true;
                 self.rescan.again(self.parts.clock.monotonic());
             }
             self.places.forget(event.watch);
             return;
         }
+        let now = self.parts.clock.monotonic();
+        if self.places.roles(event.watch).contains(&Role::Journal) {
+            let is_news = self.parts.store.journal().is_some_and(|j| j.is_news(&event.name));
+            if is_news && event.change != Some(Change::Vanished) {
+                self.journal.get_or_insert_with(|| Due::new(now)).again(now);
+            }
+            return;
+        }
         let (Some(change), Some(store)) = (event.change, self.parts.store.watchable()) else {
             return;
         };
-        let now = self.parts.clock.monotonic();
         for role in self.places.roles(event.watch) {
             let note = store.note(role, &event.name, change);
             let (account, mailbox) = match role {
-                Role::Accounts => (None, None),
+                Role::Accounts | Role::Journal => (None, None),
                 Role::Files(account) => (Some(account), None),
                 Role::Mailbox(account, name) | Role::Messages(account, name) => {
                     (Some(account), Some(Target::Mailbox(account.clone(), name.clone())))
@@ -271,6 +293,19 @@ impl Watcher {
             self.rescan_some(now);
         }
         self.gather.ripen(self.parts.clock.monotonic());
+    }
+
+    /// Empties the mail server's journal if that is due; false if nothing is taken any more.
+    fn empty_journal(&mut self) -> bool {
+        let now = self.parts.clock.monotonic();
+        let is_due = self.journal.is_some_and(|due| due.at() <= now) && self.journal_at <= now;
+        let Some(journal) = self.parts.store.journal().filter(|_| is_due) else { return true };
+        match journal::empty(journal, &*self.parts.sink) {
+            Emptied::Whole => self.journal = None,
+            Emptied::Later => self.journal_at = now + journal::RETRY,
+            Emptied::Closed => return false,
+        }
+        true
     }
 
     fn rescan_some(&mut self, now: Duration) {
@@ -334,6 +369,11 @@ impl Watcher {
     /// Watches all directories of `owner`, or the places of accounts; false if some cannot be.
     fn watch(&mut self, owner: Option<&Account>) -> bool {
         let store = Arc::clone(&self.parts.store);
+        if let (None, Some(journal)) = (owner, store.journal()) {
+            let watch = Watch { path: journal.place().to_path_buf(), role: Role::Journal };
+            let added = self.places.set(None, vec![watch]);
+            self.note_added(added);
+        }
         let Some(store) = store.watchable() else { return true };
         for _ in 0..PLAN_ROUNDS {
             let plan = match owner {

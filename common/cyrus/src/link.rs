@@ -266,7 +266,12 @@ impl Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Unix(stream) => stream.read(buffer),
-            Self::Tcp(stream) => stream.read(buffer),
+            Self::Tcp(stream) => {
+                // An answer comes in several pieces, and the server waits with the next one until
+                // the last is acknowledged: without this, 40 ms each. The kernel forgets it soon.
+                rustix::net::sockopt::set_tcp_quickack(&*stream, true)?;
+                stream.read(buffer)
+            }
         }
     }
 

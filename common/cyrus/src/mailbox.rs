@@ -34,7 +34,7 @@ pub struct Mailbox {
     /// Whether it has annotations of its own.
     pub annotated: bool,
     /// All that was said, for sending it back.
-    fields: Vec<(String, Value)>,
+    pub fields: Vec<(String, Value)>,
 }
 
 /// One message's record.
@@ -52,6 +52,8 @@ pub struct Message {
     pub internal_date: i64,
     /// System flags with their backslash, and keywords.
     pub flags: Vec<Vec<u8>>,
+    /// Annotations that somebody made, as they were said; `None` if there are none.
+    pub annotations: Option<Value>,
 }
 
 /// An answer that lacks something, or has it in a form that makes no sense.
@@ -122,6 +124,18 @@ impl Mailbox {
         }
     }
 
+    /// The argument of `APPLY MAILBOX` that makes a place in the hierarchy only.
+    pub fn place(name: &[u8], unique_id: &str) -> Value {
+        Value::map([
+            ("UNIQUEID", Value::text(unique_id)),
+            ("MBOXNAME", Value::text(name)),
+            ("MBOXTYPE", Value::text("i")),
+            ("HIGHESTMODSEQ", Value::number(1)),
+            ("CREATEDMODSEQ", Value::number(1)),
+            ("FOLDERMODSEQ", Value::number(1)),
+        ])
+    }
+
     /// Whether it is a place in the hierarchy only, without messages.
     pub fn is_intermediate(&self) -> bool {
         self.kind.contains('i')
@@ -173,6 +187,7 @@ impl Message {
                 .and_then(|date| date.parse().ok())
                 .ok_or_else(|| error("INTERNALDATE"))?,
             flags: flags.collect::<Option<_>>().ok_or_else(|| error("FLAGS"))?,
+            annotations: made_annotations(value),
         })
     }
 
@@ -183,7 +198,7 @@ impl Message {
 
     /// Its entry in `RECORD`, changed last at `now`, in seconds since 1970.
     pub fn value(&self, now: u64) -> Value {
-        Value::map([
+        let mut fields = vec![
             ("UID", Value::number(self.uid)),
             ("MODSEQ", Value::number(self.modseq)),
             ("LAST_UPDATED", Value::number(now)),
@@ -191,8 +206,21 @@ impl Message {
             ("INTERNALDATE", Value::number(self.internal_date)),
             ("SIZE", Value::number(self.octets)),
             ("GUID", Value::text(guid_text(self.guid))),
-        ])
+        ];
+        fields.extend(self.annotations.clone().map(|list| ("ANNOTATIONS", list)));
+        Value::Map(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
+}
+
+/// A record's annotations without those that are fields of the index, which the server makes itself.
+fn made_annotations(record: &Value) -> Option<Value> {
+    let is_made = |annotation: &&Value| {
+        let entry = annotation.text_of("ENTRY").unwrap_or_default();
+        !entry.starts_with(b"/vendor/cmu/cyrus-imapd/")
+    };
+    let all = record.get("ANNOTATIONS")?.as_list()?;
+    let made: Vec<Value> = all.iter().filter(is_made).cloned().collect();
+    (!made.is_empty()).then_some(Value::List(made))
 }
 
 /// A GUID as it stands on the wire.
@@ -242,6 +270,7 @@ mod tests {
             octets: 10,
             internal_date: -5,
             flags: vec![b"\\Seen".to_vec(), b"todo".to_vec()],
+            annotations: None,
         };
         assert_eq!(Message::parse(&message.value(1)), Ok(message.clone()));
         assert!(!message.is_expunged());

@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use mailtwin_cyrus::Place;
 use serde::{Deserialize, Serialize};
 
 use crate::keys::PublicKey;
@@ -35,6 +36,8 @@ pub struct Config {
     pub node: Node,
     /// `[store]`: the mail.
     pub store: Store,
+    /// `[cyrus]`: the Cyrus beside us; there if and only if the engine is [`Engine::Cyrus`].
+    pub cyrus: Option<Cyrus>,
     /// `[log]`: the sync log.
     pub log: Log,
     /// `[scan]`: the search for changes that nobody told us of.
@@ -74,7 +77,8 @@ pub struct Store {
     /// Kind of store.
     pub engine: Engine,
     /// Where an account's mail is: an absolute path with `{user}`, `{domain}` or `{path}` in
-    /// it, or one without for a single account. Empty only for [`Engine::Memory`].
+    /// it, or one without for a single account. Empty only for [`Engine::Memory`]. For
+    /// [`Engine::Cyrus`] the directory of the default partition.
     pub root: String,
     /// How mailboxes lie within it.
     pub layout: Layout,
@@ -93,6 +97,23 @@ pub enum Engine {
     Maildir,
     /// In memory: for tests.
     Memory,
+    /// A Cyrus, spoken to over its replication protocol.
+    Cyrus,
+}
+
+/// `[cyrus]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cyrus {
+    /// Where `imapd` listens.
+    pub imap: Place,
+    /// Where `sync_server` listens.
+    pub csync: Place,
+    /// A userid that stands in `admins` of imapd.conf.
+    pub user: String,
+    /// Absolute. A file whose first line is their password.
+    pub password_file: PathBuf,
+    /// Absolute. The directory of our own channel of Cyrus's sync log.
+    pub channel: PathBuf,
 }
 
 /// How mailboxes lie in an account's directory.
@@ -247,7 +268,7 @@ impl Config {
 
     /// Every key with its value in a form that is only good for comparing.
     fn values(&self) -> BTreeMap<String, String> {
-        let fixed: [(&str, &dyn fmt::Debug); 20] = [
+        let fixed: [(&str, &dyn fmt::Debug); 21] = [
             ("node.name", &self.node.name),
             ("node.state_dir", &self.node.state_dir),
             ("node.run_dir", &self.node.run_dir),
@@ -258,6 +279,7 @@ impl Config {
             ("store.home", &self.store.home),
             ("store.work_dir", &self.store.work_dir),
             ("store.read_only", &self.store.read_only),
+            ("cyrus", &self.cyrus),
             ("log.bound", &self.log.bound),
             ("scan.interval", &self.scan.interval),
             ("brake", &self.brake),

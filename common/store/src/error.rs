@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use mailtwin_cyrus::LinkError;
 use mailtwin_logic::{
     ids::{Account, Guid, Uid},
     mailbox::{Head, MailboxName},
@@ -93,6 +94,16 @@ pub enum StoreError {
         /// Cause.
         source: Box<Self>,
     },
+    /// The mail server did not do what it was asked.
+    #[error("{op} {what}")]
+    Server {
+        /// Present-tense verb.
+        op: &'static str,
+        /// Mailbox or account.
+        what: String,
+        /// Cause.
+        source: Box<LinkError>,
+    },
     /// The operating system refused.
     #[error("{op} {path}", path = path.display())]
     Io {
@@ -118,6 +129,7 @@ impl StoreError {
             Self::Corrupt { .. } => Reason::Corrupt,
             Self::WrongStore { .. } | Self::NoStore { .. } => Reason::WrongStore,
             Self::Message { source, .. } => source.reason(),
+            Self::Server { source, .. } => reason_of_server(source),
             Self::Io { source, .. } => reason_of(source.kind()),
         }
     }
@@ -137,6 +149,17 @@ impl StoreError {
     pub fn of_message(self, uid: Uid) -> Self {
         let narrow = self.reason().is_of_one_message() && !self.is_fatal();
         if narrow { Self::Message { uid, source: Box::new(self) } } else { self }
+    }
+}
+
+fn reason_of_server(error: &LinkError) -> Reason {
+    // Without a connection no mailbox is at fault.
+    let LinkError::Refused(refusal) = error else { return Reason::Busy };
+    match refusal.text.split(' ').next() {
+        Some("IMAP_MAILBOX_NONEXISTENT") => Reason::Missing,
+        Some("IMAP_MAILBOX_LOCKED") => Reason::Locked,
+        Some("IMAP_SYNC_CHANGED" | "IMAP_SYNC_CHECKSUM" | "IMAP_MAILBOX_MOVED") => Reason::Busy,
+        _ => Reason::Io,
     }
 }
 
@@ -202,6 +225,8 @@ pub enum ProblemKind {
     KeywordsFull,
     /// A file that is not replicated because it is too large or not a regular one.
     FileSkipped,
+    /// Something that replication has no place for: it is not on the replica.
+    NotCarried,
 }
 
 impl ProblemKind {
@@ -217,6 +242,7 @@ impl ProblemKind {
             Self::NotAMessage => "not-a-message",
             Self::KeywordsFull => "keywords-full",
             Self::FileSkipped => "file-skipped",
+            Self::NotCarried => "not-carried",
         }
     }
 }

@@ -6,6 +6,7 @@
 //! planner.
 #![forbid(unsafe_code)]
 
+pub mod cyrus;
 mod describe;
 mod error;
 #[cfg(any(test, fuzzing))]
@@ -164,6 +165,11 @@ pub trait MailStore: Send + Sync {
 
     /// The directories in which changes show; `None` if they show nowhere.
     fn watchable(&self) -> Option<&dyn watch::Watchable> {
+        None
+    }
+
+    /// The mail server's own journal of changes; `None` if it keeps none.
+    fn journal(&self) -> Option<&dyn watch::Journal> {
         None
     }
 }

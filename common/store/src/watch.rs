@@ -1,8 +1,8 @@
 //! What of an engine's directories says that mail has changed, for a watcher that knows no engine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use mailtwin_logic::{ids::Account, mailbox::MailboxName};
+use mailtwin_logic::{entry::Target, ids::Account, mailbox::MailboxName};
 
 use crate::StoreError;
 
@@ -19,6 +19,22 @@ pub trait Watchable: Send + Sync {
 
     /// What it means that `change` happened to the name `name` in a directory with the role `role`.
     fn note(&self, role: &Role, name: &[u8], change: Change) -> Note;
+}
+
+/// A mail server's own journal of changes, which is ours to empty.
+pub trait Journal: Send + Sync {
+    /// The directory in which it grows.
+    fn place(&self) -> &Path;
+
+    /// Whether a change to this name in that directory is news in the journal.
+    fn is_news(&self, name: &[u8]) -> bool;
+
+    /// Sets what has been noted so far aside and tells it, until [`Journal::done`]; `None` if there is
+    /// nothing.
+    fn take(&self) -> Result<Option<Vec<Target>>, StoreError>;
+
+    /// Removes what [`Journal::take`] told: it stands in our own log, durably.
+    fn done(&self) -> Result<(), StoreError>;
 }
 
 /// A directory to watch. It may be gone by the time it is.
@@ -41,13 +57,15 @@ pub enum Role {
     Messages(Account, MailboxName),
     /// Holds files of an account beside its mailboxes.
     Files(Account),
+    /// The mail server's own journal grows in it.
+    Journal,
 }
 
 impl Role {
     /// Whose directory it is; `None` if it is no account's.
     pub fn account(&self) -> Option<&Account> {
         match self {
-            Self::Accounts => None,
+            Self::Accounts | Self::Journal => None,
             Self::Mailbox(account, _) | Self::Messages(account, _) | Self::Files(account) => {
                 Some(account)
             }

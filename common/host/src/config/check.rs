@@ -7,12 +7,13 @@ use std::{
     time::Duration,
 };
 
+use mailtwin_cyrus::Place;
 use toml::de::DeTable;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::{
-    Brake, Check, Config, ConfigProblem, Engine, Gate, Layout, Log, Metrics, Node, Peer, Replica,
-    Scan, Store, VERSION,
+    Brake, Check, Config, ConfigProblem, Cyrus, Engine, Gate, Layout, Log, Metrics, Node, Peer,
+    Replica, Scan, Store, VERSION,
     table::{Found, Problems, Section},
     unit::{self, DURATION_UNITS, SIZE_UNITS},
 };
@@ -58,6 +59,7 @@ fn document(path: &Path, top: &mut Section<'_>, problems: &mut Problems<'_>) -> 
     version(top, problems);
     let node = node(top.section("node", problems), problems);
     let store = store(top.section("store", problems), problems);
+    let cyrus = cyrus(top, store.as_ref(), problems);
     let log = log(top.section("log", problems), problems);
     let scan = scan(top.section("scan", problems), problems);
     let brake = brake(top.section("brake", problems), problems);
@@ -73,6 +75,7 @@ fn document(path: &Path, top: &mut Section<'_>, problems: &mut Problems<'_>) -> 
         file: path.to_owned(),
         node,
         store,
+        cyrus,
         log,
         scan,
         brake,
@@ -114,7 +117,8 @@ fn store(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<Store>
         found.check(problems, |text| match text.as_str() {
             "maildir" => Ok(Engine::Maildir),
             "memory" => Ok(Engine::Memory),
-            _ => Err(format!("{text:?} is no engine; there are maildir, memory")),
+            "cyrus" => Ok(Engine::Cyrus),
+            _ => Err(format!("{text:?} is no engine; there are maildir, memory, cyrus")),
         })
     });
     let engine = engine.unwrap_or(Engine::Maildir);
@@ -122,8 +126,22 @@ fn store(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<Store>
         let found = section.string("root", problems);
         found.map_or_else(|| Some(String::new()), |found| found.check(problems, template))
     } else {
-        required(&mut section, "root", problems, template)
+        required(&mut section, "root", problems, |text| {
+            if engine == Engine::Cyrus && text.contains('{') {
+                return Err(format!(
+                    "{text:?} has a variable, but is the directory of a partition"
+                ));
+            }
+            template(text)
+        })
     };
+    if engine == Engine::Cyrus {
+        // What lies where is Cyrus's own business: keys of other engines are not known here.
+        section.finish(problems);
+        let (layout, home, work_dir) = (Layout::MaildirPlusPlus, None, None);
+        let root = root.filter(|root| !root.contains('{'))?;
+        return Some(Store { engine, root, layout, home, work_dir, read_only: false });
+    }
     let layout = section.string("layout", problems).and_then(|found| {
         found.check(problems, |text| match text.as_str() {
             "maildir++" => Ok(Layout::MaildirPlusPlus),
@@ -144,6 +162,54 @@ fn store(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<Store>
     let read_only = section.boolean("read_only", problems).unwrap_or(false);
     section.finish(problems);
     Some(Store { engine, root: root?, layout, home, work_dir, read_only })
+}
+
+/// The section must be there for a Cyrus, and for no other engine.
+fn cyrus(
+    top: &mut Section<'_>,
+    store: Option<&Store>,
+    problems: &mut Problems<'_>,
+) -> Option<Cyrus> {
+    let mut section = top.section("cyrus", problems);
+    let engine = store.map(|store| store.engine);
+    let place = |text: String| text.parse::<Place>().map_err(|why| format!("{text:?} {why}"));
+    let mut texts = ["imap", "csync", "user", "password_file", "channel"].map(|name| {
+        let found = section.string(name, problems);
+        match engine {
+            Some(Engine::Cyrus) if found.is_none() => {
+                section.missing(name, problems);
+                None
+            }
+            Some(Engine::Cyrus) | None => found,
+            Some(Engine::Maildir | Engine::Memory) => found.and_then(|found| {
+                let why = "is only known with `engine = \"cyrus\"` in [store]";
+                found.check(problems, |_| Err::<String, _>(why.to_owned()));
+                None
+            }),
+        }
+    });
+    section.finish(problems);
+    if engine != Some(Engine::Cyrus) {
+        return None;
+    }
+    let [imap, csync, user, password_file, channel] = &mut texts;
+    let imap = imap.take().and_then(|found| found.check(problems, place));
+    let csync = csync.take().and_then(|found| found.check(problems, place));
+    let user = user.take().and_then(|found| {
+        let check = |user: String| if user.is_empty() { Err("is empty".into()) } else { Ok(user) };
+        found.check(problems, check)
+    });
+    let mut path = |found: &mut Option<Found<String>>| {
+        found.take().and_then(|found| found.check(problems, |text| absolute(&text)))
+    };
+    let (password_file, channel) = (path(password_file), path(channel));
+    Some(Cyrus {
+        imap: imap?,
+        csync: csync?,
+        user: user?,
+        password_file: password_file?,
+        channel: channel?,
+    })
 }
 
 fn log(mut section: Section<'_>, problems: &mut Problems<'_>) -> Log {

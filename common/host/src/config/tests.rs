@@ -131,7 +131,7 @@ fn the_reference_has_every_key_and_no_other() {
         rows.sort_unstable();
         assert_eq!(known, rows, "[{section}]");
     }
-    assert_eq!(sections.len(), 12);
+    assert_eq!(sections.len(), 13);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 };
 
 use mailtwin_logic::{
-    ids::{Account, UidValidity},
+    ids::{Account, Guid, Uid, UidValidity},
     mailbox::MailboxName,
 };
 
@@ -107,6 +107,29 @@ impl Graveyard {
         let (bucket, grave) = (self.bucket(now_ms)?, self.grave(now_ms));
         note(&bucket, &message_line(&grave, family, entry, &guid))?;
         place.link(&entry.name, &bucket, grave.as_bytes())
+    }
+
+    /// Keeps octets that are about to be taken away where they are; durable on return. `about` is their
+    /// UID, INTERNALDATE and GUID.
+    pub(crate) fn octets(
+        &self,
+        family: Family<'_>,
+        about: (Uid, i64, Guid),
+        octets: &[u8],
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        if self.keep.is_zero() {
+            return Ok(());
+        }
+        let (uid, date, guid) = about;
+        let (bucket, grave) = (self.bucket(now_ms)?, self.grave(now_ms));
+        let about = format!("{}\t{uid}\t-\t{date}\t{guid}", family.uid_validity);
+        note(&bucket, &line(&grave, family, &[&about]))?;
+        let mut file = bucket.create(grave.as_bytes(), bucket.owner()?)?;
+        let path = bucket.at(grave.as_bytes());
+        file.write_all(octets).map_err(during("write", &path))?;
+        file.sync_all().map_err(during("sync", &path))?;
+        bucket.sync()
     }
 
     /// An empty place for a mailbox that is taken away whole: directory and name to rename it to.
@@ -223,7 +246,7 @@ fn count(path: &Path, depth: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use mailtwin_logic::ids::{Guid, ModSeq, Uid};
+    use mailtwin_logic::ids::ModSeq;
 
     use super::*;
 

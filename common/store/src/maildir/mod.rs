@@ -13,13 +13,13 @@ mod build;
 mod changes;
 mod engine;
 mod files;
-mod fsys;
+pub(crate) mod fsys;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
-mod graves;
-mod graveyard;
+pub(crate) mod graves;
+pub(crate) mod graveyard;
 mod hash;
-mod identity;
+pub(crate) mod identity;
 mod indexlog;
 mod inspect;
 mod keywords;

@@ -67,7 +67,7 @@ impl Watchable for Maildir {
         match role {
             Role::Accounts if is_dir => Note::Accounts,
             Role::Messages(..) if !is_dir && !name.starts_with(b".") => Note::Mailbox,
-            Role::Accounts | Role::Messages(..) => Note::Nothing,
+            Role::Accounts | Role::Messages(..) | Role::Journal => Note::Nothing,
             Role::Files(_) => note_file(name, is_dir),
             Role::Mailbox(_, mailbox) if is_dir => {
                 note_directory(self.engine.cx.options.layout, mailbox, name)

@@ -78,6 +78,8 @@ fn problems() -> Vec<Topic> {
             "Have clients use fewer keywords, and remove unused ones.";
         FileSkipped => "A file beside the mail is too large, or is no regular file: it is not replicated.",
             "Make it smaller, or leave it as it is.";
+        NotCarried => "Something of an account that replication has no place for.",
+            "See what it is in `replctl status`, and set it up on each node by hand: docs/cyrus.md.";
     }
 }
 

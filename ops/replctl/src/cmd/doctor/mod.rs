@@ -4,6 +4,7 @@
 //! What is found out is gathered first; all judging is done by functions of plain values.
 
 mod access;
+mod cyrus;
 mod daemons;
 mod finding;
 mod limits;
@@ -71,7 +72,9 @@ async fn look(args: &args::Doctor, config: &Config) -> Vec<Finding> {
     let running = facts.agent.or(facts.replica);
     let user = access::user(running.map(|running| running.user), config);
     let mail_dir = walk::mail_dir(&config.store.root);
-    let walked = mail_dir.as_deref().map(|dir| walk::walk(dir, user)).unwrap_or_default();
+    // What lies where is a Cyrus's own business.
+    let maildirs = mail_dir.as_deref().filter(|_| config.cyrus.is_none());
+    let walked = maildirs.map(|dir| walk::walk(dir, user)).unwrap_or_default();
     let access = access::gather(config, user, mail_dir.as_deref(), &walked.odd);
     findings.extend(access::judge(&access, config, running.is_some()));
     findings.extend(daemons::judge(&facts, &config.gate));
@@ -79,6 +82,10 @@ async fn look(args: &args::Doctor, config: &Config) -> Vec<Finding> {
     findings.extend(limits::judge(&limits::gather(role, walked.mailboxes, walked.cut_short)));
     let server = server::gather(&args.doveconf);
     findings.extend(server::judge(&server, config, &walked.keywords_full));
+    if let Some(cyrus) = config.cyrus.clone() {
+        let asked = tokio::task::spawn_blocking(move || cyrus::judge(&cyrus::gather(&cyrus)));
+        findings.extend(asked.await.unwrap_or_default());
+    }
     findings.extend(others(config, role, key.as_ref(), &facts).await);
     findings
 }

@@ -1,0 +1,350 @@
+//! Looks at accounts and mailboxes as they are now, cheaply where nothing has changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mailtwin_cyrus::{
+    mailbox::Mailbox,
+    names::{self, Named},
+};
+use mailtwin_logic::{
+    ids::{Account, MailboxId},
+    mailbox::{AccountState, MailboxName},
+};
+
+use super::{
+    Cell, Cyrus,
+    server::User,
+    snapshot::{Snapshot, id_of},
+};
+use crate::{Listing, Problem, ProblemKind, StoreError};
+
+/// Problems told of.
+pub(super) const PROBLEMS_MAX: usize = 1000;
+
+/// Messages remembered by their octets.
+const BODIES_MAX: usize = 1_000_000;
+
+impl Cyrus {
+    pub(super) fn list_accounts(&self) -> Result<Vec<Account>, StoreError> {
+        self.verify_store()?;
+        let separator = self.server.separator()?;
+        let pattern = format!("user{}%", char::from(separator));
+        let names = self.server.list(&pattern)?;
+        let users = names.iter().filter_map(|name| names::user_of(name, separator));
+        let accounts: BTreeSet<Account> =
+            users.filter_map(|user| Account::new(&user).ok()).collect();
+        let shared = self.shared(separator)?;
+        super::lock(&self.problems).insert(None, shared);
+        Ok(accounts.into_iter().collect())
+    }
+
+    /// Mailboxes that are no user's.
+    fn shared(&self, separator: u8) -> Result<Vec<Problem>, StoreError> {
+        let mut problems = Vec::new();
+        for (name, _) in self.server.list_all("%")? {
+            let top = name.split(|&octet| octet == separator).next().unwrap_or_default();
+            if top == b"user" || top == b"DELETED" {
+                continue;
+            }
+            problems.push(Problem {
+                kind: ProblemKind::NotCarried,
+                account: None,
+                mailbox: None,
+                object: top.escape_ascii().to_string(),
+                detail: "shared mailboxes, and what is below them, are not replicated".to_owned(),
+            });
+        }
+        problems.truncate(PROBLEMS_MAX);
+        Ok(problems)
+    }
+
+    pub(super) fn look_at_account(
+        &self,
+        account: &Account,
+        cell: &mut Cell,
+    ) -> Result<Option<Listing>, StoreError> {
+        let user = self.server.user(account.as_str())?;
+        let mut listing = Listing::default();
+        let mut problems = Vec::new();
+        let mut seen = BTreeMap::new();
+        for mailbox in &user.mailboxes {
+            let Some(name) = folder(account, mailbox, &mut listing, &mut problems) else {
+                continue;
+            };
+            cell.virtual_domain = Some(mailbox.name.contains(&b'!'));
+            if mailbox.is_intermediate() {
+                continue;
+            }
+            seen.insert(id_of(mailbox), name.clone());
+            match self.refresh(account, cell, mailbox.clone(), name.clone()) {
+                Ok(Some(snapshot)) => listing.state.mailboxes.push(snapshot.state()),
+                Ok(None) => {}
+                Err(error) => unread(&mut listing, &name, &error)?,
+            }
+        }
+        self.miss_none(account, cell, &user, &seen, &mut listing)?;
+        if user.mailboxes.is_empty() && listing.unread.is_empty() {
+            return Ok(None);
+        }
+        listing.state.files = self.list_files(account, &user, cell)?;
+        let AccountState { mailboxes, .. } = &mut listing.state;
+        mailboxes.sort_by(|a, b| a.name.cmp(&b.name));
+        not_carried(account, cell, &user, &mut problems);
+        super::lock(&self.problems).insert(Some(account.clone()), problems);
+        Ok(Some(listing))
+    }
+
+    /// Neither what was there the last time nor what IMAP lists may be missing without a proof: the
+    /// replication protocol says nothing of mailboxes that it cannot read.
+    fn miss_none(
+        &self,
+        account: &Account,
+        cell: &mut Cell,
+        user: &User,
+        seen: &BTreeMap<MailboxId, MailboxName>,
+        listing: &mut Listing,
+    ) -> Result<(), StoreError> {
+        let lost: Vec<MailboxId> =
+            cell.boxes.keys().filter(|id| !seen.contains_key(id)).copied().collect();
+        for id in lost {
+            let Some(snapshot) = cell.boxes.get(&id) else { continue };
+            let (at, name) = (snapshot.mailbox.name.clone(), snapshot.name.clone());
+            match self.server.full(&at) {
+                Ok(_) => drop(cell.boxes.remove(&id)),
+                Err(error) => unread(listing, &name, &error)?,
+            }
+        }
+        if cell.is_listed {
+            return Ok(());
+        }
+        let separator = self.server.separator()?;
+        let told: BTreeSet<Vec<u8>> =
+            user.mailboxes.iter().map(|m| names::external(&m.name, separator)).collect();
+        for (listed, name) in self.listed(account, separator)? {
+            let virtual_domain =
+                cell.virtual_domain.unwrap_or_else(|| account.as_str().contains('@'));
+            let at = names::internal(account.as_str(), name.as_octets(), virtual_domain);
+            let (false, Ok(at)) = (told.contains(&listed), at) else { continue };
+            if let Err(error) = self.server.full(&at) {
+                unread(listing, &name, &error)?;
+            }
+        }
+        cell.is_listed = listing.unread.is_empty();
+        Ok(())
+    }
+
+    /// A user's mailboxes as IMAP lists them: external names, and what they mean.
+    fn listed(
+        &self,
+        account: &Account,
+        separator: u8,
+    ) -> Result<Vec<(Vec<u8>, MailboxName)>, StoreError> {
+        let separator = char::from(separator);
+        let (local, domain) = match account.as_str().rsplit_once('@') {
+            Some((local, domain)) => (local, format!("@{domain}")),
+            None => (account.as_str(), String::new()),
+        };
+        let local = if separator == '.' { local.replace('.', "^") } else { local.to_owned() };
+        let inbox = format!("user{separator}{local}");
+        let mut found = Vec::new();
+        for pattern in [format!("{inbox}{domain}"), format!("{inbox}{separator}*{domain}")] {
+            for name in self.server.list(&pattern)? {
+                let folder = name.strip_prefix(inbox.as_bytes());
+                let folder = folder.and_then(|rest| rest.strip_suffix(domain.as_bytes()));
+                let Some(folder) = folder else { continue };
+                let folder = folder.strip_prefix(&[separator as u8][..]).unwrap_or(folder);
+                let parts = folder.iter().map(|&octet| match octet {
+                    b'^' if separator == '.' => b'.',
+                    octet if char::from(octet) == separator => b'/',
+                    octet => octet,
+                });
+                let parts: Vec<u8> = parts.collect();
+                found.extend(MailboxName::new(&parts).ok().map(|folder| (name, folder)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// A mailbox by its name, as it is now.
+    pub(super) fn find_one<'a>(
+        &self,
+        account: &Account,
+        cell: &'a mut Cell,
+        name: &MailboxName,
+    ) -> Result<Option<&'a Snapshot>, StoreError> {
+        let Ok(at) = self.internal(account, cell, name)? else { return Ok(None) };
+        let Some(mailbox) = self.server.by_name(&at)? else { return Ok(None) };
+        if mailbox.is_intermediate() || !mailbox.is_mail() {
+            return Ok(None);
+        }
+        let refreshed = self.refresh(account, cell, mailbox, name.clone())?;
+        Ok(refreshed.map(|snapshot| &*snapshot))
+    }
+
+    /// A mailbox by its identity, as it is now.
+    pub(super) fn refresh_id<'a>(
+        &self,
+        account: &Account,
+        cell: &'a mut Cell,
+        id: MailboxId,
+    ) -> Result<Option<&'a mut Snapshot>, StoreError> {
+        if !cell.boxes.contains_key(&id) {
+            self.look_at_account(account, cell)?;
+        }
+        let Some(snapshot) = cell.boxes.get(&id) else { return Ok(None) };
+        let Mailbox { unique_id, name, .. } = &snapshot.mailbox;
+        let mailbox = self.server.by_id(unique_id, name)?;
+        let Some(mailbox) = mailbox.filter(|mailbox| !mailbox.is_intermediate()) else {
+            cell.boxes.remove(&id);
+            return Ok(None);
+        };
+        let Named::Folder { user, folder } = names::meaning(&mailbox.name) else {
+            cell.boxes.remove(&id); // deleted, and not yet gone
+            return Ok(None);
+        };
+        match MailboxName::new(&folder) {
+            Ok(name) if user == account.as_str() => self.refresh(account, cell, mailbox, name),
+            _ => Ok(None),
+        }
+    }
+
+    /// The internal name of a mailbox, or why it can have none.
+    pub(super) fn internal(
+        &self,
+        account: &Account,
+        cell: &mut Cell,
+        name: &MailboxName,
+    ) -> Result<Result<Vec<u8>, StoreError>, StoreError> {
+        let user = account.as_str();
+        if cell.virtual_domain.is_none() && user.contains('@') {
+            let known = self.server.user(user)?;
+            let first = known.mailboxes.first();
+            cell.virtual_domain = first.map(|mailbox| mailbox.name.contains(&b'!'));
+        }
+        let virtual_domain = cell.virtual_domain.unwrap_or(true);
+        let internal = names::internal(user, name.as_octets(), virtual_domain);
+        Ok(internal.map_err(|why| StoreError::Name { name: format!("{account}/{name}"), why }))
+    }
+
+    /// Brings what is known of a mailbox up to what `header` says; `None` if it has gone meanwhile.
+    pub(super) fn refresh<'a>(
+        &self,
+        account: &Account,
+        cell: &'a mut Cell,
+        header: Mailbox,
+        name: MailboxName,
+    ) -> Result<Option<&'a mut Snapshot>, StoreError> {
+        let id = id_of(&header);
+        let is_known = cell.boxes.get(&id).is_some_and(|snapshot| snapshot.is_of(&header));
+        if is_known {
+            let snapshot = cell.boxes.get_mut(&id);
+            if let Some(snapshot) = snapshot {
+                (snapshot.mailbox, snapshot.name) = (header, name);
+                return Ok(Some(snapshot));
+            }
+            return Ok(None);
+        }
+        let Some((mailbox, messages)) = self.server.full(&header.name)? else {
+            cell.boxes.remove(&id);
+            return Ok(None);
+        };
+        if id_of(&mailbox) != id {
+            return Ok(None); // another one stands there by now
+        }
+        let held = self.held(id)?;
+        let new = || Snapshot::new(header, name.clone());
+        let snapshot = cell.boxes.entry(id).or_insert_with(new);
+        snapshot.name = name;
+        snapshot.learn(mailbox, messages, &held);
+        self.remember(account, snapshot);
+        Ok(Some(snapshot))
+    }
+
+    pub(super) fn remember(&self, account: &Account, snapshot: &Snapshot) {
+        let mut bodies = super::lock(&self.bodies);
+        if bodies.len() > BODIES_MAX {
+            bodies.clear();
+        }
+        for record in snapshot.records() {
+            bodies.insert(record.guid, (account.clone(), snapshot.id(), record.uid));
+        }
+    }
+}
+
+/// The name of a mailbox of ours; one that cannot be replicated is told of.
+fn folder(
+    account: &Account,
+    mailbox: &Mailbox,
+    listing: &mut Listing,
+    problems: &mut Vec<Problem>,
+) -> Option<MailboxName> {
+    let object = mailbox.name.escape_ascii().to_string();
+    let tell = |kind, detail: &str| Problem {
+        kind,
+        account: Some(account.clone()),
+        mailbox: None,
+        object: object.clone(),
+        detail: detail.to_owned(),
+    };
+    match names::meaning(&mailbox.name) {
+        Named::Folder { user, folder } if user == account.as_str() => {
+            if !mailbox.is_mail() && !mailbox.is_intermediate() {
+                let kind = &mailbox.kind;
+                let detail = format!("of type {kind}, which is not mail: it is not replicated");
+                problems.push(tell(ProblemKind::NotAMessage, &detail));
+                return None;
+            }
+            let name = MailboxName::new(&folder).ok();
+            if name.is_none() {
+                problems.push(tell(ProblemKind::Name, "the name is too long to be replicated"));
+            }
+            name
+        }
+        Named::Odd { .. } => {
+            let detail = "a part of the name is `.`, `..` or has a slash: it is not replicated";
+            problems.push(tell(ProblemKind::Name, detail));
+            // It is there: what a replica has under its identity is not to be taken away.
+            let reason = crate::Reason::Name;
+            let name = MailboxName::new(object.replace('/', "_").as_bytes())
+                .unwrap_or_else(|_| MailboxName::inbox());
+            listing.unread.push((name, reason, detail.to_owned()));
+            None
+        }
+        // Deleted and not yet gone.
+        Named::Folder { .. } | Named::Other => None,
+    }
+}
+
+/// Lists a mailbox that cannot be read, unless it is not the mailbox's fault.
+fn unread(listing: &mut Listing, name: &MailboxName, error: &StoreError) -> Result<(), StoreError> {
+    let detail = mailtwin_logic::chain::Chain(error).to_string();
+    if error.reason() == crate::Reason::Busy {
+        let source = std::io::Error::other(detail);
+        return Err(StoreError::Io { op: "look at", path: name.to_string().into(), source });
+    }
+    listing.unread.push((name.clone(), error.reason(), detail));
+    Ok(())
+}
+
+/// Tells of what an account has and replication does not carry.
+fn not_carried(account: &Account, cell: &Cell, user: &User, problems: &mut Vec<Problem>) {
+    let mut tell = |mailbox: Option<&MailboxName>, object: &str, detail: &str| {
+        problems.push(Problem {
+            kind: ProblemKind::NotCarried,
+            account: Some(account.clone()),
+            mailbox: mailbox.cloned(),
+            object: object.to_owned(),
+            detail: detail.to_owned(),
+        });
+    };
+    for snapshot in cell.boxes.values().filter(|snapshot| snapshot.is_annotated()) {
+        let detail = "annotations of mailboxes and messages are not replicated";
+        tell(Some(&snapshot.name), "annotations", detail);
+    }
+    for root in &user.quotas {
+        tell(None, root, "quota limits are not replicated: set them on each node");
+    }
+    if user.has_seen {
+        tell(None, "seen state", "what this user has seen in others' mailboxes is not replicated");
+    }
+}

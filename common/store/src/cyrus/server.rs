@@ -1,0 +1,366 @@
+//! Commands to the Cyrus beside us, over connections that are kept.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use mailtwin_cyrus::{
+    Answer, Command, Dialect, File, Link, LinkError, Refusal, Value,
+    mailbox::{Mailbox, Message, guid_text},
+};
+use mailtwin_disk::clock::Clock;
+use mailtwin_logic::ids::{Guid, Uid};
+
+use super::{CyrusOptions, stage};
+use crate::{Staged, StoreError};
+
+/// Connections kept for later, of each kind.
+const IDLE_MAX: usize = 8;
+
+/// Octets of messages in one upload; a larger message goes alone.
+const UPLOAD_OCTETS: usize = 8 << 20;
+
+/// Messages in one upload.
+const UPLOAD_MESSAGES: usize = 256;
+
+/// What a server says of a user.
+#[derive(Debug, Default)]
+pub(super) struct User {
+    pub(super) mailboxes: Vec<Mailbox>,
+    /// Internal names.
+    pub(super) subscribed: Vec<Vec<u8>>,
+    /// File name, GUID, and whether it is the active one's compiled form.
+    pub(super) scripts: Vec<(String, Guid, bool)>,
+    /// Quota roots.
+    pub(super) quotas: Vec<String>,
+    /// Whether there are marks of readers that are not the owner.
+    pub(super) has_seen: bool,
+}
+
+/// What became of a fetch.
+#[derive(Debug)]
+pub(super) enum Fetched {
+    Octets(Vec<u8>),
+    /// The file is there, but not what it should be.
+    Wrong,
+}
+
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) options: CyrusOptions,
+    pub(super) clock: Arc<dyn Clock>,
+    imap: Mutex<Vec<Link>>,
+    csync: Mutex<Vec<Link>>,
+    separator: OnceLock<u8>,
+}
+
+impl Server {
+    pub(super) fn new(options: CyrusOptions, clock: Arc<dyn Clock>) -> Self {
+        let (imap, csync) = (Mutex::default(), Mutex::default());
+        Self { options, clock, imap, csync, separator: OnceLock::new() }
+    }
+
+    /// The port that all but lists go to: what a master writes must stand in its sync log, so that
+    /// all replicas hear of it; what a replica writes must not.
+    fn dialect(&self) -> Dialect {
+        if self.options.is_master { Dialect::Imap } else { Dialect::Csync }
+    }
+
+    /// Does `work` on a connection. One that was kept may have ended meanwhile: then on another.
+    pub(super) fn with<T>(
+        &self,
+        dialect: Dialect,
+        mut work: impl FnMut(&mut Link) -> Result<T, LinkError>,
+    ) -> Result<T, LinkError> {
+        let pool = if dialect == Dialect::Imap { &self.imap } else { &self.csync };
+        loop {
+            let kept = pool.lock().expect("no panic while it is held").pop();
+            let is_kept = kept.is_some();
+            let mut link = kept.map_or_else(|| self.open(dialect), Ok)?;
+            let done = work(&mut link);
+            match &done {
+                Err(error) if !error.is_refusal() && is_kept => continue,
+                Err(error) if !error.is_refusal() => {}
+                _ => {
+                    let mut pool = pool.lock().expect("no panic while it is held");
+                    if pool.len() < IDLE_MAX {
+                        pool.push(link);
+                    }
+                }
+            }
+            return done;
+        }
+    }
+
+    fn open(&self, dialect: Dialect) -> Result<Link, LinkError> {
+        let CyrusOptions { imap, csync, login, .. } = &self.options;
+        let place = if dialect == Dialect::Imap { imap } else { csync };
+        Link::open(place, dialect, login, Arc::clone(&self.clock))
+    }
+
+    fn get(&self, name: &str, value: &Value) -> Result<Vec<Answer>, LinkError> {
+        self.with(self.dialect(), |link| link.run(&Command::Get(name, value)))
+    }
+
+    /// One write that may be repeated.
+    pub(super) fn apply(
+        &self,
+        op: &'static str,
+        name: &str,
+        value: &Value,
+    ) -> Result<(), StoreError> {
+        let done = self.with(self.dialect(), |link| link.run(&Command::Apply(name, value)));
+        done.map(drop).map_err(failed(op, name))
+    }
+
+    /// Everything about a user but messages.
+    pub(super) fn user(&self, user: &str) -> Result<User, StoreError> {
+        let answers = self.get("USER", &Value::text(user)).map_err(failed("list", user))?;
+        let mut found = User::default();
+        for Answer { name, values } in answers {
+            let Some(value) = values.first() else { continue };
+            match &name[..] {
+                "MAILBOX" => found.mailboxes.push(Mailbox::parse(value).map_err(damaged(user))?),
+                "LSUB" => {
+                    let names = value.as_list().unwrap_or_default().iter();
+                    found.subscribed.extend(names.filter_map(|n| Some(n.as_text()?.to_vec())));
+                }
+                "SIEVE" => found.scripts.extend(script(value)),
+                "QUOTA" => {
+                    let root = value.text_of("ROOT").unwrap_or_default();
+                    found.quotas.push(root.escape_ascii().to_string());
+                }
+                "SEEN" => found.has_seen = true,
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// A mailbox by its internal name; `None` if it is not there. One that cannot be read is an error.
+    pub(super) fn by_name(&self, name: &[u8]) -> Result<Option<Mailbox>, StoreError> {
+        let list = Value::List(vec![Value::text(name)]);
+        self.header("MAILBOXES", &list, &name.escape_ascii().to_string(), name)
+    }
+
+    /// A mailbox by its UNIQUEID, that stood at `name` the last time; `None` if it is not there.
+    pub(super) fn by_id(&self, id: &str, name: &[u8]) -> Result<Option<Mailbox>, StoreError> {
+        let list = Value::List(vec![Value::text(id)]);
+        self.header("UNIQUEIDS", &list, id, name)
+    }
+
+    fn header(
+        &self,
+        by: &str,
+        list: &Value,
+        what: &str,
+        name: &[u8],
+    ) -> Result<Option<Mailbox>, StoreError> {
+        let answers = self.get(by, list).map_err(failed("look at", what))?;
+        let found = answers.iter().find(|answer| answer.name == "MAILBOX");
+        if let Some(value) = found.and_then(|answer| answer.values.first()) {
+            return Mailbox::parse(value).map(Some).map_err(damaged(what));
+        }
+        // Neither one that is missing nor one that cannot be read is told of: only this tells them
+        // apart.
+        self.full(name).map(|_| None)
+    }
+
+    /// A mailbox with all of its messages, expunged ones excepted; `None` if it is not there.
+    pub(super) fn full(&self, name: &[u8]) -> Result<Option<(Mailbox, Vec<Message>)>, StoreError> {
+        let what = name.escape_ascii().to_string();
+        let answers = match self.get("FULLMAILBOX", &Value::text(name)) {
+            Err(error) if error.has_code("IMAP_MAILBOX_NONEXISTENT") => return Ok(None),
+            other => other.map_err(failed("read", &what))?,
+        };
+        let value = answers.into_iter().find(|answer| answer.name == "MAILBOX");
+        let Some(value) = value.and_then(|answer| answer.values.into_iter().next()) else {
+            return Ok(None);
+        };
+        let mailbox = Mailbox::parse(&value).map_err(damaged(&what))?;
+        let mut messages = Vec::new();
+        for record in value.get("RECORD").and_then(Value::as_list).unwrap_or_default() {
+            let message = Message::parse(record).map_err(damaged(&what))?;
+            if !message.is_expunged() {
+                messages.push(message);
+            }
+        }
+        Ok(Some((mailbox, messages)))
+    }
+
+    /// A message's octets, whose SHA-1 the server has checked.
+    pub(super) fn fetch(
+        &self,
+        mailbox: &Mailbox,
+        uid: Uid,
+        guid: Guid,
+    ) -> Result<Fetched, StoreError> {
+        let wanted = Value::map([
+            ("MBOXNAME", Value::text(&mailbox.name)),
+            ("PARTITION", Value::text(&mailbox.partition)),
+            ("UNIQUEID", Value::text(&mailbox.unique_id)),
+            ("GUID", Value::text(guid_text(guid.0))),
+            ("UID", Value::number(uid)),
+        ]);
+        let what = format!("message {uid} of {}", mailbox.name.escape_ascii());
+        let answers = self.get("FETCH", &wanted).map_err(failed("fetch", &what))?;
+        let value = answers.into_iter().find(|answer| answer.name == "MESSAGE");
+        match value.and_then(|answer| answer.values.into_iter().next()) {
+            Some(Value::File(file)) if crate::guid_of(&file.octets) == guid => {
+                Ok(Fetched::Octets(file.octets))
+            }
+            _ => Ok(Fetched::Wrong),
+        }
+    }
+
+    /// A Sieve script's text.
+    pub(super) fn script(&self, user: &str, file: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let wanted = Value::map([("USERID", Value::text(user)), ("FILENAME", Value::text(file))]);
+        let what = format!("script {file} of {user}");
+        let answers = match self.get("FETCH_SIEVE", &wanted) {
+            Err(error) if error.is_refusal() => return Ok(None),
+            other => other.map_err(failed("fetch", &what))?,
+        };
+        let value = answers.into_iter().find(|answer| answer.name == "SIEVE");
+        let value = value.and_then(|answer| answer.values.into_iter().next());
+        Ok(value.and_then(|value| Some(value.text_of("CONTENT")?.to_vec())))
+    }
+
+    /// External names of mailboxes that match, over IMAP; those that are places only are left out.
+    pub(super) fn list(&self, pattern: &str) -> Result<Vec<Vec<u8>>, StoreError> {
+        let all = self.list_all(pattern)?;
+        Ok(all.into_iter().filter_map(|(name, is_place)| (!is_place).then_some(name)).collect())
+    }
+
+    /// External names that match, over IMAP, and whether each is a place in the hierarchy only.
+    pub(super) fn list_all(&self, pattern: &str) -> Result<Vec<(Vec<u8>, bool)>, StoreError> {
+        let list = Command::List(pattern);
+        let answers = self.with(Dialect::Imap, |link| link.run(&list));
+        let answers = answers.map_err(failed("list", pattern))?;
+        let name = |answer: Answer| {
+            let [flags, _, name] = &answer.values[..] else { return None };
+            let is_place = |flag: &Value| {
+                let flag = flag.as_text().unwrap_or_default();
+                [&b"\\Noselect"[..], b"\\NonExistent"].iter().any(|f| f.eq_ignore_ascii_case(flag))
+            };
+            let is_place = flags.as_list()?.iter().any(is_place);
+            (answer.name == "LIST").then_some(())?;
+            Some((name.as_text()?.to_vec(), is_place))
+        };
+        Ok(answers.into_iter().filter_map(name).collect())
+    }
+
+    /// What stands between the parts of a name over IMAP.
+    pub(super) fn separator(&self) -> Result<u8, StoreError> {
+        if let Some(separator) = self.separator.get() {
+            return Ok(*separator);
+        }
+        let answers = self.with(Dialect::Imap, |link| link.run(&Command::List("")));
+        let answers = answers.map_err(failed("list", "the hierarchy"))?;
+        let told = answers.iter().find_map(|answer| answer.values.get(1)?.as_text()?.first());
+        Ok(*self.separator.get_or_init(|| told.copied().unwrap_or(b'/')))
+    }
+
+    /// Uploads messages, each content once, then brings a mailbox to the state that `value` says, in
+    /// one session. With `rebuilt`, the mailbox of that name is taken away in between, and those GUIDs
+    /// of it are kept over that.
+    pub(super) fn bring(
+        &self,
+        name: &[u8],
+        staged: &[Staged],
+        value: &Value,
+        rebuilt: Option<&[Guid]>,
+    ) -> Result<(), StoreError> {
+        let what = name.escape_ascii().to_string();
+        let done = self.with(self.dialect(), |link| {
+            // Tells whether the connection is still there, before anything depends on it. One that
+            // breaks later is not tried again here: everything is planned anew.
+            link.run(&Command::Restart)?;
+            let done = upload(link, staged, value).and_then(|()| {
+                change(link, name, value, rebuilt).map_err(|error| {
+                    let is_poison = matches!(error, LinkError::Ended { .. });
+                    let why = "Cyrus ended the connection over its changes; its log says why";
+                    let poison = || StoreError::Corrupt { path: (&what).into(), why: why.into() };
+                    if is_poison { poison() } else { failed("change", &what)(error) }
+                })
+            });
+            let is_alive = match &done {
+                Ok(()) => true,
+                Err(StoreError::Server { source, .. }) => source.is_refusal(),
+                Err(_) => false,
+            };
+            if is_alive {
+                // Frees what was staged. A connection that breaks here is found out by the next.
+                let _ = link.run(&Command::Restart);
+            }
+            Ok(done)
+        });
+        done.map_err(failed("change", &what))?
+    }
+}
+
+/// Sends messages, some at a time, so that they need little memory.
+fn upload(link: &mut Link, staged: &[Staged], value: &Value) -> Result<(), StoreError> {
+    let partition = value.text_of("PARTITION").unwrap_or_default();
+    let partition = String::from_utf8_lossy(partition).into_owned();
+    let mut sent = BTreeSet::new();
+    let mut part = (Vec::new(), 0_usize);
+    let mut send = |files: Vec<Value>| {
+        let sent = link.run(&Command::Apply("MESSAGE", &Value::List(files)));
+        sent.map(drop).map_err(failed("upload", "messages"))
+    };
+    for staged in staged.iter().filter(|staged| sent.insert(staged.guid())) {
+        let octets = stage::read(staged)?;
+        let is_full =
+            part.0.len() >= UPLOAD_MESSAGES || part.1.saturating_add(octets.len()) > UPLOAD_OCTETS;
+        if is_full && !part.0.is_empty() {
+            send(std::mem::take(&mut part.0))?;
+            part.1 = 0;
+        }
+        part.1 = part.1.saturating_add(octets.len());
+        let (partition, guid) = (partition.clone(), guid_text(staged.guid().0));
+        part.0.push(Value::File(File { partition, guid, octets }));
+    }
+    if part.0.is_empty() { Ok(()) } else { send(part.0) }
+}
+
+fn change(
+    link: &mut Link,
+    name: &[u8],
+    value: &Value,
+    rebuilt: Option<&[Guid]>,
+) -> Result<(), LinkError> {
+    if let Some(guids) = rebuilt {
+        let guids = guids.iter().map(|guid| Value::text(guid_text(guid.0))).collect();
+        let reserve = Value::map([
+            ("PARTITION", value.get("PARTITION").cloned().unwrap_or(Value::Nil)),
+            ("MBOXNAME", Value::List(vec![Value::text(name)])),
+            ("GUID", Value::List(guids)),
+        ]);
+        let missing = link.run(&Command::Apply("RESERVE", &reserve))?;
+        if let Some(missing) = missing.first().and_then(|answer| answer.values.first()) {
+            let text = format!("messages are damaged or gone: {missing:?}; mend them first");
+            return Err(LinkError::Refused(Refusal { text }));
+        }
+        link.run(&Command::Apply("UNMAILBOX", &Value::text(name)))?;
+    }
+    link.run(&Command::Apply("MAILBOX", value)).map(drop)
+}
+
+fn script(value: &Value) -> Option<(String, Guid, bool)> {
+    let name = String::from_utf8(value.text_of("FILENAME")?.to_vec()).ok()?;
+    let guid = std::str::from_utf8(value.text_of("GUID")?).ok()?.parse().ok()?;
+    Some((name, guid, value.number_of("ISACTIVE") == Some(1)))
+}
+
+/// For `map_err`: names the operation and its object.
+pub(super) fn failed(op: &'static str, what: &str) -> impl FnOnce(LinkError) -> StoreError {
+    let what = what.to_owned();
+    move |source| StoreError::Server { op, what, source: Box::new(source) }
+}
+
+fn damaged<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> StoreError {
+    let what = what.to_owned();
+    move |error| StoreError::Corrupt { path: what.into(), why: format!("Cyrus tells of {error}") }
+}

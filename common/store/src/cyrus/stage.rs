@@ -1,0 +1,186 @@
+//! Octets on their way: in files of our own until Cyrus gets them.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Cursor, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use mailtwin_logic::{
+    ids::{Account, Guid, MailboxId, Uid},
+    mailbox::Record,
+};
+use sha1::{Digest as _, Sha1};
+
+use super::{Cyrus, lock, no_mailbox, no_message, server::Fetched};
+use crate::{
+    Destination, Octets, Staged, Staging, StoreError, maildir::fsys::during, staged::Place,
+};
+
+/// Where they wait, below the working directory: a node's two daemons keep out of each other's way.
+pub(super) fn dir(is_master: bool) -> &'static str {
+    if is_master { "staging-master" } else { "staging-replica" }
+}
+
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
+/// Removes what a crash left.
+pub(super) fn sweep(staging: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(staging).map_err(during("read", staging))? {
+        let path = entry.map_err(during("read", staging))?.path();
+        fs::remove_file(&path).map_err(during("remove", &path))?;
+    }
+    Ok(())
+}
+
+/// Reads staged octets, to be sent.
+pub(super) fn read(staged: &Staged) -> Result<Vec<u8>, StoreError> {
+    let what = || StoreError::NotFound { what: format!("staged message {}", staged.guid()) };
+    let Place::File(path, _) = staged.place() else { return Err(what()) };
+    let octets = fs::read(path).map_err(during("read", path))?;
+    // Cyrus ends the connection over octets that are not what their GUID says.
+    let got = crate::guid_of(&octets);
+    if got != staged.guid() {
+        let what = format!("staged message {}", path.display());
+        return Err(StoreError::Mismatch { what, want: staged.guid(), got });
+    }
+    Ok(octets)
+}
+
+struct Intake {
+    path: PathBuf,
+    /// `None` once finished.
+    file: Option<File>,
+    hash: Sha1,
+    octets: u64,
+    want: (Guid, u64),
+    what: String,
+}
+
+impl Staging for Intake {
+    fn write(&mut self, octets: &[u8]) -> Result<(), StoreError> {
+        self.octets = self.octets.saturating_add(octets.len() as u64);
+        if self.octets > self.want.1 {
+            let what = format!("{}: more octets than announced", self.what);
+            return Err(StoreError::Mismatch { what, want: self.want.0, got: Guid::default() });
+        }
+        self.hash.update(octets);
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.write_all(octets).map_err(during("write", &self.path))
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Staged, StoreError> {
+        let got = Guid(std::mem::take(&mut self.hash).finalize().into());
+        if (got, self.octets) != self.want {
+            let (what, want) = (self.what.clone(), self.want.0);
+            return Err(StoreError::Mismatch { what, want, got });
+        }
+        self.file = None;
+        Ok(Staged::new(got, self.octets, Place::File(self.path.clone(), 0)))
+    }
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            // A leftover is removed at the next start.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Cyrus {
+    pub(super) fn begin_staging(
+        &self,
+        destination: &Destination,
+        record: &Record,
+    ) -> Result<Box<dyn Staging>, StoreError> {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}.{serial}", std::process::id());
+        let path = self.server.options.work_dir.join(dir(self.server.options.is_master)).join(name);
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(&path);
+        Ok(Box::new(Intake {
+            file: Some(file.map_err(during("create", &path))?),
+            path,
+            hash: Sha1::new(),
+            octets: 0,
+            want: (record.guid, record.octets),
+            what: format!("message {} for {}", record.uid, destination.account),
+        }))
+    }
+
+    /// Copies octets that some mailbox of this store holds.
+    pub(super) fn stage_copy(
+        &self,
+        destination: &Destination,
+        record: &Record,
+    ) -> Result<Option<Staged>, StoreError> {
+        let place = lock(&self.bodies).get(&record.guid).cloned();
+        let Some((account, id, uid)) = place else { return Ok(None) };
+        let mut octets = match self.open_one(&account, id, uid) {
+            Ok(octets) if octets.octets() == record.octets => octets,
+            Ok(_) => return Ok(None),
+            Err(_) => {
+                // Gone or damaged: the original is still to be had.
+                lock(&self.bodies).remove(&record.guid);
+                return Ok(None);
+            }
+        };
+        let mut all = Vec::new();
+        octets.read_to_end(&mut all).map_err(during("read", Path::new("a message in memory")))?;
+        if crate::guid_of(&all) != record.guid {
+            return Ok(None);
+        }
+        let mut staging = self.begin_staging(destination, record)?;
+        staging.write(&all)?;
+        staging.finish().map(Some)
+    }
+
+    pub(super) fn open_one(
+        &self,
+        account: &Account,
+        mailbox: MailboxId,
+        uid: Uid,
+    ) -> Result<Octets, StoreError> {
+        let cell = self.cell(account);
+        let mut cell = lock(&cell);
+        let known = cell.boxes.get(&mailbox).is_some_and(|snapshot| snapshot.get(uid).is_some());
+        if !known {
+            self.refresh_id(account, &mut cell, mailbox)?;
+        }
+        let snapshot = cell.boxes.get(&mailbox).ok_or_else(|| no_mailbox(account, mailbox))?;
+        let record = snapshot.get(uid).ok_or_else(|| no_message(account, uid))?;
+        let (at, name, guid) = (snapshot.mailbox.clone(), snapshot.name.clone(), record.guid);
+        drop(cell); // others need not wait for this message
+        match self.server.fetch(&at, uid, guid) {
+            Ok(Fetched::Octets(octets)) => {
+                Ok(Octets::new(octets.len() as u64, Cursor::new(octets)))
+            }
+            Ok(Fetched::Wrong) => {
+                let path = format!("message {uid} of {account}/{name}").into();
+                let why = "Cyrus says its file does not match its GUID or cannot be read".into();
+                Err(StoreError::Corrupt { path, why })
+            }
+            Err(error) if error.reason() == crate::Reason::Missing => {
+                self.gone(account, mailbox, uid)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A message that Cyrus cannot fetch: expunged meanwhile, or its file is lost.
+    fn gone(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError> {
+        let cell = self.cell(account);
+        let mut cell = lock(&cell);
+        let snapshot = self.refresh_id(account, &mut cell, mailbox)?;
+        let snapshot = snapshot.ok_or_else(|| no_mailbox(account, mailbox))?;
+        if snapshot.get(uid).is_none() {
+            return Err(no_message(account, uid));
+        }
+        let path = format!("message {uid} of {account}/{}", snapshot.name).into();
+        Err(StoreError::Corrupt { path, why: "Cyrus has its record, but no file".into() })
+    }
+}
