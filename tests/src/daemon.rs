@@ -52,9 +52,16 @@ impl Node {
     /// Makes and initialises a node for each server: the first is the master, the others are its
     /// replicas. Nothing is started.
     pub fn cluster(lab: &Lab, servers: &[&Dovecot]) -> anyhow::Result<Vec<Self>> {
+        let stores = servers.iter().map(|server| (server.name(), maildir_store(server)));
+        Self::beside(lab, &stores.collect::<Vec<_>>())
+    }
+
+    /// The same for servers of any kind: what they are called, and the sections of the configuration
+    /// that tell of their store.
+    pub fn beside(lab: &Lab, servers: &[(&str, String)]) -> anyhow::Result<Vec<Self>> {
         let mut nodes = Vec::new();
-        for (number, server) in servers.iter().enumerate() {
-            let name = format!("{}-node", server.name());
+        for (number, (server, _)) in servers.iter().enumerate() {
+            let name = format!("{server}-node");
             nodes.push(Self {
                 role: if number == 0 { "master" } else { "replica" },
                 dir: lab.mail_dir(&name)?,
@@ -67,9 +74,9 @@ impl Node {
                 name,
             });
         }
-        for (node, server) in nodes.iter().zip(servers) {
+        for (node, (_, store)) in nodes.iter().zip(servers) {
             let peers: Vec<&Self> = nodes.iter().filter(|peer| peer.name != node.name).collect();
-            node.write_config(&node.configuration(server, &peers))?;
+            node.write_config(&node.configuration(store, &peers))?;
             node.replctl(lab, &["init", "--role", node.role])?.expect(0)?;
         }
         Ok(nodes)
@@ -286,8 +293,7 @@ impl Node {
         daemon.with_context(|| format!("no daemon runs on {}", self.name))
     }
 
-    fn configuration(&self, server: &Dovecot, peers: &[&Self]) -> String {
-        let mail = server.mail_root().display().to_string();
+    fn configuration(&self, store: &str, peers: &[&Self]) -> String {
         let dir = self.dir.display();
         let mut text = format!(
             r#"config_version = 1
@@ -298,12 +304,7 @@ state_dir = "{dir}/state"
 run_dir = "{dir}/run"
 log = "info,mailtwin_agent=debug,mailtwin_replica=debug,mailtwin_store=debug"
 
-[store]
-engine = "maildir"
-root = "{mail}/{{user}}/Maildir"
-home = "{mail}/{{user}}"
-layout = "{layout}"
-
+{store}
 [replica]
 listen = "127.0.0.1:{port}"
 
@@ -312,7 +313,6 @@ agent = "127.0.0.1:{agent}"
 replica = "127.0.0.1:{replica}"
 "#,
             name = self.name,
-            layout = server.layout().as_str(),
             port = self.port,
             agent = self.metrics.0,
             replica = self.metrics.1,
@@ -324,6 +324,15 @@ replica = "127.0.0.1:{replica}"
         }
         text
     }
+}
+
+/// The section of the configuration that tells of a Dovecot's store.
+pub fn maildir_store(server: &Dovecot) -> String {
+    let (mail, layout) = (server.mail_root().display().to_string(), server.layout().as_str());
+    format!(
+        "[store]\nengine = \"maildir\"\nroot = \"{mail}/{{user}}/Maildir\"\n\
+         home = \"{mail}/{{user}}\"\nlayout = \"{layout}\"\n"
+    )
 }
 
 /// A master and one replica, each a Dovecot with our daemon beside it.

@@ -6,6 +6,7 @@ pub mod browser;
 pub mod check;
 pub mod cluster;
 pub mod corpus;
+pub mod cyrus;
 pub mod daemon;
 pub mod debootstrap;
 pub mod dovecot;

@@ -1,0 +1,313 @@
+//! The contract of `MailStore` on a live Cyrus: the cases that every engine passes, each on servers of
+//! its own.
+//!
+//! Left out are: a message without octets (`wrong_octets_are_refused` stores one; Cyrus ends the
+//! connection over it, and the engine refuses it by name), and names that Cyrus does not take
+//! (`graveyard_gives_back_what_it_keeps` makes a mailbox with a tab in its name).
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use mailtwin_cyrus::{
+    Command, Dialect, File, Link, Login, Place, Value,
+    mailbox::{EXPUNGED, Mailbox, Message, guid_text},
+    names,
+};
+use mailtwin_disk::{clock::SystemClock, index::Index};
+use mailtwin_logic::{
+    ids::{Account, Guid, Uid},
+    mailbox::{FileKey, Flags, MailboxName},
+};
+use mailtwin_store::{
+    MailStore,
+    conformance::{self, KEEP, ManualClock, Subject},
+    cyrus::{Cyrus as Store, CyrusOptions},
+    guid_of,
+};
+use mailtwin_tests::{
+    cyrus::{ADMIN, Cyrus},
+    dovecot::PASSWORD,
+    lab::Lab,
+};
+
+macro_rules! cases {
+    ($($case:ident)*) => {
+        $(
+            #[test]
+            fn $case() -> anyhow::Result<()> {
+                Lab::run(|lab| {
+                    let made = Mutex::new(0);
+                    conformance::$case(&|| Box::new(OnCyrus::new(lab, &made).expect("a Cyrus")));
+                    Ok(())
+                })
+            }
+        )*
+    };
+}
+
+cases! {
+    stale_plan_changes_nothing
+    what_is_kept_is_the_stores_own
+    changes_give_the_head_of_the_same_records
+    target_raises_uid_next
+    build_is_invisible_until_its_last_batch
+    abandoned_build_leaves_nothing
+    build_begins_anew_when_it_is_repeated
+    build_refuses_a_place_that_is_taken
+    build_refuses_a_mailbox_that_is_elsewhere
+    build_takes_the_place_of_an_empty_inbox
+    additions_below_uid_next_need_a_repair
+    repair_takes_another_uid_validity
+    delta_tells_what_changed
+    expunging_twice_is_nothing_and_updating_what_is_gone_an_error
+    octets_already_held_need_not_come_again
+    one_failing_batch_does_not_stop_the_others
+    planning_again_completes_what_broke_off
+    graveyard_keeps_what_was_expunged
+    foreign_messages_are_told_apart
+    names_are_swapped_and_moved_in_chains
+    deleted_and_created_anew_under_one_name
+    steps_for_what_has_changed_are_refused_whole
+    foreign_messages_hold_up_deletion
+    reset_inbox_makes_room
+    files_are_written_and_removed
+    hostile_names_stay_inside
+    random_changes_end_equal
+    both_ways_with_memory
+    replica_keeps_its_own
+    a_master_hands_over
+    inspecting_counts_and_changes_nothing
+    inspecting_finds_what_is_not_what_it_was
+    mending_gives_back_what_was_recorded
+    given_up_messages_may_be_taken_away
+}
+
+/// A Cyrus, our engine beside it, and a client that changes mail as the server itself would.
+struct OnCyrus {
+    store: Store,
+    /// Writes files as another program would.
+    other: Store,
+    clock: Arc<ManualClock>,
+    link: Mutex<Link>,
+    spool: PathBuf,
+    made: Mutex<u8>,
+    // Last, so that it outlives connections.
+    _cyrus: Cyrus,
+}
+
+impl OnCyrus {
+    fn new(lab: &Lab, made: &Mutex<u32>) -> anyhow::Result<Self> {
+        let mut made = made.lock().expect("no panic while it is held");
+        *made += 1;
+        let cyrus = Cyrus::start(lab, &format!("cyrus{made}"))?;
+        let dir = lab.dir().join(format!("state{made}"));
+        let clock = Arc::new(ManualClock::new());
+        let login = Login { user: ADMIN.to_owned(), password: PASSWORD.to_owned() };
+        let csync = Place::Tcp(cyrus.csync_address());
+        let open = |name: &str| -> anyhow::Result<Store> {
+            let dir = dir.join(name);
+            fs::create_dir_all(&dir)?;
+            let (index, _) = Index::open(&dir.join("index"))?;
+            let options = CyrusOptions {
+                imap: Place::Tcp(cyrus.imap_address()),
+                csync: csync.clone(),
+                login: login.clone(),
+                root: cyrus.spool(),
+                channel: cyrus.channel(),
+                work_dir: dir.join("work"),
+                identity_record: dir.join("store.json"),
+                graveyard: KEEP,
+                is_master: false,
+            };
+            Ok(Store::open(options, index, clock.clone())?)
+        };
+        let link = Link::open(&csync, Dialect::Csync, &login, SystemClock::shared())?;
+        Ok(Self {
+            store: open("ours")?,
+            other: open("other")?,
+            clock,
+            link: Mutex::new(link),
+            spool: cyrus.spool(),
+            made: Mutex::new(0),
+            _cyrus: cyrus,
+        })
+    }
+
+    fn apply(&self, name: &str, value: &Value) {
+        let mut link = self.link.lock().expect("no panic while it is held");
+        link.run(&Command::Apply(name, value)).expect("Cyrus does it");
+    }
+
+    fn full(&self, at: &[u8]) -> Option<(Mailbox, Vec<Message>)> {
+        let mut link = self.link.lock().expect("no panic while it is held");
+        let answers = link.run(&Command::Get("FULLMAILBOX", &Value::text(at))).ok()?;
+        let value = answers.first()?.values.first()?;
+        let records = value.get("RECORD").and_then(Value::as_list).unwrap_or_default();
+        let messages = records.iter().map(|record| Message::parse(record).expect("a record"));
+        let live = messages.filter(|message| !message.is_expunged()).collect();
+        let mailbox = Mailbox::parse(value).expect("a mailbox");
+        (!mailbox.is_intermediate()).then_some((mailbox, live))
+    }
+
+    /// Brings a mailbox to another state; nothing happens if it is not there.
+    fn change(&self, at: &[u8], change: impl FnOnce(&mut Mailbox, &[Message]) -> Vec<Message>) {
+        let Some((mut mailbox, messages)) = self.full(at) else { return };
+        mailbox.highest_modseq += 1;
+        let changed = change(&mut mailbox, &messages);
+        let records = changed.iter().map(|message| message.value(1_700_000_000)).collect();
+        self.apply("MAILBOX", &mailbox.value(records, None));
+    }
+
+    fn make(&self, at: Vec<u8>, account: &Account) {
+        if self.full(&at).is_some() {
+            return;
+        }
+        let mut made = self.made.lock().expect("no panic while it is held");
+        *made += 1;
+        let mut id = guid_of(format!("{} {made}", self.spool.display()).as_bytes()).0;
+        id[0] = 0;
+        let id: [u8; 16] = id[..16].try_into().expect("sixteen of twenty");
+        let acl = format!("{account}\tlrswipkxtecdan\t").into_bytes();
+        let new = Mailbox::new(at, names::unique_id(id), u32::from(*made), acl);
+        self.apply("MAILBOX", &new.value(Vec::new(), None));
+    }
+
+    /// Folders of an account, with their internal names.
+    fn folders(&self, account: &Account) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let mut link = self.link.lock().expect("no panic while it is held");
+        let answers = link.run(&Command::Get("USER", &Value::text(account.as_str())));
+        let answers = answers.expect("a user");
+        let values = answers.iter().filter(|answer| answer.name == "MAILBOX");
+        let boxes = values.map(|answer| Mailbox::parse(&answer.values[0]).expect("a mailbox"));
+        let folder = |mailbox: Mailbox| match names::meaning(&mailbox.name) {
+            names::Named::Folder { folder, .. } if mailbox.is_mail() => {
+                Some((folder, mailbox.name))
+            }
+            names::Named::Folder { .. } | names::Named::Odd { .. } | names::Named::Other => None,
+        };
+        boxes.filter_map(folder).collect()
+    }
+}
+
+fn internal(account: &Account, mailbox: &MailboxName) -> Vec<u8> {
+    let name = names::internal(account.as_str(), mailbox.as_octets(), true);
+    name.expect("cases use good names")
+}
+
+impl Subject for OnCyrus {
+    fn store(&self) -> &dyn MailStore {
+        &self.store
+    }
+
+    fn deliver(&self, account: &Account, mailbox: &MailboxName, octets: &[u8]) {
+        let guid = guid_of(octets).0;
+        self.change(&internal(account, mailbox), |mailbox, _| {
+            let partition = "default".to_owned();
+            let file = File { partition, guid: guid_text(guid), octets: octets.to_vec() };
+            self.apply("MESSAGE", &Value::List(vec![Value::File(file)]));
+            mailbox.last_uid += 1;
+            vec![Message {
+                uid: mailbox.last_uid,
+                modseq: mailbox.highest_modseq,
+                guid,
+                octets: octets.len() as u64,
+                internal_date: 1_700_000_000,
+                flags: Vec::new(),
+                annotations: None,
+            }]
+        });
+    }
+
+    fn set_flags(&self, at: (&Account, &MailboxName, Uid), flags: Flags, keywords: &[&str]) {
+        const NAMES: [&str; 6] =
+            [r"\Answered", r"\Flagged", r"\Deleted", r"\Seen", r"\Draft", "$MailtwinPassed"];
+        let (account, mailbox, uid) = at;
+        let set = NAMES.iter().enumerate().filter(|(bit, _)| flags.0 >> bit & 1 == 1);
+        let names = set.map(|(_, name)| name).chain(keywords);
+        let flags: Vec<Vec<u8>> = names.map(|name| name.as_bytes().to_vec()).collect();
+        self.change(&internal(account, mailbox), |mailbox, messages| {
+            let found = messages.iter().filter(|message| message.uid == uid.0).cloned();
+            let (modseq, flags) = (mailbox.highest_modseq, &flags);
+            found.map(|found| Message { modseq, flags: flags.clone(), ..found }).collect()
+        });
+    }
+
+    fn expunge(&self, account: &Account, mailbox: &MailboxName, uid: Uid) {
+        self.change(&internal(account, mailbox), |mailbox, messages| {
+            let found = messages.iter().filter(|message| message.uid == uid.0).cloned();
+            let (modseq, flags) = (mailbox.highest_modseq, vec![EXPUNGED.to_vec()]);
+            found.map(|found| Message { modseq, flags: flags.clone(), ..found }).collect()
+        });
+    }
+
+    fn damage(&self, (account, mailbox, uid): (&Account, &MailboxName, Uid), octets: &[u8]) {
+        let Some((mailbox, _)) = self.full(&internal(account, mailbox)) else { return };
+        let id = &mailbox.unique_id;
+        let dir = self.spool.join("uuid").join(&id[..1]).join(&id[1..2]).join(id);
+        let path = dir.join(format!("{uid}."));
+        let date = fs::metadata(&path).and_then(|file| file.modified()).expect("a file");
+        let file = fs::File::options().write(true).truncate(true).open(&path).expect("open it");
+        std::io::Write::write_all(&mut &file, octets).expect("write it");
+        file.set_modified(date).expect("date it");
+    }
+
+    fn create(&self, account: &Account, mailbox: &MailboxName) {
+        self.make(internal(account, &MailboxName::inbox()), account);
+        self.make(internal(account, mailbox), account);
+    }
+
+    fn rename(&self, account: &Account, from: &MailboxName, to: &MailboxName) {
+        let folders = self.folders(account);
+        let below = |folder: &[u8], above: &[u8]| {
+            folder.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+        };
+        let (from, to) = (from.as_octets(), to.as_octets());
+        let moved: Vec<&Vec<u8>> = folders.keys().filter(|folder| below(folder, from)).collect();
+        let target = |folder: &[u8]| [to, &folder[from.len()..]].concat();
+        let is_taken = |folder: &&Vec<u8>| folders.contains_key(&target(folder));
+        if from.is_empty() || to.is_empty() || below(to, from) || moved.iter().any(is_taken) {
+            return;
+        }
+        for folder in moved {
+            let name = MailboxName::new(&target(folder)).expect("a good name");
+            self.apply(
+                "RENAME",
+                &Value::map([
+                    ("OLDMBOXNAME", Value::text(&folders[folder])),
+                    ("NEWMBOXNAME", Value::text(internal(account, &name))),
+                    ("PARTITION", Value::text("default")),
+                ]),
+            );
+        }
+    }
+
+    fn delete(&self, account: &Account, mailbox: &MailboxName) {
+        let at = internal(account, mailbox);
+        if self.full(&at).is_some() {
+            self.apply("UNMAILBOX", &Value::text(at));
+        }
+    }
+
+    fn write_file(&self, account: &Account, key: &FileKey, content: Option<&[u8]>) {
+        self.other.set_file(account, key, content).expect("write a file");
+    }
+
+    fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+    }
+
+    fn buried(&self) -> Vec<Guid> {
+        let mut buried = Vec::new();
+        let visited = self.store.graves(&mut |grave| {
+            buried.extend(grave.guid);
+            Ok(())
+        });
+        visited.expect("look into the graveyard");
+        buried
+    }
+}
