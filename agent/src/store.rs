@@ -67,6 +67,7 @@ fn open_cyrus(
         identity_record: config.node.state_dir.join("store.json"),
         graveyard: config.replica.graveyard,
         is_master: true,
+        inbox_first: true,
         channel: channel.clone(),
     };
     let opened = Cyrus::open(options, index, clock);

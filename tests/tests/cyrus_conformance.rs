@@ -123,6 +123,7 @@ impl OnCyrus {
                 identity_record: dir.join("store.json"),
                 graveyard: KEEP,
                 is_master: false,
+                inbox_first: false,
             };
             Ok(Store::open(options, index, clock.clone())?)
         };

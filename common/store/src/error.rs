@@ -86,6 +86,12 @@ pub enum StoreError {
         /// Whose.
         account: Account,
     },
+    /// A mail server that makes nothing of a user's before their INBOX.
+    #[error("{account} has no INBOX yet: it comes first, and this is tried again")]
+    InboxFirst {
+        /// Whose.
+        account: Account,
+    },
     /// It is one message's fault; its neighbours may be well.
     #[error("message {uid}")]
     Message {
@@ -120,7 +126,7 @@ impl StoreError {
     /// The code that metrics, quarantine and `explain` use.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Stale(_) | Self::Moving { .. } => Reason::Busy,
+            Self::Stale(_) | Self::Moving { .. } | Self::InboxFirst { .. } => Reason::Busy,
             Self::NotFound { .. } => Reason::Missing,
             Self::Mismatch { .. } => Reason::GuidMismatch,
             Self::UidTaken(_) => Reason::Conflict,

@@ -37,7 +37,7 @@ impl Cyrus {
             return Err(StoreError::Stale(Some(there.head())));
         }
         let at = self.internal(account, cell, &name)??;
-        self.make_room(&at, &name)?;
+        self.make_room(account, &at, &name)?;
         let mut building = cell.building.remove(&id).unwrap_or_default();
         let first = batch.changes.iter().find_map(|change| added(change).map(|r| r.uid));
         let last = building.records.last().map(|record| record.uid);
@@ -116,11 +116,25 @@ impl Cyrus {
     }
 
     /// Refuses a place where another mailbox stands. An INBOX without messages is only what Cyrus
-    /// has made for a new user, and gives way.
-    fn make_room(&self, at: &[u8], name: &MailboxName) -> Result<(), StoreError> {
+    /// has made for a new user, and gives way; but with an INBOX Cyrus removes whatever the user has.
+    fn make_room(
+        &self,
+        account: &Account,
+        at: &[u8],
+        name: &MailboxName,
+    ) -> Result<(), StoreError> {
         let Some((there, messages)) = self.server.full(at)? else { return Ok(()) };
         if there.is_intermediate() {
             return Ok(());
+        }
+        let user = self.server.user(account.as_str())?;
+        let is_other = |mailbox: &&Mailbox| mailbox.name != at && !mailbox.is_intermediate();
+        if name.is_inbox()
+            && (user.mailboxes.iter().any(|one| is_other(&one)) || !user.scripts.is_empty())
+        {
+            let why = "there is another INBOX, and with it everything that this user has here would \
+                       go; take the user away there if nothing of it is needed";
+            return Err(StoreError::Name { name: name.to_string(), why });
         }
         if name.is_inbox() && messages.is_empty() {
             if there.last_uid == 0 {
@@ -166,6 +180,9 @@ impl Cyrus {
         let at = self.internal(account, cell, &inbox)??;
         if self.server.by_name(&at)?.is_some_and(|there| !there.is_intermediate()) {
             return Ok(());
+        }
+        if self.server.options.inbox_first {
+            return Err(StoreError::InboxFirst { account: account.clone() });
         }
         let id = crate::maildir::random_id()?;
         let unique_id = mailtwin_cyrus::names::unique_id(id.0);

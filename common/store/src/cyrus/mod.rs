@@ -82,6 +82,9 @@ pub struct CyrusOptions {
     pub graveyard: Duration,
     /// Whether this node is the master: then what is written goes over IMAP, which logs it.
     pub is_master: bool,
+    /// Whether what comes before a user's INBOX is put off until that is there. Otherwise an empty one
+    /// is made, which another can only replace while the user has nothing else.
+    pub inbox_first: bool,
 }
 
 /// A Cyrus store.
