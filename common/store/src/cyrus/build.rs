@@ -78,7 +78,9 @@ impl Cyrus {
         building: &Building,
     ) -> Result<Head, StoreError> {
         let (id, name) = (batch.to.mailbox, &batch.to.name);
-        self.ensure_inbox(account, cell)?;
+        if !name.is_inbox() {
+            self.ensure_inbox(account, cell)?;
+        }
         self.ensure_parents(account, cell, name)?;
         let at = self.internal(account, cell, name)??;
         let unique_id = mailtwin_cyrus::names::unique_id(id.0);
