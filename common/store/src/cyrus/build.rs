@@ -131,7 +131,8 @@ impl Cyrus {
         }
         let user = self.server.user(account.as_str())?;
         let is_other = |mailbox: &&Mailbox| mailbox.name != at && !mailbox.is_intermediate();
-        if name.is_inbox()
+        if self.server.options.inbox_first
+            && name.is_inbox()
             && (user.mailboxes.iter().any(|one| is_other(&one)) || !user.scripts.is_empty())
         {
             let why = "there is another INBOX, and with it everything that this user has here would \
