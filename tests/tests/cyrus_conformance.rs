@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Context as _, ensure};
 use mailtwin_cyrus::{
     Command, Dialect, File, Link, Login, Place, Value,
     mailbox::{EXPUNGED, Mailbox, Message, guid_text},
@@ -20,11 +21,12 @@ use mailtwin_cyrus::{
 };
 use mailtwin_disk::{clock::SystemClock, index::Index};
 use mailtwin_logic::{
-    ids::{Account, Guid, Uid},
-    mailbox::{FileKey, Flags, MailboxName},
+    ids::{Account, Guid, Uid, UidValidity},
+    mailbox::{FileKey, Flags, Head, MailboxName},
+    plan::Mode,
 };
 use mailtwin_store::{
-    MailStore,
+    Batch, Destination, MailStore, StoreError,
     conformance::{self, KEEP, ManualClock, Subject},
     cyrus::{Cyrus as Store, CyrusOptions},
     guid_of,
@@ -87,6 +89,36 @@ cases! {
     given_up_messages_may_be_taken_away
 }
 
+#[test]
+fn a_masters_mailbox_is_not_made_anew_under_its_clients() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let subject = OnCyrus::with_role(lab, &Mutex::new(0), true)?;
+        let (account, name) = (Account::new("u1")?, MailboxName::new(b"Work")?);
+        subject.create(&account, &name);
+        subject.deliver(&account, &name, b"Subject: stays\r\n\r\n");
+        let before = subject.store.find(&account, &name)?.context("the mailbox")?;
+        let batch = Batch {
+            to: Destination {
+                account: account.clone(),
+                mailbox: before.id,
+                name,
+                mode: Mode::Repair,
+            },
+            expect: Some(before.head),
+            target: Head { uid_validity: UidValidity(7), ..before.head },
+            keywords: Vec::new(),
+            changes: Vec::new(),
+            staged: Vec::new(),
+            last: true,
+        };
+        let refused = subject.store.apply(vec![batch]).remove(0);
+        ensure!(matches!(refused, Err(StoreError::UnderClients { .. })), "{refused:?}");
+        let after = subject.store.find(&account, &before.name)?;
+        ensure!(after.as_ref() == Some(&before), "{after:?}");
+        Ok(())
+    })
+}
+
 /// A Cyrus, our engine beside it, and a client that changes mail as the server itself would.
 struct OnCyrus {
     store: Store,
@@ -102,6 +134,10 @@ struct OnCyrus {
 
 impl OnCyrus {
     fn new(lab: &Lab, made: &Mutex<u32>) -> anyhow::Result<Self> {
+        Self::with_role(lab, made, false)
+    }
+
+    fn with_role(lab: &Lab, made: &Mutex<u32>, is_master: bool) -> anyhow::Result<Self> {
         let mut made = made.lock().expect("no panic while it is held");
         *made += 1;
         let cyrus = Cyrus::start(lab, &format!("cyrus{made}"))?;
@@ -122,7 +158,7 @@ impl OnCyrus {
                 work_dir: dir.join("work"),
                 identity_record: dir.join("store.json"),
                 graveyard: KEEP,
-                is_master: false,
+                is_master,
                 inbox_first: false,
             };
             Ok(Store::open(options, index, clock.clone())?)

@@ -92,6 +92,15 @@ pub enum StoreError {
         /// Whose.
         account: Account,
     },
+    /// It takes a mailbox away for a moment, and clients work there.
+    #[error(
+        "change {mailbox}: messages below UIDNEXT and another UIDVALIDITY need it to be made anew, \
+         which is not done under a master's clients"
+    )]
+    UnderClients {
+        /// Which.
+        mailbox: MailboxName,
+    },
     /// It is one message's fault; its neighbours may be well.
     #[error("message {uid}")]
     Message {
@@ -134,6 +143,7 @@ impl StoreError {
             Self::Locked { .. } => Reason::Locked,
             Self::Corrupt { .. } => Reason::Corrupt,
             Self::WrongStore { .. } | Self::NoStore { .. } => Reason::WrongStore,
+            Self::UnderClients { .. } => Reason::Refused,
             Self::Message { source, .. } => source.reason(),
             Self::Server { source, .. } => reason_of_server(source),
             Self::Io { source, .. } => reason_of(source.kind()),

@@ -80,7 +80,12 @@ impl Cyrus {
         let uid_validity = if batch.last { batch.target.uid_validity } else { head.uid_validity };
         let is_new_below =
             work.changed.iter().any(|(uid, (_, is_new))| *is_new && *uid < head.uid_next);
-        if is_new_below || uid_validity != head.uid_validity {
+        let is_rebuilt = is_new_below || uid_validity != head.uid_validity;
+        if is_rebuilt && self.server.options.is_master {
+            // Killed half-way, it would leave the master without the mailbox.
+            return Err(StoreError::UnderClients { mailbox: batch.to.name });
+        }
+        if is_rebuilt {
             self.rebuild(&account, &mut cell, &batch, &work)
         } else {
             self.update(&account, &mut cell, &batch, work)
