@@ -164,10 +164,14 @@ async fn accounts(stream: &Stream, wanted: impl Fn(&Account) -> bool) -> Result<
     stream.send(&Reply::Accounts { accounts: Vec::new(), more: false }).await
 }
 
-/// An account that cannot be read is left out: it then differs, and its visit says why.
+/// `None` if the account is not there. One that cannot be read differs from any that can: it must not
+/// pass for one that has nothing to be copied back, and its visit says why.
 pub(crate) fn digest_of(store: &dyn MailStore, account: &Account) -> Option<digest::Digest> {
-    let listing = store.account(account).ok()??;
-    listing.unread.is_empty().then(|| digest::account(&listing.state))
+    match store.account(account) {
+        Ok(None) => None,
+        Ok(Some(listing)) if listing.unread.is_empty() => Some(digest::account(&listing.state)),
+        Ok(Some(_)) | Err(_) => Some(digest::Digest::UNREADABLE),
+    }
 }
 
 async fn send_listing(stream: &Stream, listing: Listing) -> Result<(), Broken> {

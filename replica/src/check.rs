@@ -20,8 +20,7 @@ use crate::{
     stream::{Broken, Stream},
 };
 
-/// One digest for each branch. An account that cannot be read counts as one that is not there: its
-/// branch then differs, and a closer look says why.
+/// One digest for each branch. That of an account that cannot be read differs, and a closer look says why.
 pub(crate) async fn tree(stream: &Stream) -> Result<(), Broken> {
     let store = Arc::clone(&stream.shared().store);
     let names = match work(stream, move || store.accounts()).await? {

@@ -1,7 +1,7 @@
 //! The UID clash matrix: after a hard failover both sides have given one UID to a message of their
 //! own. Whoever's clients have seen it there, no client ever sees a UID change its message.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, ensure};
 use mailtwin_tests::{
@@ -13,6 +13,7 @@ use mailtwin_tests::{
     process,
     split::{Side, Uids},
 };
+use serde_json::Value;
 
 /// Where the clash is: every account's first message is on both sides.
 const UID: &str = "2";
@@ -191,6 +192,58 @@ fn a_mailbox_deleted_and_made_anew_by_the_old_masters_client_keeps_its_mail() ->
         }
         unite(lab, &mut cluster)?;
         expect(lab, &cluster, &["anew-Empty", "anew-Held"])
+    })
+}
+
+#[test]
+fn an_account_that_cannot_be_merged_holds_up_no_other() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut cluster = Cluster::start(lab, &["one", "two"])?;
+        ensure!(cluster.accounts == ["u1", "u2"], "{:?}", cluster.accounts);
+        cluster.deliver(0, 0, 4)?;
+        part(lab, &mut cluster)?;
+        cluster.deliver(0, 4, 8)?;
+        cluster.servers[0].stop()?;
+        let shut = cluster.servers[0].maildir("u2").join("cur");
+        files::chmod(&shut, 0)?;
+        cluster.force(lab, 1)?;
+        cluster.rise(lab, 0)?;
+        cluster.wait_master(lab, 1)?;
+        lab.wait("the one is set aside, the other merged", || {
+            let aside = cluster.nodes[1].ask(lab, &["quarantine", "list"])?;
+            let entries = aside["entries"].as_array().context("entries")?;
+            let told = |entry: &Value| {
+                let text = entry["last"].to_string();
+                entry["object"] == "u2" && text.contains("cannot be copied back")
+            };
+            let merged = Side::read(lab, &cluster.servers[1], "u1")?.counts().len() == 4;
+            let done = entries.len() == 1 && told(&entries[0]) && merged;
+            Ok(if done { Ok(()) } else { Err(format!("merged {merged}: {aside}")) })
+        })?;
+        // Mail goes on to come for both: of the one it is replicated, of the other nothing is.
+        cluster.deliver(1, 8, 12)?;
+        lab.wait("the other account is replicated", || {
+            let there = files::messages(&cluster.servers[0].maildir("u1"))?;
+            Ok(if there.len() == 6 { Ok(()) } else { Err(format!("{there:?}")) })
+        })?;
+        let there = files::messages(&cluster.servers[0].maildir("u2"))?;
+        ensure!(there.len() == 4, "what u2 had there, and no more: {there:?}");
+        // Also not after the agent has begun anew.
+        cluster.nodes[1].stop_agent()?;
+        cluster.nodes[1].start_agent(lab)?;
+        cluster.wait_master(lab, 1)?;
+        files::chmod(&shut, 0o700)?;
+        lab.wait("what is well again is tried again", || {
+            let retried = cluster.nodes[1].replctl(lab, &["quarantine", "retry"])?;
+            Ok(if retried.code == Some(0) { Ok(()) } else { Err(retried.stderr) })
+        })?;
+        cluster.wait_merged(lab, 1)?;
+        let expected: BTreeSet<String> = (0..12).map(|serial| format!("m{serial}")).collect();
+        for place in [0, 1] {
+            let there = cluster.serials(place)?;
+            ensure!(there == expected, "{place}: {there:?}");
+        }
+        Ok(())
     })
 }
 

@@ -160,6 +160,9 @@ impl Mender {
     }
 
     async fn one(&self, item: &CheckDifference, place: &Place) -> Result<(), String> {
+        if self.visitor.unmerged.has(&place.account) {
+            return Err("what only the replica has is copied back first".to_owned());
+        }
         let done = match (item.repair.as_str(), item.side.as_str(), place.mailbox, place.uid) {
             ("replay", ..) => Ok(()),
             ("replace", "master", Some(mailbox), Some(uid)) => {

@@ -8,7 +8,12 @@ mod standing;
 mod status;
 mod tls;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use mailtwin_disk::DiskError;
 use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
@@ -18,7 +23,7 @@ use mailtwin_logic::{
     cursor::Claim,
     entry::{Entry, Target},
     evidence::Acked,
-    ids::{Epoch, LogSeq},
+    ids::{Account, Epoch, LogSeq},
     link::{Action, Input, Link, Outcome},
     pace::Pace,
     quarantine::{Reason, Step},
@@ -115,7 +120,8 @@ enum Event {
     /// What the replica had and the master lacked is copied back.
     Merged {
         life: u64,
-        result: Result<(), VisitError>,
+        /// Accounts that cannot be merged yet.
+        result: Result<BTreeSet<Account>, VisitError>,
     },
     /// A visit of everything, still under way, found these to differ.
     Found {
@@ -384,19 +390,7 @@ impl Driver {
             Event::Dialed { io: Err(error), .. } => self.lose(&Chain(&error).to_string()),
             Event::Greeted { result: Ok(connection), .. } => self.on_welcome(connection),
             Event::Greeted { result: Err(error), .. } => self.on_refused(&error),
-            Event::Merged { result: Ok(()), .. } => self.feed(Input::Welcome),
-            Event::Merged { result: Err(VisitError::Gone), .. } => {
-                self.lose("the connection broke");
-            }
-            Event::Merged {
-                result:
-                    Err(
-                        VisitError::Replica(trouble)
-                        | VisitError::Target(trouble)
-                        | VisitError::Message(_, trouble),
-                    ),
-                ..
-            } => self.lose(&trouble.detail),
+            Event::Merged { result, .. } => self.on_merged(result),
             Event::Found { dirty, .. } => self.feed(Input::Found(dirty)),
             Event::Visited { target, result, .. } => self.on_visited(target, result),
         }
@@ -412,6 +406,7 @@ impl Driver {
             brake: Arc::clone(&self.parts.brake),
             metrics: self.parts.metrics.clone(),
             progress: Arc::clone(&self.progress),
+            unmerged: Arc::new(self.unmerged(connection.merged())),
         };
         self.progress.begin();
         self.pace.begin(self.start.elapsed(), 0);
@@ -422,7 +417,7 @@ impl Driver {
             return self.feed(Input::Welcome);
         }
         self.feed(Input::Merging);
-        self.merge(visitor, merged);
+        self.merge(visitor);
     }
 
     fn on_refused(&mut self, error: &GreetError) {

@@ -4,8 +4,9 @@
 
 mod carry;
 mod journal;
+mod unmerged;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use mailtwin_disk::DiskError;
 use mailtwin_host::{
@@ -27,6 +28,8 @@ use mailtwin_store::{Reason, StoreError};
 
 use super::{Trouble, VisitError, Visitor, refused};
 use journal::{Earlier, Journal};
+
+pub(crate) use unmerged::Unmerged;
 
 /// How often a mailbox that changes meanwhile is decided anew.
 const TRIES: usize = 6;
@@ -56,45 +59,87 @@ pub(super) struct Sides {
 }
 
 impl Visitor {
-    /// Merges every account of the replica, then tells it that this is done.
-    pub(crate) async fn merge(&self, merging: &Merging) -> Result<(), VisitError> {
+    /// Merges what has yet to be merged, and tells the replica once that is all; returns the accounts
+    /// that cannot be yet.
+    pub(crate) async fn merge(&self, epoch: Epoch) -> Result<BTreeSet<Account>, VisitError> {
+        let Some(merging) = self.unmerged.merging() else {
+            self.done(&Request::Merged { epoch }).await?;
+            return Ok(BTreeSet::new());
+        };
         let base = Base::of(&merging.state_dir, merging.forced);
-        let old_master = base.old_master();
-        let whole = old_master.is_some().then_some(&base);
-        let is_old_master = old_master.as_ref() == Some(&merging.node);
-        if whole.is_none() {
+        if base.old_master().is_none() {
             tracing::warn!(node = %merging.node, "there is no base: everything that is only there is copied, and nothing deleted");
         }
-        let accounts = self.their_accounts(&Request::Accounts, |_| true).await?;
+        let left = base.left(&merging.node).map_err(|error| whole(&Chain(&error)))?;
+        let accounts = if let Some(left) = left {
+            left
+        } else {
+            let all = self.their_accounts(&Request::Accounts, |_| true).await?;
+            all.into_keys().collect()
+        };
         tracing::info!(node = %merging.node, accounts = accounts.len(), "copying back what only it has");
-        let (mut failed, mut totals) = (None, journal::Totals::default());
-        let mut earlier = Earlier::read(merging).map_err(|error| local(&Chain(&error)))?;
-        for account in accounts.into_keys() {
-            let mut journal = Journal::new(merging, &mut earlier, &account, is_old_master);
-            match self.merge_account(&account, whole, &mut journal).await {
-                Ok(()) => totals.add(&journal),
+        let (mut left, mut totals) = (BTreeSet::new(), journal::Totals::default());
+        let mut earlier = Earlier::read(merging).map_err(|error| whole(&Chain(&error)))?;
+        for account in accounts {
+            match self.merge_account(merging, &account, &mut earlier, &mut totals).await {
+                Ok(()) => {}
                 Err(VisitError::Target(trouble)) => {
                     tracing::error!(%account, reason = %trouble.reason, detail = trouble.detail, "cannot be merged yet");
-                    failed.get_or_insert_with(|| format!("{account}: {}", trouble.detail));
+                    left.insert(account);
                 }
                 Err(error) => return Err(error),
             }
         }
-        if let Some(detail) = failed {
-            let detail = format!("what only it has could not be copied back: {detail}");
-            return Err(VisitError::Replica(Trouble::new(Reason::Io, detail)));
+        self.conclude(merging, &left).await?;
+        tracing::info!(node = %merging.node, %totals, left = left.len(), "what only it had is here now");
+        if base.old_master().as_ref() == Some(&merging.node) || !totals.is_nothing() {
+            note_merged(merging, &totals);
         }
-        self.tell_merged(merging.epoch).await?;
-        tracing::info!(node = %merging.node, %totals, "all that only it had is here now");
-        if is_old_master || !totals.is_nothing() {
+        Ok(left)
+    }
+
+    /// A visit makes the replica like the master: before that, what only the replica has is copied back.
+    pub(super) async fn merge_first(&self, account: &Account) -> Result<(), VisitError> {
+        let unmerged = &self.unmerged;
+        let Some(merging) = unmerged.merging().filter(|_| unmerged.has(account)) else {
+            return Ok(());
+        };
+        let _turn = unmerged.turn().await;
+        let Some(mut left) = unmerged.left_with(account) else {
+            return Ok(()); // somebody else had the turn before
+        };
+        let mut totals = journal::Totals::default();
+        let mut earlier = Earlier::read(merging).map_err(|error| whole(&Chain(&error)))?;
+        match self.merge_account(merging, account, &mut earlier, &mut totals).await {
+            Err(VisitError::Target(trouble)) => {
+                let detail = format!("what only it has cannot be copied back: {}", trouble.detail);
+                return Err(VisitError::Target(Trouble { detail, ..trouble }));
+            }
+            other => other?,
+        }
+        left.remove(account);
+        self.conclude(merging, &left).await?;
+        tracing::info!(node = %merging.node, %account, %totals, left = left.len(), "what only it had is here now");
+        if !totals.is_nothing() {
             note_merged(merging, &totals);
         }
         Ok(())
     }
 
-    /// Tells the replica that the master has all it had.
-    pub(crate) async fn tell_merged(&self, epoch: Epoch) -> Result<(), VisitError> {
-        self.done(&Request::Merged { epoch }).await
+    /// Notes durably what is left to merge. Nothing is, once the replica is told that all is.
+    async fn conclude(
+        &self,
+        merging: &Merging,
+        left: &BTreeSet<Account>,
+    ) -> Result<(), VisitError> {
+        let base = Base::of(&merging.state_dir, merging.forced);
+        if left.is_empty() {
+            self.done(&Request::Merged { epoch: merging.epoch }).await?;
+        } else {
+            base.set_left(&merging.node, left).map_err(|error| whole(&Chain(&error)))?;
+        }
+        self.unmerged.set_left(left.clone());
+        Ok(())
     }
 
     async fn done(&self, request: &Request) -> Result<(), VisitError> {
@@ -105,6 +150,23 @@ impl Visitor {
     }
 
     async fn merge_account(
+        &self,
+        merging: &Merging,
+        account: &Account,
+        earlier: &mut Earlier,
+        totals: &mut journal::Totals,
+    ) -> Result<(), VisitError> {
+        let base = Base::of(&merging.state_dir, merging.forced);
+        let old_master = base.old_master();
+        let is_old_master = old_master.as_ref() == Some(&merging.node);
+        let mut journal = Journal::new(merging, earlier, account, is_old_master);
+        let base = old_master.is_some().then_some(&base);
+        self.merge_based(account, base, &mut journal).await?;
+        totals.add(&journal);
+        Ok(())
+    }
+
+    async fn merge_based(
         &self,
         account: &Account,
         base: Option<&Base>,
@@ -119,8 +181,9 @@ impl Visitor {
             return Err(local(&format!("{name} cannot be read there: {why}")));
         }
         let ours = self.our_account(account).await?;
-        // Names and deletions of a node that was only behind say nothing.
-        let told = based.as_deref().filter(|_| journal.is_old_master());
+        // Names and deletions of a node that was only behind say nothing; nor does an account that is gone.
+        let says = journal.is_old_master() && !theirs.mailboxes.is_empty();
+        let told = based.as_deref().filter(|_| says);
         for fate in reconcile::account(told, &ours, &theirs) {
             let base = based.as_deref().unwrap_or_default();
             self.carry_fate(account, base, &theirs, fate, journal).await?;
@@ -229,6 +292,12 @@ fn note_merged(merging: &Merging, totals: &journal::Totals) {
 /// Without its line in the ledger nothing is carried out.
 fn written(result: Result<(), DiskError>) -> Result<(), VisitError> {
     result.map_err(|error| local(&Chain(&error)))
+}
+
+/// Trouble with the merge as such.
+fn whole(detail: &dyn std::fmt::Display) -> VisitError {
+    let detail = format!("copy back what only it has: {detail}");
+    VisitError::Replica(Trouble::new(Reason::Io, detail))
 }
 
 /// Trouble with one account.

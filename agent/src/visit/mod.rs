@@ -41,7 +41,7 @@ use crate::{
 
 pub(crate) use bodies::Bodies;
 pub(crate) use held::Held;
-pub(crate) use merge::Merging;
+pub(crate) use merge::{Merging, Unmerged};
 pub(crate) use prove::Proved;
 
 /// What a visit works with. Cheap to clone.
@@ -54,6 +54,7 @@ pub(crate) struct Visitor {
     pub(crate) brake: Arc<BrakeFile>,
     pub(crate) metrics: LinkMetrics,
     pub(crate) progress: Arc<Progress>,
+    pub(crate) unmerged: Arc<Unmerged>,
 }
 
 /// A visit that ended well.
@@ -140,7 +141,14 @@ impl Visitor {
     ) -> Result<Visited, VisitError> {
         match target {
             Target::Store => self.everything(finds).await,
-            Target::Account(account) => self.account(account).await,
+            Target::Account(account) => {
+                self.merge_first(account).await?;
+                self.account(account).await
+            }
+            // Its account's visit merges it.
+            Target::Mailbox(account, _) if self.unmerged.has(account) => {
+                Ok(Visited { dirty: vec![Target::Account(account.clone())], trouble: None })
+            }
             Target::Mailbox(account, name) => self.mailbox(account, name, step).await,
         }
     }

@@ -2,6 +2,7 @@
 //! `base/EPOCH/`, one file for each account. What a node that comes back has beyond it, nobody else has.
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
 };
@@ -87,10 +88,35 @@ impl Base {
         }
     }
 
+    /// Accounts of `node`, come back, that could not be merged yet; `None` if it was not tried.
+    pub fn left(&self, node: &str) -> Result<Option<BTreeSet<Account>>, BaseError> {
+        let path = self.left_path(node);
+        let octets = match std::fs::read(&path) {
+            Ok(octets) => octets,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(DiskError::during("read", &path)(error).into()),
+        };
+        match message::decode::<(u32, BTreeSet<Account>)>(&octets) {
+            Some((FORMAT_VERSION, left)) => Ok(Some(left)),
+            Some(_) | None => Err(BaseError::Damaged { path }),
+        }
+    }
+
+    /// Notes them, durably. There may be no base beside it: another node may have been promoted.
+    pub fn set_left(&self, node: &str, left: &BTreeSet<Account>) -> Result<(), BaseError> {
+        self.create()?;
+        let octets = message::encode(&(FORMAT_VERSION, left));
+        Ok(replace(&self.left_path(node), &octets, PRIVATE)?)
+    }
+
     /// Account names may hold slashes: a hash makes a file name of any.
     fn path(&self, account: &Account) -> PathBuf {
         let hash = Guid(Sha1::digest(account.as_str()).into());
         self.dir.join(hash.to_string())
+    }
+
+    fn left_path(&self, node: &str) -> PathBuf {
+        self.dir.join(format!("left-{}", Guid(Sha1::digest(node).into())))
     }
 }
 
@@ -128,5 +154,13 @@ mod tests {
         assert_eq!(base.load(&ben).unwrap(), []);
         replace(&base.path(&ben), b"\x01", PRIVATE).unwrap();
         assert!(matches!(base.load(&ben), Err(BaseError::Damaged { .. })));
+
+        assert_eq!(base.left("mx1").unwrap(), None);
+        let left = BTreeSet::from([ann, ben]);
+        base.set_left("mx1", &left).unwrap();
+        assert_eq!(base.left("mx1").unwrap(), Some(left));
+        assert_eq!(base.left("mx2").unwrap(), None);
+        replace(&base.left_path("mx1"), b"\x01", PRIVATE).unwrap();
+        assert!(matches!(base.left("mx1"), Err(BaseError::Damaged { .. })));
     }
 }

@@ -18,6 +18,9 @@ use crate::{
 pub struct Digest(u128);
 
 impl Digest {
+    /// Stands for what is there and cannot be read: of nothing that can be.
+    pub const UNREADABLE: Self = Self(u128::MAX);
+
     /// Digest of all of `records`.
     pub fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
         let mut digest = Self::default();
