@@ -21,6 +21,8 @@ use crate::{admin::HistoryEntry, codes::HistoryKind, history, hook, tasks::Tasks
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a command that failed is left alone.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// How long a command that is running when its daemon ends may go on.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How long a command may take.
 const WITHIN: Duration = Duration::from_mins(1);
 
@@ -40,13 +42,18 @@ impl Teller {
     }
 
     /// Tells until `tasks` end. What was told is remembered, and told again only if the machine
-    /// dies in between.
+    /// dies in between, or the command is still running a while after the end.
     pub fn spawn(self, tasks: &Tasks) {
         let stop = tasks.stop().clone();
         tasks.spawn("incidents", async move {
+            let telling = std::pin::pin!(self.run(&stop));
+            let too_late = async {
+                stop.cancelled().await;
+                tokio::time::sleep(LAST_WORDS).await;
+            };
             tokio::select! {
-                () = stop.cancelled() => {}
-                () = self.run(&stop) => {}
+                () = too_late => {}
+                () = telling => {}
             }
         });
     }
@@ -57,7 +64,7 @@ impl Teller {
             let octets = history::octets(&self.state_dir);
             let mut pause = LOOK_EVERY;
             if seen != Some(octets) {
-                match self.tell_news().await {
+                match self.tell_news(stop).await {
                     Ok(()) => seen = Some(octets),
                     Err(why) => {
                         tracing::error!(why, "an incident cannot be told of; trying again");
@@ -65,17 +72,23 @@ impl Teller {
                     }
                 }
             }
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
         }
     }
 
-    async fn tell_news(&self) -> Result<(), String> {
+    async fn tell_news(&self, stop: &CancellationToken) -> Result<(), String> {
         let failed = |error: DiskError| Chain(&error).to_string();
         let all = history::all(&self.state_dir).map_err(failed)?;
         // What was there before there was a command to tell it is no news.
         let told = self.told().map_err(failed)?.unwrap_or(all.len());
         self.remember(told).map_err(failed)?;
         for (place, entry) in all.iter().enumerate().skip(told) {
+            if stop.is_cancelled() {
+                break;
+            }
             if let Some(text) = sentence(entry) {
                 self.tell(entry, text).await?;
             }
@@ -157,7 +170,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_incident_is_told_once_and_what_was_planned_never() {
-        let dir = tempfile::tempdir().unwrap();
+        let (dir, go_on) = (tempfile::tempdir().unwrap(), CancellationToken::new());
         let log = dir.path().join("log");
         let command = format!(
             r#"echo "$MAILTWIN_NODE $MAILTWIN_INCIDENT $MAILTWIN_EPOCH $MAILTWIN_TEXT" >> {}"#,
@@ -165,17 +178,17 @@ mod tests {
         );
         let teller = Teller::new("mx2", dir.path(), &command);
         history::append(dir.path(), &entry("force", "long ago")).unwrap();
-        teller.tell_news().await.unwrap();
+        teller.tell_news(&go_on).await.unwrap();
         assert!(!log.exists(), "nothing old is told");
         for kind in ["switch", "force", "merged"] {
             history::append(dir.path(), &entry(kind, "3 tail")).unwrap();
         }
         // It fails once, and nothing is skipped or told twice then.
         let broken = Teller { command: "echo no mail here >&2; false".into(), ..teller.clone() };
-        let why = broken.tell_news().await.unwrap_err();
+        let why = broken.tell_news(&go_on).await.unwrap_err();
         assert!(why.contains("no mail here") && why.contains("incident.command"), "{why}");
-        teller.tell_news().await.unwrap();
-        teller.tell_news().await.unwrap();
+        teller.tell_news(&go_on).await.unwrap();
+        teller.tell_news(&go_on).await.unwrap();
         let told = std::fs::read_to_string(&log).unwrap();
         let lines: Vec<&str> = told.lines().collect();
         assert_eq!(lines.len(), 2, "{told}");
@@ -183,5 +196,26 @@ mod tests {
         assert!(
             lines[1].starts_with("mx2 merged 2 mx1 has come back; copied back from it: 3 tail")
         );
+    }
+
+    #[tokio::test]
+    async fn what_is_being_told_when_the_daemon_ends_is_not_told_again() {
+        let (dir, go_on) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let (log, end) = (dir.path().join("log"), dir.path().join("end"));
+        let (told, until) = (log.display(), end.display());
+        let command = format!("echo told >> {told}; until [ -e {until} ]; do sleep 0.01; done");
+        let teller = Teller::new("mx2", dir.path(), &command);
+        teller.tell_news(&go_on).await.unwrap();
+        history::append(dir.path(), &entry("force", "")).unwrap();
+        let tasks = Tasks::new(CancellationToken::new());
+        teller.clone().spawn(&tasks);
+        while !log.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tasks.stop().cancel();
+        std::fs::File::create(&end).unwrap();
+        tasks.shutdown(Duration::from_mins(1)).await.unwrap();
+        teller.tell_news(&go_on).await.unwrap();
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "told\n");
     }
 }
