@@ -501,6 +501,7 @@ fn replica(link: &LinkStatus, messages: u64, now: u64) -> ReplicaStatus {
         copy: link.copy.map(copy),
         messages,
         last_error: link.last_error.clone(),
+        key_trouble: link.key_trouble.map(|key| key.as_str().to_owned()),
         set_aside: link
             .aside
             .iter()

@@ -50,6 +50,7 @@ pub struct Metrics {
 struct Standing {
     claim: IntGaugeVec,
     copy_left: IntGaugeVec,
+    key_refused: IntGaugeVec,
 }
 
 impl Standing {
@@ -63,6 +64,10 @@ impl Standing {
             copy_left: r.per_replica(
                 "mailtwin_replica_copy_left_messages",
                 "Messages that a copy of everything has still to bring, as far as they are counted",
+            )?,
+            key_refused: r.per_replica(
+                "mailtwin_replica_key_refused",
+                "1 while the replica shows another key than is pinned, or refuses this node's",
             )?,
         })
     }
@@ -191,6 +196,7 @@ impl Metrics {
             claim: Claim::ALL
                 .map(|claim| self.standing.claim.with_label_values(&[replica, claim.as_str()])),
             copy_left: self.standing.copy_left.with_label_values(&one),
+            key_refused: self.standing.key_refused.with_label_values(&one),
             reasons: Arc::default(),
             replica: replica.to_owned(),
         }
@@ -209,6 +215,7 @@ impl Metrics {
             &self.lag_entries,
             &self.brake,
             &self.standing.copy_left,
+            &self.standing.key_refused,
         ] {
             let _ = gauges.remove_label_values(&one);
         }
@@ -241,6 +248,7 @@ pub struct LinkMetrics {
     brake: IntGauge,
     claim: [IntGauge; Claim::ALL.len()],
     copy_left: IntGauge,
+    key_refused: IntGauge,
     /// Reasons that were shown once: they fall to 0, they do not go stale.
     reasons: Arc<Mutex<BTreeSet<Reason>>>,
     replica: String,
@@ -282,6 +290,7 @@ impl LinkMetrics {
         for (gauge, claim) in self.claim.iter().zip(Claim::ALL) {
             gauge.set((status.claim == claim).into());
         }
+        self.key_refused.set(status.key_trouble.is_some().into());
         self.copy_left.set(number(status.copy.map_or(0, |copy| copy.left())));
         self.cursor.set(number(status.cursor.0));
         self.lag_entries.set(number(status.lag_entries));

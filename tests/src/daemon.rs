@@ -260,6 +260,22 @@ impl Node {
         process::run(lab, &command, true)
     }
 
+    /// The public key of this node, whose daemon runs, as an admin would copy it.
+    pub fn key(&self, lab: &Lab) -> anyhow::Result<String> {
+        lab.wait("the daemon shows its key", || {
+            let shown = self.replctl(lab, &["keys", "show"])?;
+            let key = shown.stdout.split_whitespace().find(|word| word.starts_with("mt1"));
+            Ok(key.map(str::to_owned).ok_or_else(|| format!("{shown:?}")))
+        })
+    }
+
+    /// Has the node, whose daemons do not run, lose its key and get another.
+    pub fn make_key_anew(&self, lab: &Lab, role: &str) -> anyhow::Result<()> {
+        fs::remove_dir_all(self.state_dir().join("keys")).context("remove the key")?;
+        self.replctl(lab, &["init", "--role", role])?.expect(0)?;
+        Ok(())
+    }
+
     /// `replctl --output json` with more words, parsed.
     pub fn ask(&self, lab: &Lab, words: &[&str]) -> anyhow::Result<Value> {
         let words: Vec<&str> = ["--output", "json"].iter().chain(words).copied().collect();

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use mailtwin_tests::{
     corpus,
-    daemon::{AGENT, Node, Pair, REPLICA},
+    daemon::{AGENT, Pair, REPLICA},
     dovecot::{Dovecot, Version},
     files,
     lab::{Lab, PATIENCE},
@@ -190,12 +190,12 @@ fn a_peer_with_another_key_is_refused_until_it_is_pinned() -> anyhow::Result<()>
         pair.agent.start(lab)?;
         pair.copy.start(lab)?;
         pair.wait_equal(lab)?;
-        let old = public_key(lab, &pair.agent)?;
+        let old = pair.agent.key(lab)?;
         pair.agent.stop()?;
         fs::remove_dir_all(pair.agent.state_dir())?;
         pair.agent.replctl(lab, &["init", "--role", "master"])?.expect(0)?;
         pair.agent.start(lab)?;
-        let new = public_key(lab, &pair.agent)?;
+        let new = pair.agent.key(lab)?;
         ensure!(old != new, "a new key: {new}");
         pair.master.deliver("u1", &corpus::short("second"))?;
         lab.wait("the replica says why it refuses", || {
@@ -213,15 +213,6 @@ fn a_peer_with_another_key_is_refused_until_it_is_pinned() -> anyhow::Result<()>
         pair.copy.replctl(lab, &["keys", "unpin", pair.agent.name(), &old])?.expect(0)?;
         pair.copy.replctl(lab, &["keys", "pin", pair.agent.name(), &new])?.expect(0)?;
         pair.wait_equal(lab).context("with the new key pinned")
-    })
-}
-
-/// The public key of a node whose daemon runs, as an admin would copy it.
-fn public_key(lab: &Lab, node: &Node) -> anyhow::Result<String> {
-    lab.wait("the daemon shows its key", || {
-        let shown = node.replctl(lab, &["keys", "show"])?;
-        let key = shown.stdout.split_whitespace().find(|word| word.starts_with("mt1"));
-        Ok(key.map(str::to_owned).ok_or_else(|| format!("{shown:?}")))
     })
 }
 

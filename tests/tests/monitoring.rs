@@ -264,6 +264,18 @@ fn alerts_of_daemons_and_links_fire_and_clear() -> anyhow::Result<()> {
         prometheus.wait_clear(lab, &["MailtwinClaimLost"])?;
         pair.wait_equal(lab)?;
 
+        // It comes back with another key.
+        let old = pair.copy.key(lab)?;
+        pair.copy.stop()?;
+        pair.copy.make_key_anew(lab, "replica")?;
+        pair.copy.start(lab)?;
+        prometheus.wait_firing(lab, &["MailtwinReplicaKeyRefused"])?;
+        let (name, new) = (pair.copy.name(), pair.copy.key(lab)?);
+        pair.agent.replctl(lab, &["keys", "pin", name, &new])?.expect(0)?;
+        pair.agent.replctl(lab, &["keys", "unpin", name, &old])?.expect(0)?;
+        prometheus.wait_clear(lab, &["MailtwinReplicaKeyRefused"])?;
+        pair.wait_equal(lab)?;
+
         // The master's agent hangs, while more changes than the kernel remembers.
         pair.agent.daemon()?.signal(Signal::STOP)?;
         prometheus.wait_firing(lab, &["MailtwinMasterHeartbeatStale", "MailtwinDaemonDown"])?;

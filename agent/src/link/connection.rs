@@ -11,13 +11,14 @@ use std::{
 
 use bytes::Bytes;
 use mailtwin_host::{
+    codes::KeyTrouble,
     net::{Frame, FrameError, FrameReader, FrameWriter, Kind},
     tasks::Tasks,
     tls::is_key_refusal,
 };
 use mailtwin_logic::{
     ids::Epoch,
-    wire::message::{Abort, Greeting, Hello, Reply, Request, decode, encode, told},
+    wire::message::{Abort, Greeting, Hello, Refusal, Reply, Request, decode, encode, told},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -64,10 +65,22 @@ pub(crate) enum GreetError {
     #[error("{detail}")]
     Refused {
         /// Why.
-        why: mailtwin_logic::wire::message::Refusal,
+        why: Refusal,
         /// For humans.
         detail: String,
     },
+}
+
+impl GreetError {
+    /// Whether this node's key is why, and nothing else.
+    pub(crate) fn key_trouble(&self) -> Option<KeyTrouble> {
+        let refused = match self {
+            Self::KeyRefused => true,
+            Self::Refused { why, .. } => *why == Refusal::Identity,
+            Self::Net(_) | Self::NoAnswer(_) => false,
+        };
+        refused.then_some(KeyTrouble::OwnKeyRefused)
+    }
 }
 
 fn broken(error: FrameError) -> GreetError {

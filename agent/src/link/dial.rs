@@ -2,6 +2,7 @@
 
 use std::{fmt, future::Future, pin::Pin};
 
+use mailtwin_host::{codes::KeyTrouble, pins::Refusal};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Something frames can go over.
@@ -18,6 +19,13 @@ pub struct DialError {
     /// Cause.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl DialError {
+    /// Whether its key is why, and nothing else.
+    pub(crate) fn key_trouble(&self) -> Option<KeyTrouble> {
+        self.source.is::<Refusal>().then_some(KeyTrouble::PeerKeyChanged)
+    }
 }
 
 /// A connection being made.

@@ -16,7 +16,7 @@ use std::{
 };
 
 use mailtwin_disk::DiskError;
-use mailtwin_host::{clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
+use mailtwin_host::{codes::KeyTrouble, clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
 use mailtwin_logic::{
     brake::Scope,
     chain::Chain,
@@ -165,6 +165,7 @@ struct Driver {
     saved_at: Instant,
     unsaved: Option<Acked>,
     last_error: Option<String>,
+    key_trouble: Option<KeyTrouble>,
     progress: Arc<Progress>,
     pace: Pace,
     claim: Claim,
@@ -248,6 +249,7 @@ impl Driver {
             saved_at: now,
             unsaved: None,
             last_error: None,
+            key_trouble: None,
             progress: Arc::default(),
             pace: Pace::default(),
             claim: Claim::Ok,
@@ -387,7 +389,9 @@ impl Driver {
                 self.dialed = Some(io);
                 self.feed(Input::Connected);
             }
-            Event::Dialed { io: Err(error), .. } => self.lose(&Chain(&error).to_string()),
+            Event::Dialed { io: Err(error), .. } => {
+                self.lose_over(error.key_trouble(), &Chain(&error).to_string());
+            }
             Event::Greeted { result: Ok(connection), .. } => self.on_welcome(connection),
             Event::Greeted { result: Err(error), .. } => self.on_refused(&error),
             Event::Merged { result, .. } => self.on_merged(result),
@@ -398,6 +402,7 @@ impl Driver {
 
     fn on_welcome(&mut self, connection: Connection) {
         tracing::info!(replica = %self.parts.replica, "connected");
+        self.key_trouble = None;
         let visitor = Visitor {
             store: Arc::clone(&self.parts.store),
             workers: self.parts.workers.clone(),
@@ -426,7 +431,7 @@ impl Driver {
             self.last_error = Some(detail.clone());
             return self.feed(Input::Fenced(*by));
         }
-        self.lose(&Chain(error).to_string());
+        self.lose_over(error.key_trouble(), &Chain(error).to_string());
     }
 
     fn on_visited(&mut self, target: Target, result: Result<Visited, VisitError>) {
@@ -553,13 +558,25 @@ impl Driver {
     }
 
     fn lose(&mut self, why: &str) {
+        self.lose_over(None, why);
+    }
+
+    fn lose_over(&mut self, key: Option<KeyTrouble>, why: &str) {
         self.close();
         self.life += 1; // whatever the old connection still reports is late
         let wait = self.parts.retry.next_wait();
         let news = self.last_error.as_deref() != Some(why);
-        if news {
-            tracing::warn!(replica = %self.parts.replica, why, retry_ms = wait.as_millis(), "not connected");
+        match key {
+            _ if !news => {}
+            Some(key) => {
+                let code = key.as_str();
+                tracing::error!(code, replica = %self.parts.replica, why, "refused over a key: nothing is replicated to it until an admin has looked");
+            }
+            None => {
+                tracing::warn!(replica = %self.parts.replica, why, retry_ms = wait.as_millis(), "not connected");
+            }
         }
+        self.key_trouble = key;
         self.last_error = Some(why.to_owned());
         self.feed(Input::Lost(self.start.elapsed() + wait));
     }

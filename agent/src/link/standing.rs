@@ -39,6 +39,7 @@ impl Driver {
             lag_entries: head.0.saturating_sub(cursor.0),
             oldest_at: self.link.oldest_at().or_else(|| self.behind_since(head, cursor)),
             last_error: self.last_error.clone(),
+            key_trouble: self.key_trouble,
             aside: Arc::clone(&self.aside),
             brake: self.parts.brake.engaged(),
             claim: self.claim,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mailtwin_host::codes::KeyTrouble;
 use mailtwin_logic::{cursor::Claim, ids::LogSeq, link::Phase};
 
 use crate::{brake::Holds, progress::Copied, quarantine::Aside};
@@ -23,6 +24,8 @@ pub struct LinkStatus {
     pub oldest_at: Option<u64>,
     /// Why it is not connected.
     pub last_error: Option<String>,
+    /// Whether that is a key.
+    pub key_trouble: Option<KeyTrouble>,
     /// What is set aside.
     pub aside: Arc<Vec<Aside>>,
     /// What the brake holds.
@@ -65,6 +68,7 @@ impl LinkStatus {
             lag_entries: 0,
             oldest_at: None,
             last_error: None,
+            key_trouble: None,
             aside: Arc::default(),
             brake: Arc::default(),
             claim: Claim::Ok,

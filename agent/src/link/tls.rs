@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use mailtwin_host::{
     keys::NodeKey,
     peers::Peers,
-    pins::{Admission, Pins},
-    tls,
+    pins::{Admission, Expected, Pins, Refusal},
+    tls::{self, TlsError},
 };
 
 use super::dial::{Dial, DialError, Dialing, Io};
@@ -53,8 +53,10 @@ impl TlsDialer {
             source,
         };
         let expected = pins.expected_of(&self.peer).map_err(|error| because(error.into()))?;
-        let (stream, shown) =
-            tls::connect(address, key, expected).await.map_err(|error| because(error.into()))?;
+        let (stream, shown) = match tls::connect(address, key, expected.clone()).await {
+            Ok(shaken) => shaken,
+            Err(error) => return Err(because(self.refusal(error, expected))),
+        };
         match pins.admit(&self.peer, shown).map_err(|error| because(error.into()))? {
             Admission::Admitted => {}
             Admission::PinnedNow => {
@@ -64,6 +66,20 @@ impl TlsDialer {
             Admission::Refused(refusal) => return Err(because(refusal.into())),
         }
         Ok(Box::new(stream))
+    }
+
+    /// A key that TLS refused is told of by the name of its owner, with what to type.
+    fn refusal(
+        &self,
+        error: TlsError,
+        expected: Expected,
+    ) -> Box<dyn std::error::Error + Send + Sync> {
+        match (error, expected) {
+            (TlsError::WrongKey { shown, .. }, Expected::OneOf(expected)) => {
+                Refusal::OtherKey { peer: self.peer.clone(), shown, expected }.into()
+            }
+            (error, _) => error.into(),
+        }
     }
 }
 

@@ -83,6 +83,16 @@ impl LedgerKind {
 }
 
 codes! {
+    /// Why a link that could be made is not: a key.
+    KeyTrouble {
+        /// The replica shows a key that is not pinned for it.
+        PeerKeyChanged = "peer-key-changed",
+        /// The replica has another key pinned for this node.
+        OwnKeyRefused = "own-key-refused",
+    }
+}
+
+codes! {
     /// How a check ended.
     CheckResult {
         /// Nothing differs.

@@ -63,8 +63,8 @@ pub enum Refusal {
     UnknownPeer(String),
     /// The peer has other keys.
     #[error(
-        "{peer} showed the key {shown}, but has {}; if that is right, run `replctl keys pin {peer} \
-         {shown}`",
+        "{peer} showed the key {shown}, but has {}; if `replctl keys show` prints that key there, run \
+         `replctl keys pin {peer} {shown}`; if not, somebody else answers in its place",
         list(expected)
     )]
     OtherKey {

@@ -79,7 +79,8 @@ pub enum TlsError {
     /// It showed a key that nobody has.
     #[error(
         "{address} showed the key {shown} (fingerprint {}), which is pinned for no peer that may be \
-         there; if it was made anew, run `replctl keys pin`", .shown.fingerprint()
+         there; if a peer's key was made anew, compare it with what `replctl keys show` prints there, \
+         then run `replctl keys pin PEER {shown}`", .shown.fingerprint()
     )]
     WrongKey {
         /// Who.

@@ -28,6 +28,9 @@ pub struct ReplicaStatus {
     pub messages: u64,
     /// Why it is not connected.
     pub last_error: Option<String>,
+    /// Code of a [`KeyTrouble`](crate::codes::KeyTrouble), if that is why.
+    #[serde(default)]
+    pub key_trouble: Option<String>,
     /// The first of what is set aside.
     pub set_aside: Vec<AsideStatus>,
     /// What the brake holds; nothing as a rule.

@@ -16,8 +16,9 @@ fn doctor() -> Vec<Topic> {
             another node take over and begin anew.";
         KeyFile => "The node's private key, keys/node.pem in the state directory: nobody else may \
             read it.",
-            "A key that is lost or known to others: move keys/ away, stop the daemons, replctl init \
-            makes a new one; pin it on every other node.";
+            "A key that others may know: replctl keys rotate. One that is lost: stop the daemons, \
+            move keys/ away, replctl init with this node's role makes a new one; pin it on every \
+            other node.";
         RunDir => "The directory of the admin sockets.",
             "It is made by the units; by hand it belongs to the daemons' user.";
         StoreAccess => "Whether the daemons' user may read and write the mail.",

@@ -1,6 +1,6 @@
 //! Codes about nodes and their roles: what a link does, what stands against a switch, what happened.
 
-use mailtwin_host::codes::HistoryKind;
+use mailtwin_host::codes::{HistoryKind, KeyTrouble};
 use mailtwin_logic::{
     cursor::Claim, failover::Blocker, ids::Epoch, link::Phase, wire::message::Refusal,
 };
@@ -8,7 +8,7 @@ use mailtwin_logic::{
 use super::Topic;
 
 pub(super) fn topics() -> Vec<Topic> {
-    [phases(), claims(), blockers(), refusals(), history()].concat()
+    [phases(), keys(), claims(), blockers(), refusals(), history()].concat()
 }
 
 fn phases() -> Vec<Topic> {
@@ -26,6 +26,18 @@ fn phases() -> Vec<Topic> {
             "replctl replica resume NAME.";
         Fenced(Epoch(0)) => "It knows a newer epoch: this node is not the master any more.",
             "replctl failover history; keep clients away from this node.";
+    }
+}
+
+fn keys() -> Vec<Topic> {
+    topics! { KeyTrouble, "links refused over a key", "security.md#when-a-key-changed", KeyTrouble::as_str;
+        PeerKeyChanged => "The replica shows a key that is not pinned for it: it was installed anew, \
+            or another machine answers in its place. No mail is sent to it.",
+            "replctl keys show, on that node; if it prints the key that status names, replctl keys pin \
+            NAME KEY here, and replctl keys unpin NAME OLDKEY. If not, pin nothing, and find out who answers.";
+        OwnKeyRefused => "The replica has another key pinned for this node: this node was installed \
+            anew, or its state directory was replaced. No mail is sent.",
+            "replctl keys show, here; then on the replica: replctl keys pin THISNODE KEY.";
     }
 }
 

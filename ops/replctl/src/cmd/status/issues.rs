@@ -3,7 +3,7 @@
 
 use mailtwin_host::{
     admin::{AgentStatus, Problem, ReplicaDaemonStatus, ReplicaStatus},
-    codes::CheckResult,
+    codes::{CheckResult, KeyTrouble},
     node::Role,
 };
 use serde::Serialize;
@@ -61,17 +61,21 @@ pub(super) fn of_agent(status: &AgentStatus) -> Vec<Issue> {
         issues.push(Issue::warning("peers", what, "replctl replica add NAME HOST:PORT"));
     }
     for replica in &status.replicas {
-        of_replica(replica, &mut issues);
+        of_replica(replica, &status.node, &mut issues);
     }
     issues.extend(status.problems.iter().map(problem));
     issues.sort_by_key(|issue| issue.level);
     issues
 }
 
-fn of_replica(replica: &ReplicaStatus, issues: &mut Vec<Issue>) {
+fn of_replica(replica: &ReplicaStatus, node: &str, issues: &mut Vec<Issue>) {
     let ReplicaStatus { name, state, last_error, .. } = replica;
     let why = last_error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+    if let Some(key) = replica.key_trouble.as_deref().and_then(KeyTrouble::of_code) {
+        issues.push(over_a_key(key, name, node, &why));
+    }
     match state.as_str() {
+        _ if replica.key_trouble.is_some() => {}
         "fenced" => {
             let what = format!("{name} knows a newer master{why}");
             issues.push(Issue::critical(state, what, "replctl failover history"));
@@ -122,6 +126,22 @@ fn of_replica(replica: &ReplicaStatus, issues: &mut Vec<Issue>) {
         let what = format!("{name}: the last check found {} differences", check.found);
         issues.push(Issue::warning(different, what, format!("replctl check --replica {name}")));
     }
+}
+
+fn over_a_key(key: KeyTrouble, name: &str, node: &str, why: &str) -> Issue {
+    let (what, next) = match key {
+        KeyTrouble::PeerKeyChanged => (
+            format!("{name} is REFUSED, for it shows another key than its own{why}"),
+            format!(
+                "replctl keys show, on {name}; if that is the key it showed: replctl keys pin {name} KEY"
+            ),
+        ),
+        KeyTrouble::OwnKeyRefused => (
+            format!("{name} REFUSES this node for its key{why}"),
+            format!("replctl keys show; on {name}: replctl keys pin {node} KEY"),
+        ),
+    };
+    Issue::critical(key.as_str(), what, next)
 }
 
 fn lag(name: &str, seconds: Option<f64>, next: &str) -> Option<Issue> {
@@ -199,6 +219,16 @@ mod tests {
         let check = json!({ "at": 1, "level": "full", "result": "different", "found": 3 });
         let cases = [
             (json!({ "state": "waiting", "last_error": "refused" }), Critical, "replctl doctor"),
+            (
+                json!({ "state": "waiting", "key_trouble": "peer-key-changed" }),
+                Critical,
+                "replctl keys show, on mx2; if that is the key it showed: replctl keys pin mx2 KEY",
+            ),
+            (
+                json!({ "state": "waiting", "key_trouble": "own-key-refused" }),
+                Critical,
+                "replctl keys show; on mx2: replctl keys pin mx1 KEY",
+            ),
             (json!({ "state": "fenced" }), Critical, "replctl failover history"),
             (json!({ "state": "paused" }), Warning, "replctl replica resume mx2"),
             (json!({ "state": "merging" }), Warning, "replctl ledger"),
