@@ -4,6 +4,7 @@ mod brake;
 mod peers;
 mod quarantine;
 mod replicas;
+mod rotate;
 mod site;
 
 use std::{
@@ -18,9 +19,7 @@ use mailtwin_host::admin::{
     AgentStatus, Answer, AsideStatus, AtRisk, CheckAsk, CopyStatus, Entry, FailureCode, LogStat,
     LogStatus, Problem, ReplicaStatus, Request, Response, SCHEMA_VERSION, answer,
 };
-use mailtwin_host::{
-    config::Peer, history, keys::PublicKey, ledger, node::Node, pins::Pins, tasks::Tasks,
-};
+use mailtwin_host::{config::Peer, history, ledger, node::Node, tasks::Tasks};
 use mailtwin_logic::{
     chain::Chain,
     check::Side,
@@ -41,6 +40,8 @@ use crate::{
     source::Source,
 };
 
+use rotate::Rotation;
+
 /// What is set aside and what is wrong in the store: so much of it is listed in a status.
 const LISTED_MAX: usize = 50;
 /// How long a sync waits unless it is told.
@@ -49,8 +50,6 @@ const SYNC_WITHIN: Duration = Duration::from_mins(5);
 /// What answers need.
 pub(crate) struct Answers {
     pub(crate) node: Node,
-    pub(crate) key: PublicKey,
-    pub(crate) pins: Arc<Pins>,
     /// Absent while this node is a replica.
     pub(crate) working: Option<Working>,
     /// How peers are reached, and who they are.
@@ -87,9 +86,14 @@ impl Answer for Answers {
         match request {
             Request::Status => Response::Status(self.status()),
             Request::Peers => Response::Peers(self.peers().await),
-            Request::KeysShow => answer::keys(&self.node.name, self.key, &self.pins),
-            Request::KeysPin { peer, key } => answer::done(self.pins.pin(&peer, key)),
-            Request::KeysUnpin { peer, key } => answer::done(self.pins.unpin(&peer, key)),
+            Request::KeysShow => {
+                answer::keys(&self.node.name, &self.dialers.key, &self.dialers.pins)
+            }
+            Request::KeysPin { peer, key } => answer::done(self.dialers.pins.pin(&peer, key)),
+            Request::KeysUnpin { peer, key } => answer::done(self.dialers.pins.unpin(&peer, key)),
+            Request::KeysRotate { switch, without, dry_run } => {
+                self.rotate(Rotation { switch, without, dry_run }).await
+            }
             Request::Operation => Response::Operation(self.failover.operations.status()),
             Request::History => told(history::read(&self.failover.state_dir), Response::History),
             Request::Ledger => told(ledger::newest(&self.failover.state_dir), Response::Ledger),
@@ -334,6 +338,7 @@ impl Working {
             | Request::KeysShow
             | Request::KeysPin { .. }
             | Request::KeysUnpin { .. }
+            | Request::KeysRotate { .. }
             | Request::ReplicaAdd { .. }
             | Request::ReplicaRemove { .. }
             | Request::Switch { .. }

@@ -17,7 +17,7 @@ use mailtwin_host::{
     clock::Clock,
     config::Peer,
     history,
-    keys::PublicKey,
+    keyring::KeyRing,
     node::Role,
     peers::Peers,
     pins::Pins,
@@ -38,7 +38,7 @@ const LISTED_MAX: usize = 50;
 /// What answers need.
 pub(crate) struct Answers {
     pub(crate) node: String,
-    pub(crate) key: PublicKey,
+    pub(crate) key: Arc<KeyRing>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) pins: Arc<Pins>,
     pub(crate) fence: Fence,
@@ -84,13 +84,14 @@ impl Answer for Answers {
             },
             Request::Status => Response::ReplicaDaemon(self.status()),
             Request::Peers => Response::Peers(self.peers()),
-            Request::KeysShow => answer::keys(&self.node, self.key, &self.pins),
+            Request::KeysShow => answer::keys(&self.node, &self.key, &self.pins),
             Request::KeysPin { peer, key } => answer::done(self.pins.pin(&peer, key)),
             Request::KeysUnpin { peer, key } => answer::done(self.pins.unpin(&peer, key)),
             Request::ReplicaAdd { name, address, keys, dry_run } if self.work.is_some() => {
                 answer::peer_added(&self.peers, &Peer { name, address, keys }, dry_run)
             }
             Request::Sync { .. }
+            | Request::KeysRotate { .. }
             | Request::LogTail { .. }
             | Request::LogStat
             | Request::LogAppend { .. }

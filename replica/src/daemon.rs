@@ -136,7 +136,7 @@ impl Daemon {
                 format!("listen on {at}; replica.listen in {}", config.file.display())
             })?;
         let (node, clock) = (config.node.name.clone(), SystemClock::shared());
-        let (key, peers, pins) = (key.public(), Arc::clone(peers), Arc::clone(pins));
+        let (key, peers, pins) = (Arc::clone(key), Arc::clone(peers), Arc::clone(pins));
         let answers = Arc::new(Answers {
             node,
             key,

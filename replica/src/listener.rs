@@ -4,10 +4,12 @@ use std::{net::SocketAddr, sync::Arc};
 
 use mailtwin_host::{
     accept::{self, Door},
-    keys::{NodeKey, PublicKey},
+    keyring::KeyRing,
+    keys::PublicKey,
+    notice,
     pins::{Admission, Pins},
     tasks::Tasks,
-    tls,
+    tls::{self, Protocol},
 };
 use mailtwin_logic::chain::Chain;
 use tokio::net::TcpStream;
@@ -22,7 +24,7 @@ const DOOR: Door = Door { name: "listener", clients: "connection", most: 64 };
 #[derive(Clone, Debug)]
 pub struct Doorkeeper {
     /// This node's key.
-    pub key: Arc<NodeKey>,
+    pub key: Arc<KeyRing>,
     /// Its peers'.
     pub pins: Arc<Pins>,
 }
@@ -59,10 +61,16 @@ async fn one(
         Ok(expected) => expected,
         Err(error) => return refused(&error),
     };
-    let (stream, shown) = match tls::accept(socket, &doorkeeper.key, expected).await {
+    let (stream, shown) = match tls::accept(socket, &doorkeeper.key.now(), expected).await {
         Ok(shaken) => shaken,
         Err(error) => return refused(&error),
     };
+    if Protocol::of(&stream) == Protocol::Keys {
+        if let Err(error) = notice::serve(stream, shown, &doorkeeper.pins).await {
+            refused(&error);
+        }
+        return;
+    }
     let admit = |name: &str| admit(&doorkeeper.pins, name, shown);
     let peer = from.to_string();
     if let Err(error) = session::serve(stream, &peer, &context, &admit, stop).await {

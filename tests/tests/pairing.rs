@@ -6,6 +6,7 @@ use mailtwin_tests::{
     corpus,
     daemon::{AGENT, Node, Pair},
     dovecot::{Dovecot, Version},
+    files,
     lab::Lab,
     oracle::Account,
 };
@@ -150,4 +151,110 @@ fn refused(node: &Node) -> anyhow::Result<bool> {
     let page = Node::page(node.metrics.0, "/metrics")?;
     let line = page.lines().find(|line| line.starts_with("mailtwin_replica_key_refused{"));
     Ok(line.with_context(|| format!("the metric in {page}"))?.ends_with(" 1"))
+}
+
+#[test]
+fn both_keys_of_a_pair_are_rotated_while_mail_flows() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut pair = whole_pair(lab)?;
+        for turn in ["master", "replica"] {
+            let nodes = [&pair.agent, &pair.copy];
+            let [node, other] = if turn == "master" { nodes } else { [nodes[1], nodes[0]] };
+            let old = node.key(lab)?;
+            node.replctl(lab, &["keys", "rotate", "--switch"])?.expect(4)?;
+            let asked = node.ask(lab, &["keys", "rotate", "--dry-run"])?;
+            ensure!(asked["stage"] == "key-settled" && asked["done"] == false, "{asked}");
+            ensure!(!node.state_dir().join("keys/next.pem").exists(), "a dry run makes no key");
+
+            let prepared = node.ask(lab, &["keys", "rotate"])?;
+            let next = prepared["next"].as_str().context("a next key")?.to_owned();
+            let again = node.ask(lab, &["keys", "rotate"])?;
+            ensure!(again == prepared && next != old, "{prepared} {again}");
+            ensure!(keys_of(lab, other, node)? == sorted(&[&old, &next]), "both are pinned");
+            ensure!(node.key(lab)? == old, "the present one is still in use");
+            pair.master.deliver("u1", &corpus::short(&format!("{turn} prepared")))?;
+            pair.wait_equal(lab)?;
+
+            let done = node.ask(lab, &["keys", "rotate", "--switch"])?;
+            ensure!(done["stage"] == "key-settled" && done["key"] == *next, "{done}");
+            ensure!(done["peers"][0]["news"] == "key-unpinned", "{done}");
+            ensure!(keys_of(lab, other, node)? == [next.clone()], "the old one is unpinned");
+            ensure!(node.key(lab)? == next, "the next one is in use");
+            pair.master.deliver("u1", &corpus::short(&format!("{turn} switched")))?;
+            pair.wait_equal(lab)?;
+        }
+        let log = pair.agent.log_text(AGENT)?;
+        let connected = log.lines().filter(|line| line.contains(" connected replica=")).count();
+        ensure!(connected == 1, "the connection has stood all the time: {log}");
+
+        // Every handshake from here on is with the new keys.
+        pair.agent.kill_both()?;
+        pair.copy.kill_both()?;
+        pair.agent.start_both(lab)?;
+        pair.copy.start_both(lab)?;
+        pair.master.deliver("u1", &corpus::short("after a restart"))?;
+        pair.wait_equal(lab)?;
+        expect_no_trouble(lab, &pair.agent)
+    })
+}
+
+#[test]
+fn a_rotation_waits_for_a_peer_that_is_away_and_goes_on_after_a_crash() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut pair = whole_pair(lab)?;
+        let old = pair.agent.key(lab)?;
+        pair.copy.kill_both()?;
+        let first = pair.agent.replctl(lab, &["keys", "rotate"])?.expect(1)?;
+        ensure!(first.stdout.contains("NOT TOLD"), "{first:?}");
+        let refused = pair.agent.replctl(lab, &["keys", "rotate", "--switch"])?.expect(4)?;
+        ensure!(refused.stderr.contains(&format!("keys pin {}", pair.agent.name())), "{refused:?}");
+        ensure!(pair.agent.key(lab)? == old, "nobody is locked out");
+
+        // The agent crashes, the peer comes back.
+        pair.agent.kill_both()?;
+        pair.agent.start_both(lab)?;
+        pair.copy.start_both(lab)?;
+        lab.wait("the peer can be told", || {
+            let told = pair.agent.replctl(lab, &["keys", "rotate"])?;
+            Ok(if told.code == Some(0) { Ok(()) } else { Err(format!("{told:?}")) })
+        })?;
+        pair.agent.replctl(lab, &["keys", "rotate", "--switch"])?.expect(0)?;
+        let new = pair.agent.key(lab)?;
+        ensure!(new != old, "another key");
+
+        // As a crash between the change and the last word leaves things.
+        pair.copy.replctl(lab, &["keys", "pin", pair.agent.name(), &old])?.expect(0)?;
+        let previous = pair.agent.state_dir().join("keys/previous.pub");
+        files::write(&previous, format!("{old}\n"))?;
+        pair.agent.replctl(lab, &["keys", "rotate"])?.expect(4)?;
+        pair.agent.replctl(lab, &["keys", "rotate", "--switch"])?.expect(0)?;
+        ensure!(keys_of(lab, &pair.copy, &pair.agent)? == [new], "the old one is unpinned");
+        ensure!(!previous.exists(), "and forgotten here");
+        pair.master.deliver("u1", &corpus::short("after it"))?;
+        pair.wait_equal(lab)
+    })
+}
+
+/// A pair whose nodes run both daemons, as installed.
+fn whole_pair(lab: &Lab) -> anyhow::Result<Pair> {
+    let mut pair = Pair::start(lab, &["u1"])?;
+    pair.agent.start_replica(lab)?;
+    pair.copy.start_agent(lab)?;
+    pair.first_copy(lab)?;
+    Ok(pair)
+}
+
+/// The keys that `node` has pinned for `peer`.
+fn keys_of(lab: &Lab, node: &Node, peer: &Node) -> anyhow::Result<Vec<String>> {
+    let shown = node.ask(lab, &["keys", "show"])?;
+    let pins = shown["pins"].as_array().context("pins")?;
+    let theirs = pins.iter().filter(|pin| pin["peer"] == peer.name());
+    let keys: Vec<&str> = theirs.filter_map(|pin| pin["key"].as_str()).collect();
+    Ok(sorted(&keys))
+}
+
+fn sorted(keys: &[&str]) -> Vec<String> {
+    let mut keys: Vec<String> = keys.iter().map(|&key| key.to_owned()).collect();
+    keys.sort();
+    keys
 }

@@ -21,7 +21,7 @@ pub(super) fn leave(bench: &Bench, report: &CheckReport) -> Result<PathBuf, Disk
     let dir = &bench.reports;
     dir::create(dir, 0o700)?;
     let path = dir.join(format!("check-{:013}.json", report.began));
-    let text = seal(report, &bench.key);
+    let text = seal(report, &bench.key.now());
     let text = text.map_err(|error| DiskError::during("encode", &path)(error.into()))?;
     replace(&path, &text, PRIVATE)?;
     forget_oldest(dir, REPORTS_MAX)?;

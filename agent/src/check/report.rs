@@ -14,7 +14,7 @@ use mailtwin_host::{
     admin::{CheckAsk, CheckDifference, CheckLevel, CheckReport, LastCheck, SCHEMA_VERSION},
     clock::Clock,
     codes::CheckResult,
-    keys::NodeKey,
+    keyring::KeyRing,
     workers::Workers,
 };
 use mailtwin_logic::{chain::Chain, check::Slots};
@@ -37,7 +37,7 @@ pub(crate) struct Bench {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
     /// Signs reports.
-    pub(crate) key: Arc<NodeKey>,
+    pub(crate) key: Arc<KeyRing>,
     /// Where they go.
     pub(crate) reports: PathBuf,
     /// Where it is noted what repairs take.

@@ -98,7 +98,7 @@ impl daemon::Daemon for Daemon {
         tasks: &Tasks,
         fatal: &CancellationToken,
     ) -> anyhow::Result<Arc<Answers>> {
-        let Lasting { config, key, peers, pins, .. } = &self.lasting;
+        let Lasting { config, peers, .. } = &self.lasting;
         peers.settle()?;
         let stop = tasks.stop();
         let registry = Registry::new();
@@ -119,8 +119,6 @@ impl daemon::Daemon for Daemon {
         };
         let answers = Answers {
             node: node.clone(),
-            key: key.public(),
-            pins: Arc::clone(pins),
             working,
             dialers: self.dialers.clone(),
             changing: tokio::sync::Mutex::default(),
@@ -142,7 +140,7 @@ impl daemon::Daemon for Daemon {
         if let Some(command) = &config.incident {
             Teller::new(&node.name, &config.node.state_dir, command).spawn(tasks);
         }
-        tracing::info!(key = %key.public(), role = %node.role, epoch = %node.epoch, "ready");
+        tracing::info!(key = %self.dialers.key.now().public(), role = %node.role, epoch = %node.epoch, "ready");
         systemd::ready();
         Ok(answers)
     }

@@ -16,7 +16,9 @@ use std::{
 };
 
 use mailtwin_disk::DiskError;
-use mailtwin_host::{codes::KeyTrouble, clock::Clock, retry::Retry, tasks::Tasks, workers::Workers};
+use mailtwin_host::{
+    clock::Clock, codes::KeyTrouble, retry::Retry, tasks::Tasks, workers::Workers,
+};
 use mailtwin_logic::{
     brake::Scope,
     chain::Chain,

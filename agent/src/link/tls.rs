@@ -3,10 +3,15 @@
 use std::{fmt, sync::Arc};
 
 use mailtwin_host::{
-    keys::NodeKey,
+    keyring::KeyRing,
+    notice,
     peers::Peers,
     pins::{Admission, Expected, Pins, Refusal},
-    tls::{self, TlsError},
+    tls::{self, Protocol, TlsError},
+};
+use mailtwin_logic::{
+    chain::Chain,
+    wire::notice::{KeyAnswer, KeyNotice},
 };
 
 use super::dial::{Dial, DialError, Dialing, Io};
@@ -17,12 +22,20 @@ pub struct Dialers {
     /// Where the peers are.
     pub peers: Arc<Peers>,
     /// This node's key.
-    pub key: Arc<NodeKey>,
+    pub key: Arc<KeyRing>,
     /// Theirs.
     pub pins: Arc<Pins>,
 }
 
 impl Dialers {
+    /// Calls `peer` to tell it of a key; the error says why it does not know.
+    pub(crate) async fn tell(&self, peer: &str, notice: &KeyNotice) -> Result<KeyAnswer, String> {
+        let dialer = TlsDialer { peer: peer.to_owned(), with: self.clone() };
+        let stream = dialer.connect(Protocol::Keys).await;
+        let stream = stream.map_err(|error| Chain(&error).to_string())?;
+        notice::tell(stream, notice).await.map_err(|error| Chain(&error).to_string())
+    }
+
     /// For one peer, wherever it is said to be at each attempt.
     pub fn to(&self, peer: &str) -> Arc<dyn Dial> {
         Arc::new(TlsDialer { peer: peer.to_owned(), with: self.clone() })
@@ -42,7 +55,7 @@ impl fmt::Debug for TlsDialer {
 }
 
 impl TlsDialer {
-    async fn connect(&self) -> Result<Box<dyn Io>, DialError> {
+    async fn connect(&self, protocol: Protocol) -> Result<tls::Stream, DialError> {
         let Dialers { peers, key, pins } = &self.with;
         let peer = peers
             .get(&self.peer)
@@ -53,10 +66,11 @@ impl TlsDialer {
             source,
         };
         let expected = pins.expected_of(&self.peer).map_err(|error| because(error.into()))?;
-        let (stream, shown) = match tls::connect(address, key, expected.clone()).await {
-            Ok(shaken) => shaken,
-            Err(error) => return Err(because(self.refusal(error, expected))),
-        };
+        let (stream, shown) =
+            match tls::connect_for(protocol, address, &key.now(), expected.clone()).await {
+                Ok(shaken) => shaken,
+                Err(error) => return Err(because(self.refusal(error, expected))),
+            };
         match pins.admit(&self.peer, shown).map_err(|error| because(error.into()))? {
             Admission::Admitted => {}
             Admission::PinnedNow => {
@@ -65,7 +79,7 @@ impl TlsDialer {
             }
             Admission::Refused(refusal) => return Err(because(refusal.into())),
         }
-        Ok(Box::new(stream))
+        Ok(stream)
     }
 
     /// A key that TLS refused is told of by the name of its owner, with what to type.
@@ -85,6 +99,8 @@ impl TlsDialer {
 
 impl Dial for TlsDialer {
     fn dial(&self) -> Dialing<'_> {
-        Box::pin(self.connect())
+        Box::pin(async {
+            self.connect(Protocol::Mail).await.map(|stream| Box::new(stream) as Box<dyn Io>)
+        })
     }
 }

@@ -4,6 +4,7 @@ pub mod answer;
 mod check;
 mod client;
 mod graveyard;
+mod keys;
 mod message;
 mod peer;
 mod replica;
@@ -17,9 +18,10 @@ pub use check::{
 };
 pub use client::{AdminError, Client};
 pub use graveyard::{GraveyardAsk, GraveyardReport};
+pub use keys::{KeyList, RotatePeer, RotateReport};
 pub use message::{
     AgentStatus, AsideReport, BadMessageReport, BrakeReport, Entry, FailureCode, HeldReport,
-    HistoryEntry, KeyList, LedgerEntry, LogStat, LogStatus, OperationOutcome, OperationStatus,
+    HistoryEntry, LedgerEntry, LogStat, LogStatus, OperationOutcome, OperationStatus,
     OperationStep, Problem, QuarantineReport, QuarantineVerb, ReplicaDaemonStatus, Request,
     Response, SCHEMA_VERSION,
 };

@@ -93,6 +93,34 @@ codes! {
 }
 
 codes! {
+    /// How far the rotation of a node's own key is.
+    KeyStage {
+        /// There is one key.
+        Settled = "key-settled",
+        /// There is a next one, beside the present one.
+        Prepared = "key-prepared",
+        /// The one before has still to be unpinned somewhere.
+        Retiring = "key-retiring",
+    }
+}
+
+codes! {
+    /// What a peer knows of a key that is rotated.
+    KeyNews {
+        /// It has pinned the next key, beside the present one.
+        Pinned = "key-pinned",
+        /// It has unpinned the key before.
+        Unpinned = "key-unpinned",
+        /// The key before stands in its configuration.
+        Configured = "key-configured",
+        /// An admin says that it need not know.
+        LeftOut = "key-left-out",
+        /// It was not told, or it refused.
+        NotTold = "key-not-told",
+    }
+}
+
+codes! {
     /// How a check ended.
     CheckResult {
         /// Nothing differs.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    keys::NodeKey,
+    keyring::KeyRing,
     node::{Node, NodeFile},
     peers::Peers,
     pins::Pins,
@@ -30,8 +30,8 @@ pub struct Lasting {
     pub config: Config,
     /// The node's role and epoch, and what it does next.
     pub file: Arc<NodeFile>,
-    /// The node's identity.
-    pub key: Arc<NodeKey>,
+    /// The node's identity, also while it is rotated.
+    pub key: Arc<KeyRing>,
     /// The other nodes.
     pub peers: Arc<Peers>,
     /// Their keys.
@@ -87,9 +87,9 @@ pub async fn run<D: Daemon>(
     file.spawn_watch(&watchers, watchers.stop().clone());
     let pulse = Pulse::default();
     systemd::spawn_alive(&watchers, watchers.stop().clone(), pulse.clone());
-    let key = Arc::new(NodeKey::load(state_dir)?);
+    let key = Arc::new(KeyRing::open(state_dir)?);
     let peers = Arc::new(Peers::open(state_dir, &config.node.name, &config.peers)?);
-    let pins = Arc::new(Pins::open(state_dir, key.public(), Arc::clone(&peers))?);
+    let pins = Arc::new(Pins::open(state_dir, key.now().public(), Arc::clone(&peers))?);
     let mut daemon = new(Lasting { config, file, key, peers, pins });
     let ended = loop {
         match hold_role(&mut daemon, &mut signals, &stop, &pulse).await {

@@ -41,6 +41,16 @@ impl PublicKey {
         key.try_into().ok().map(Self)
     }
 
+    /// Its octets.
+    pub fn octets(&self) -> [u8; 32] {
+        self.0
+    }
+
+    /// A key of these octets.
+    pub fn from_octets(octets: [u8; 32]) -> Self {
+        Self(octets)
+    }
+
     /// Whether `signature` is this key's over `message`.
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, &self.0);
@@ -179,25 +189,34 @@ impl NodeKey {
         if let Some(parent) = path.parent() {
             dir::create(parent, 0o700)?;
         }
-        replace::replace(&path, key.pair.serialize_pem().as_bytes(), replace::PRIVATE)?;
+        key.save(&path)?;
         Ok(key)
+    }
+
+    /// Makes it the whole content of `path`, durably.
+    pub(crate) fn save(&self, path: &Path) -> Result<(), DiskError> {
+        replace::replace(path, self.pair.serialize_pem().as_bytes(), replace::PRIVATE)
     }
 
     /// Reads the key under `state_dir`.
     pub fn load(state_dir: &Path) -> Result<Self, KeyError> {
-        let path = path_in(state_dir);
-        let text = std::fs::read_to_string(&path).map_err(|source| {
+        Self::read(&path_in(state_dir))
+    }
+
+    /// Reads the key at `path`.
+    pub(crate) fn read(path: &Path) -> Result<Self, KeyError> {
+        let text = std::fs::read_to_string(path).map_err(|source| {
             if source.kind() == io::ErrorKind::NotFound {
-                return KeyError::Missing { path: path.clone() };
+                return KeyError::Missing { path: path.to_owned() };
             }
-            DiskError::during("read", &path)(source).into()
+            DiskError::during("read", path)(source).into()
         })?;
-        let metadata = std::fs::metadata(&path).map_err(DiskError::during("look at", &path))?;
+        let metadata = std::fs::metadata(path).map_err(DiskError::during("look at", path))?;
         let mode = metadata.mode() & 0o777;
         if mode & 0o077 != 0 {
-            return Err(KeyError::Mode { path, mode });
+            return Err(KeyError::Mode { path: path.to_owned(), mode });
         }
-        let read = |source| KeyError::Key { op: "read", path: path.clone(), source };
+        let read = |source| KeyError::Key { op: "read", path: path.to_owned(), source };
         let pair = KeyPair::from_pkcs8_pem_and_sign_algo(&text, &PKCS_ED25519).map_err(read)?;
         Self::new(pair).map_err(read)
     }
@@ -237,7 +256,7 @@ impl fmt::Debug for NodeKey {
     }
 }
 
-fn path_in(state_dir: &Path) -> PathBuf {
+pub(crate) fn path_in(state_dir: &Path) -> PathBuf {
     state_dir.join("keys").join("node.pem")
 }
 

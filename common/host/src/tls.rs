@@ -46,8 +46,34 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 /// A silent connection is probed after this long, and then three times at this interval.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
-/// What we speak above TLS; its version is agreed on in the greeting.
-const PROTOCOL: &[u8] = b"mailtwin";
+
+/// What is spoken above TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Replication; its version is agreed on in the greeting.
+    Mail,
+    /// Word of a key: see [`crate::notice`].
+    Keys,
+}
+
+impl Protocol {
+    const ALL: [Self; 2] = [Self::Mail, Self::Keys];
+
+    /// Its name in the handshake.
+    fn name(self) -> &'static [u8] {
+        match self {
+            Self::Mail => b"mailtwin",
+            Self::Keys => b"mailtwin-keys",
+        }
+    }
+
+    /// What the two ends of `stream` have agreed on.
+    pub fn of(stream: &Stream) -> Self {
+        let (_, agreed) = stream.get_ref();
+        let is_agreed = |it: &Self| agreed.alpn_protocol() == Some(it.name());
+        Self::ALL.into_iter().find(is_agreed).unwrap_or(Self::Mail)
+    }
+}
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -108,8 +134,18 @@ pub async fn connect(
     own: &NodeKey,
     expected: Expected,
 ) -> Result<(Stream, PublicKey), TlsError> {
+    connect_for(Protocol::Mail, address, own, expected).await
+}
+
+/// The same, to speak `protocol`.
+pub async fn connect_for(
+    protocol: Protocol,
+    address: &str,
+    own: &NodeKey,
+    expected: Expected,
+) -> Result<(Stream, PublicKey), TlsError> {
     let pinned = Arc::new(Pinned::new(expected));
-    let config = client_config(own, Arc::clone(&pinned))?;
+    let config = client_config(protocol, own, Arc::clone(&pinned))?;
     let (socket, at) = dial(address).await?;
     // The name is not sent and means nothing: keys do.
     let name = ServerName::IpAddress(at.ip().into());
@@ -175,7 +211,11 @@ fn tune(socket: &TcpStream) -> io::Result<()> {
     Ok(sockopt::set_tcp_user_timeout(socket, limit_ms)?)
 }
 
-fn client_config(own: &NodeKey, pinned: Arc<Pinned>) -> Result<ClientConfig, rustls::Error> {
+fn client_config(
+    protocol: Protocol,
+    own: &NodeKey,
+    pinned: Arc<Pinned>,
+) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous() // of our own: `Pinned` below is the whole of it
@@ -183,7 +223,7 @@ fn client_config(own: &NodeKey, pinned: Arc<Pinned>) -> Result<ClientConfig, rus
         .with_client_auth_cert(vec![own.certificate()], own.private())?;
     config.enable_sni = false;
     config.resumption = Resumption::disabled();
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.alpn_protocols = vec![protocol.name().to_vec()];
     Ok(config)
 }
 
@@ -194,7 +234,7 @@ fn server_config(own: &NodeKey, pinned: Arc<Pinned>) -> Result<ServerConfig, rus
         .with_single_cert(vec![own.certificate()], own.private())?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0; // every connection proves its key anew
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.alpn_protocols = Protocol::ALL.map(|it| it.name().to_vec()).to_vec();
     Ok(config)
 }
 

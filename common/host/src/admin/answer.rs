@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::Peer,
-    keys::PublicKey,
+    keyring::{KeyRing, Stage},
     peers::{Peers, PeersError},
     pins::Pins,
     workers::Workers,
@@ -57,14 +57,18 @@ pub fn peer_refused(error: &PeersError) -> Response {
 }
 
 /// This node's key and its peers'.
-pub fn keys(node: &str, key: PublicKey, pins: &Pins) -> Response {
+pub fn keys(node: &str, keys: &KeyRing, pins: &Pins) -> Response {
+    let (node, key) = (node.to_owned(), keys.now().public());
+    let next = match keys.stage() {
+        Ok(Stage::Prepared(next)) => Some(next),
+        Ok(Stage::Settled | Stage::Retiring(_)) => None,
+        Err(error) => return failed(FailureCode::Failed, Chain(&error).to_string()),
+    };
     match pins.list() {
-        Ok(pins) => Response::Keys(KeyList {
-            node: node.to_owned(),
-            key,
-            fingerprint: key.fingerprint(),
-            pins,
-        }),
+        Ok(pins) => {
+            let fingerprint = key.fingerprint();
+            Response::Keys(KeyList { node, key, fingerprint, next, pins })
+        }
         Err(error) => failed(FailureCode::Failed, Chain(&error).to_string()),
     }
 }

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AddedReport, AtRisk, CheckAsk, CheckDifference, CheckState, GraveyardAsk, GraveyardReport,
-    LocalAsk, LocalPart, PeerReport, RemovedReport, ReplicaStatus,
+    KeyList, LocalAsk, LocalPart, PeerReport, RemovedReport, ReplicaStatus, RotateReport,
 };
-use crate::{codes::LedgerKind, keys::PublicKey, node::Role, pins::Pin};
+use crate::{codes::LedgerKind, keys::PublicKey, node::Role};
 
 /// Version of every answer's shape.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -56,6 +56,15 @@ pub enum Request {
         peer: String,
         /// Its key.
         key: PublicKey,
+    },
+    /// The next step of a rotation of this node's own key.
+    KeysRotate {
+        /// Change to the next key, instead of making it and telling the peers.
+        switch: bool,
+        /// Peers that need not know.
+        without: Vec<String>,
+        /// Only say what would be done.
+        dry_run: bool,
     },
     /// Replicate to one more node.
     ReplicaAdd {
@@ -232,6 +241,8 @@ pub enum Response {
     ReplicaRemoved(RemovedReport),
     /// Keys.
     Keys(KeyList),
+    /// What a step of a rotation came to.
+    Rotated(RotateReport),
     /// A failover or a freeze, running or the last one.
     Operation(OperationStatus),
     /// Past changes of roles.
@@ -482,19 +493,6 @@ pub struct LogStat {
     pub append_errors: u64,
     /// Every replica's cursor.
     pub cursors: Vec<(String, u64)>,
-}
-
-/// Keys.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyList {
-    /// This node's name.
-    pub node: String,
-    /// This node's key.
-    pub key: PublicKey,
-    /// Its short form.
-    pub fingerprint: String,
-    /// Those of its peers, from the configuration and pinned.
-    pub pins: Vec<Pin>,
 }
 
 /// Something that takes a while and can be followed.

@@ -3,3 +3,4 @@
 pub(crate) mod bounded;
 pub mod frame;
 pub mod message;
+pub mod notice;

@@ -70,7 +70,7 @@ pub(crate) enum Verb {
     /// Introduce this node and another one to each other, one step on each: what one prints, the other
     /// is told.
     Pair(Pair),
-    /// Show, pin and unpin keys.
+    /// Show, pin and unpin keys, or give this node another one.
     #[command(subcommand)]
     Keys(Keys),
     /// List, add, remove, pause and resume replicas.
@@ -355,6 +355,25 @@ pub(crate) enum Keys {
         /// The key.
         key: String,
     },
+    /// Give this node another key, in two steps, while everything runs: make the next one and tell every
+    /// peer, which pins it beside the present one; then, with --switch, change to it and have the old
+    /// one unpinned. Each step can be repeated.
+    ///
+    /// Exit codes: 0 every peer knows; 1 some have still to be told; 4 not now.
+    Rotate(Rotate),
+}
+
+#[derive(Debug, Parser)]
+pub(crate) struct Rotate {
+    /// Change to the next key: refused until every peer has pinned it.
+    #[arg(long)]
+    pub(crate) switch: bool,
+    /// A peer that need not know, because it is dead or an admin has pinned the key there.
+    #[arg(long, value_name = "PEER")]
+    pub(crate) without: Vec<String>,
+    /// Only say how things stand.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Subcommand)]

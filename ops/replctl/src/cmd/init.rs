@@ -29,7 +29,8 @@ pub(crate) fn make(config: &Config, role: Role) -> anyhow::Result<PublicKey> {
     mailtwin_disk::dir::create(state, 0o700)?;
     let node = Node::new(&config.node.name, role);
     if !matches!(Node::load(state), Err(NodeError::Missing { .. })) {
-        if Node::load(state).is_ok_and(|known| (known.name, known.role) == (node.name.clone(), role))
+        if Node::load(state)
+            .is_ok_and(|known| (known.name, known.role) == (node.name.clone(), role))
             && matches!(NodeKey::load(state), Err(KeyError::Missing { .. }))
         {
             return Ok(NodeKey::create(state).context("make the node's key")?.public());

@@ -1,6 +1,6 @@
 //! Codes about nodes and their roles: what a link does, what stands against a switch, what happened.
 
-use mailtwin_host::codes::{HistoryKind, KeyTrouble};
+use mailtwin_host::codes::{HistoryKind, KeyNews, KeyStage, KeyTrouble};
 use mailtwin_logic::{
     cursor::Claim, failover::Blocker, ids::Epoch, link::Phase, wire::message::Refusal,
 };
@@ -8,7 +8,7 @@ use mailtwin_logic::{
 use super::Topic;
 
 pub(super) fn topics() -> Vec<Topic> {
-    [phases(), keys(), claims(), blockers(), refusals(), history()].concat()
+    [phases(), keys(), rotation(), claims(), blockers(), refusals(), history()].concat()
 }
 
 fn phases() -> Vec<Topic> {
@@ -39,6 +39,29 @@ fn keys() -> Vec<Topic> {
             anew, or its state directory was replaced. No mail is sent.",
             "replctl keys show, here; then on the replica: replctl keys pin THISNODE KEY.";
     }
+}
+
+fn rotation() -> Vec<Topic> {
+    let stages = topics! { KeyStage, "stages of a key's rotation", "security.md#another-key-for-a-node",
+        KeyStage::as_str;
+        Settled => "This node has one key, and its peers know no other.", "";
+        Prepared => "There is a next key; the present one is still in use.",
+            "When every peer has pinned it: replctl keys rotate --switch.";
+        Retiring => "The next key is in use; some peer has still to unpin the one before.",
+            "When that peer is back: replctl keys rotate --switch.";
+    };
+    let news = topics! { KeyNews, "what a peer knows of a rotation", "security.md#another-key-for-a-node",
+        KeyNews::as_str;
+        Pinned => "It has pinned the next key beside the present one.", "";
+        Unpinned => "It knows the key before no more.", "";
+        Configured => "It knows the key before from its configuration, and so trusts it still.",
+            "Take the key out of its [[peer]], and reload its daemons.";
+        LeftOut => "An admin has said that it need not be told.",
+            "On that node: replctl keys pin, and keys unpin, as rotate printed it.";
+        NotTold => "It could not be reached, or has refused.",
+            "replctl doctor; then the same command again, or --without PEER for one that is dead.";
+    };
+    [stages, news].concat()
 }
 
 fn claims() -> Vec<Topic> {
