@@ -62,7 +62,7 @@ impl BrakeFile {
                     brake = Brake::new(limits, engaged.collect(), released.collect());
                 } else {
                     let why = format!("{} cannot be read: what it held is unknown", path.display());
-                    tracing::error!(%replica, %why, "the brake holds all deletions: see `replctl brake show`");
+                    tracing::error!(code = "brake-engaged", %replica, %why, "the brake holds all deletions: see `replctl brake show`");
                     brake.engage(Scope::Store, clock.unix_ms(), why);
                 }
             }
@@ -109,11 +109,11 @@ impl BrakeFile {
         for scope in news {
             let why = inner.0.engaged().get(&scope).map(|engaged| engaged.why.as_str());
             let (replica, why) = (&self.replica, why.unwrap_or_default());
-            tracing::error!(%replica, %scope, %why, "the brake holds deletions: see `replctl brake show`");
+            tracing::error!(code = "brake-engaged", %replica, %scope, %why, "the brake holds deletions: see `replctl brake show`");
         }
         if let Err(error) = self.save(&inner.0) {
             // It holds for as long as the agent runs; the next one finds the same disappearance.
-            tracing::error!(replica = %self.replica, error = %Chain(&error), "cannot keep what the brake holds over a restart");
+            tracing::error!(code = "brake-unsaved", replica = %self.replica, error = %Chain(&error), "cannot keep what the brake holds over a restart");
         }
         verdict
     }
@@ -137,7 +137,7 @@ impl BrakeFile {
             && let Err(error) = self.save(&inner.0)
         {
             // It ends by itself after a while.
-            tracing::warn!(replica = %self.replica, error = %Chain(&error), "cannot save what the brake let go");
+            tracing::warn!(code = "brake-unsaved", replica = %self.replica, error = %Chain(&error), "cannot save what the brake let go");
         }
     }
 

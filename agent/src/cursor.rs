@@ -78,7 +78,12 @@ impl CursorFile {
             Err(error) => return Err(DiskError::during("read", &path)(error).into()),
         };
         if let Found::OtherLog(_) | Found::Damaged(_) = found {
-            tracing::warn!(replica, ?found, "no cursor in this sync log; comparing everything");
+            tracing::warn!(
+                code = "no-cursor",
+                replica,
+                ?found,
+                "no cursor in this sync log; comparing everything"
+            );
         }
         Ok(Self { path, cursor: Cursor { log, seq }, found })
     }

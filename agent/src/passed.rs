@@ -62,7 +62,7 @@ impl Passed {
         let all = cursors.values().min().copied();
         let all = all.unwrap_or_else(|| *self.log.tail().borrow());
         if let Err(error) = self.log.trim(all) {
-            tracing::warn!(error = %Chain(&error), "cannot remove old segments of the sync log");
+            tracing::warn!(code = "log-segment-kept", error = %Chain(&error), "cannot remove old segments of the sync log");
         }
     }
 

@@ -190,7 +190,7 @@ impl Quarantine {
                     aside.insert(kept.aside.target(), kept);
                 }
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "dropping a damaged line");
+                    tracing::warn!(code = "quarantine-line-lost", path = %path.display(), %error, "dropping a damaged line");
                 }
             }
         })?;

@@ -168,7 +168,7 @@ pub(crate) async fn take_in(
             Ok(()) => gulp = next_gulp(stream).await?,
             Err(crate::intake::TakeError::Store(error)) => return Ok(Err(error)),
             Err(error @ crate::intake::TakeError::TooMany) => {
-                tracing::warn!(%error, "dropping an apply of a confused agent");
+                tracing::warn!(code = "apply-dropped", %error, "dropping an apply of a confused agent");
                 return Err(Broken);
             }
         }

@@ -172,7 +172,7 @@ impl Worker {
             if let Err(error) = &result
                 && error.is_fatal()
             {
-                tracing::error!(error = %Chain(error), "the disk failed to sync: ending, so that nothing unsure is acked");
+                tracing::error!(code = "sync-failed", error = %Chain(error), "the disk failed to sync: ending, so that nothing unsure is acked");
                 self.fatal.cancel();
             }
             // A session that is gone does not wait for its answer.

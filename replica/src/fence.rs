@@ -182,7 +182,7 @@ impl Fence {
             detail: format!("{to} is the master of epoch {epoch}"),
         };
         if let Err(error) = history::append(self.file.state_dir(), &entry) {
-            tracing::error!(error = %Chain(&error), ?entry, "cannot write the history of failovers");
+            tracing::error!(code = "history-unwritten", error = %Chain(&error), ?entry, "cannot write the history of failovers");
         }
     }
 }

@@ -55,7 +55,7 @@ impl Force {
         let began = tokio::time::Instant::now();
         let mut steps = Vec::new();
         let mut step = |text: String| {
-            tracing::warn!(step = text, "failover");
+            tracing::warn!(code = "failover-step", step = text, "failover");
             let at_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             steps.push(OperationStep { at_ms, text });
         };
@@ -64,7 +64,7 @@ impl Force {
             Ok(message) => ("done", message),
             Err((state, message)) => (state, message),
         };
-        tracing::warn!(state, message, "failover");
+        tracing::warn!(code = "failover-ended", state, message, "failover");
         let outcome = Some(OperationOutcome { state: state.to_owned(), message });
         OperationStatus { id: 1, steps, outcome }
     }

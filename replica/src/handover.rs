@@ -28,8 +28,13 @@ pub(crate) async fn mark(work: &Work, file: &NodeFile, state_dir: &Path) -> anyh
             }
             tracing::info!(mailboxes, messages, to = %handover.to, "marked as what the new master holds");
         }
-        Ok(_) => tracing::warn!("the proof of the hand-over is gone: mail is compared without it"),
-        Err(error) => tracing::warn!(error = %Chain(&error), "mail is compared without the proof"),
+        Ok(_) => tracing::warn!(
+            code = "proof-missing",
+            "the proof of the hand-over is gone: mail is compared without it"
+        ),
+        Err(error) => {
+            tracing::warn!(code = "proof-missing", error = %Chain(&error), "mail is compared without the proof");
+        }
     }
     file.change::<ChangeError>(|node| {
         let open = node
@@ -50,7 +55,7 @@ fn account(store: &dyn MailStore, proven: &Proven) -> Result<(), StoreError> {
             // One that is broken or gone now differs, and says so in its own visit.
             Err(error) if error.reason() != Reason::WrongStore => {
                 let account = &proven.account;
-                tracing::warn!(%account, mailbox = %mailbox.id, error = %Chain(&error), "not marked");
+                tracing::warn!(code = "adopt-unmarked", %account, mailbox = %mailbox.id, error = %Chain(&error), "not marked");
             }
             Err(error) => return Err(error),
         }

@@ -55,7 +55,7 @@ async fn one(
 ) {
     let refused = |error: &dyn std::error::Error| {
         context.metrics.refused.inc();
-        tracing::warn!(%from, error = %Chain(error), "connection refused or broken");
+        tracing::warn!(code = "connection-refused", %from, error = %Chain(error), "connection refused or broken");
     };
     let expected = match doorkeeper.pins.expected_of_anyone() {
         Ok(expected) => expected,

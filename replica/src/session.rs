@@ -166,6 +166,7 @@ impl Shared {
             building.insert(key, to.name.clone());
             if building.len() > BUILDS_MAX {
                 tracing::warn!(
+                    code = "builds-too-many",
                     "an agent builds over {BUILDS_MAX} mailboxes at once: ending its session"
                 );
                 self.live.cancel();

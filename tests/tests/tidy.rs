@@ -1,12 +1,14 @@
 //! What holds for every file of the project.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, ensure};
+use mailtwin_host::lines::LogLine;
 
 const LINES_MAX: usize = 600;
 
@@ -193,4 +195,41 @@ fn guarantees_name_tests_that_exist() -> anyhow::Result<()> {
     };
     let found: Vec<String> = named.iter().filter(missing).map(ToString::to_string).collect();
     expect_none("tests that do not exist", &found)
+}
+
+/// What follows each `tracing::warn!(` and `tracing::error!(` of `text`, up to the end of its first field.
+fn first_fields(text: &str) -> Vec<&str> {
+    let mut fields = Vec::new();
+    // Put together here, so that this file does not find itself.
+    for level in ["warn", "error"] {
+        for rest in text.split(&format!("{level}!(")).skip(1) {
+            let rest = rest.trim_start();
+            fields.push(rest.split([',', '\n']).next().unwrap_or(rest));
+        }
+    }
+    fields
+}
+
+#[test]
+fn every_warning_and_error_has_a_code_that_is_explained() -> anyhow::Result<()> {
+    let (mut found, mut used) = (Vec::new(), BTreeSet::new());
+    let is_ours =
+        |name: &str| is_rust(name) && !name.starts_with("tests/") && !name.ends_with("/tests.rs");
+    for (name, text) in files()?.iter().filter(|(name, _)| is_ours(name)) {
+        for field in first_fields(text) {
+            let code = field.strip_prefix("code = ").unwrap_or_default();
+            match code.strip_prefix('"').and_then(|code| code.strip_suffix('"')) {
+                Some(code) if LogLine::of_code(code).is_some() => {
+                    used.insert(code.to_owned());
+                }
+                // A code of another list, which has its own explanations.
+                None if code == "key.as_str()" => {}
+                Some(_) | None => found.push(format!("{name}: {field}")),
+            }
+        }
+    }
+    expect_none("log lines without a known code as their first field", &found)?;
+    let unused = LogLine::ALL.iter().map(|line| line.as_str()).filter(|code| !used.contains(*code));
+    let unused: Vec<String> = unused.map(str::to_owned).collect();
+    expect_none("codes of log lines that nothing logs", &unused)
 }

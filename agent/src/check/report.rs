@@ -61,7 +61,7 @@ pub(crate) async fn run(
     match file::leave(&bench, &report) {
         Ok(path) => report.file = Some(path.display().to_string()),
         Err(error) => {
-            tracing::warn!(error = %Chain(&error), "cannot leave a signed report of the check");
+            tracing::warn!(code = "check-report-unsaved", error = %Chain(&error), "cannot leave a signed report of the check");
         }
     }
     report
@@ -103,7 +103,7 @@ impl Bench {
     fn ended(&self, replica: &str, coverage: &Coverage, check: LastCheck) {
         self.show_last(replica, &check);
         if let Err(error) = coverage.ended(check) {
-            tracing::warn!(error = %Chain(&error), "cannot remember what a check came to");
+            tracing::warn!(code = "check-unsaved", error = %Chain(&error), "cannot remember what a check came to");
         }
     }
 
@@ -175,7 +175,7 @@ async fn compare(
                 let whole = outcome.incomplete.is_empty() && level == CheckLevel::Deep;
                 if whole && let Err(error) = coverage.read(&key, wanted.slots, began) {
                     let error = Chain(&error);
-                    tracing::warn!(%error, "cannot remember which messages were read");
+                    tracing::warn!(code = "check-unsaved", %error, "cannot remember which messages were read");
                 }
                 take(&mut report, &name, outcome);
             }

@@ -37,7 +37,11 @@ pub(crate) async fn run(bench: Bench, scrub: Scrub, stop: CancellationToken) {
             report = work => report,
         };
         for found in &report.differences {
-            tracing::warn!(?found, "the background check found a difference: run `replctl check`");
+            tracing::warn!(
+                code = "scrub-difference",
+                ?found,
+                "the background check found a difference: run `replctl check`"
+            );
         }
         for why in &report.incomplete {
             tracing::info!(why, "the background check will look again");

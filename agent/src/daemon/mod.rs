@@ -88,7 +88,7 @@ impl daemon::Daemon for Daemon {
 
     fn reloaded(&self) {
         if let Err(error) = self.lasting.peers.settle() {
-            tracing::error!(error = %Chain(&error), "cannot note which removed peers left the configuration");
+            tracing::error!(code = "peers-unsaved", error = %Chain(&error), "cannot note which removed peers left the configuration");
         }
     }
 
@@ -154,7 +154,7 @@ impl Daemon {
         };
         if let Err(error) = self.lasting.peers.get(&handover.to) {
             let to = &handover.to;
-            tracing::error!(%to, error = %Chain(&error), "the new master is no peer any more: nobody can tell it; put it back and restart");
+            tracing::error!(code = "handover-no-peer", %to, error = %Chain(&error), "the new master is no peer any more: nobody can tell it; put it back and restart");
             return;
         }
         let dialer = self.dialers.to(&handover.to);
@@ -174,7 +174,7 @@ impl Daemon {
                 }
                 let Some(by) = newest_fence(&agent) else { continue };
                 if let Err(error) = failover.step_down(by) {
-                    tracing::error!(error = %Chain(&error), "cannot note that this node is no longer the master");
+                    tracing::error!(code = "role-unsaved", error = %Chain(&error), "cannot note that this node is no longer the master");
                 }
             }
         });

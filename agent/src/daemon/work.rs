@@ -55,6 +55,7 @@ pub(super) fn start(
     let (log, recovery) = Log::open(&state_dir.join("log"), options, Arc::clone(&clock))?;
     for damage in &recovery.damaged {
         tracing::error!(
+            code = "log-damaged",
             ?damage,
             "a part of the sync log is damaged: everything is compared instead"
         );
@@ -146,6 +147,7 @@ impl Counters {
             catch_up(&self.metrics.watch_overflows, self.source.overflows());
             if let Health::Stopped(why) = &*health.borrow_and_update() {
                 tracing::error!(
+                    code = "log-not-durable",
                     why,
                     "the sync log cannot be made durable: ending, to start anew with a scan"
                 );

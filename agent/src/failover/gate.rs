@@ -40,7 +40,7 @@ pub(crate) fn follow_role(failover: &Failover, node: &Node, tasks: &Tasks) {
                     Ok(true) => return,
                     Ok(false) => LOOK_AGAIN_AFTER,
                     Err(error) => {
-                        tracing::error!(error = %Chain(&error), "the gate is not where it belongs; trying again");
+                        tracing::error!(code = "gate-misplaced", error = %Chain(&error), "the gate is not where it belongs; trying again");
                         AGAIN_AFTER
                     }
                 }

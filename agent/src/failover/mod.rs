@@ -53,7 +53,7 @@ impl Failover {
             Ok(())
         })?;
         if was_master {
-            tracing::error!(epoch = %by, "a newer epoch has begun: this node is no longer the master");
+            tracing::error!(code = "newer-epoch", epoch = %by, "a newer epoch has begun: this node is no longer the master");
             let note = Note { gate_closed_ms: None, detail: "a replica knows a newer epoch" };
             self.note(HistoryKind::SteppedDown, Ended::Done, by, None, &note);
         }
@@ -80,7 +80,7 @@ impl Failover {
             detail: note.detail.to_owned(),
         };
         if let Err(error) = history::append(&self.state_dir, &entry) {
-            tracing::error!(error = %Chain(&error), ?entry, "cannot write the history of failovers");
+            tracing::error!(code = "history-unwritten", error = %Chain(&error), ?entry, "cannot write the history of failovers");
         }
     }
 }

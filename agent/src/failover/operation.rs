@@ -67,7 +67,12 @@ impl Operations {
         match ended {
             Ended::Done => tracing::info!(message, "failover done"),
             Ended::Refused | Ended::Undone => {
-                tracing::warn!(state = ended.as_str(), message, "failover");
+                tracing::warn!(
+                    code = "failover-ended",
+                    state = ended.as_str(),
+                    message,
+                    "failover"
+                );
             }
         }
         let (_, now) = &mut *self.lock();

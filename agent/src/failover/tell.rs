@@ -45,7 +45,7 @@ pub(crate) async fn tell(
         };
         let Err(why) = told else { break };
         let wait = retry.next_wait();
-        tracing::warn!(to = %handover.to, why, retry_ms = wait.as_millis(), "the new master could not be told yet");
+        tracing::warn!(code = "handover-untold", to = %handover.to, why, retry_ms = wait.as_millis(), "the new master could not be told yet");
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
@@ -65,7 +65,7 @@ pub(crate) async fn tell(
     });
     if let Err(error) = finished {
         // It is told again at the next start, and answers the same.
-        tracing::error!(error = %Chain(&error), "cannot note that the hand-over is finished");
+        tracing::error!(code = "handover-unfinished", error = %Chain(&error), "cannot note that the hand-over is finished");
     }
     failover.operations.end(Ended::Done, message);
 }

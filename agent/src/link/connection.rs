@@ -262,18 +262,25 @@ async fn read<R: AsyncRead + Unpin + Send>(
             Ok(Ok(None)) => return,
             Ok(Err(error)) => {
                 let error = mailtwin_logic::chain::Chain(&error).to_string();
-                return tracing::warn!(%error, "the connection to the replica broke");
+                return tracing::warn!(code = "link-broke", %error, "the connection to the replica broke");
             }
             Err(_) => {
                 let seconds = SILENT_MAX.as_secs();
-                return tracing::warn!(seconds, "the replica is silent: dropping the connection");
+                return tracing::warn!(
+                    code = "link-silent",
+                    seconds,
+                    "the replica is silent: dropping the connection"
+                );
             }
         };
         if frame.stream == 0 {
             continue; // the echo of a heartbeat: having been heard is its purpose
         }
         let Some(reply) = decode::<Reply>(&frame.payload) else {
-            return tracing::warn!("the replica broke the protocol: dropping the connection");
+            return tracing::warn!(
+                code = "link-protocol",
+                "the replica broke the protocol: dropping the connection"
+            );
         };
         let stream = streams.lock().expect("no panic while it is held").get(&frame.stream).cloned();
         if let Some(stream) = stream {
@@ -282,6 +289,7 @@ async fn read<R: AsyncRead + Unpin + Send>(
             let sent = timeout(REPLY_WITHIN, stream.send(reply)).await;
             if sent.is_err() {
                 return tracing::warn!(
+                    code = "link-stuck",
                     "the replica answers and takes nothing: dropping the connection"
                 );
             }

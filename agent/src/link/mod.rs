@@ -346,7 +346,7 @@ impl Driver {
     /// What cannot be read, or is gone, is covered by looking at everything as it is now.
     fn skip(&mut self, error: &LogError) -> Input {
         let (replica, error) = (&self.parts.replica, Chain(error));
-        tracing::error!(%replica, %error, "cannot read the sync log: comparing everything instead");
+        tracing::error!(code = "log-unreadable", %replica, %error, "cannot read the sync log: comparing everything instead");
         let seq = *self.parts.log.tail().borrow();
         // Later changes must not hide behind entries that this reader will never see.
         self.parts.reader = self.parts.log.reader(seq);
@@ -429,7 +429,7 @@ impl Driver {
 
     fn on_refused(&mut self, error: &GreetError) {
         if let GreetError::Refused { why: Refusal::Epoch(by), detail } = error {
-            tracing::error!(replica = %self.parts.replica, %detail, "fenced: this node is no longer the master");
+            tracing::error!(code = "newer-epoch", replica = %self.parts.replica, %detail, "fenced: this node is no longer the master");
             self.last_error = Some(detail.clone());
             return self.feed(Input::Fenced(*by));
         }
@@ -478,10 +478,10 @@ impl Driver {
                 match new {
                     News::Nothing => {}
                     News::Cause => {
-                        tracing::warn!(%replica, %target, %reason, %detail, "set aside; the rest goes on");
+                        tracing::warn!(code = "set-aside", %replica, %target, %reason, %detail, "set aside; the rest goes on");
                     }
                     News::Human => {
-                        tracing::error!(%replica, %target, %reason, %detail, "nothing has helped: see `replctl quarantine show`");
+                        tracing::error!(code = "set-aside-for-good", %replica, %target, %reason, %detail, "nothing has helped: see `replctl quarantine show`");
                     }
                 }
                 self.count_aside();
@@ -502,7 +502,7 @@ impl Driver {
             }
             Ok(false) => {}
             Err(error) => {
-                tracing::warn!(replica = %self.parts.replica, error = %Chain(&error), "cannot save the quarantine list");
+                tracing::warn!(code = "quarantine-unsaved", replica = %self.parts.replica, error = %Chain(&error), "cannot save the quarantine list");
             }
         }
     }
@@ -559,30 +559,6 @@ impl Driver {
         let _ = done.send(result);
     }
 
-    fn lose(&mut self, why: &str) {
-        self.lose_over(None, why);
-    }
-
-    fn lose_over(&mut self, key: Option<KeyTrouble>, why: &str) {
-        self.close();
-        self.life += 1; // whatever the old connection still reports is late
-        let wait = self.parts.retry.next_wait();
-        let news = self.last_error.as_deref() != Some(why);
-        match key {
-            _ if !news => {}
-            Some(key) => {
-                let code = key.as_str();
-                tracing::error!(code, replica = %self.parts.replica, why, "refused over a key: nothing is replicated to it until an admin has looked");
-            }
-            None => {
-                tracing::warn!(replica = %self.parts.replica, why, retry_ms = wait.as_millis(), "not connected");
-            }
-        }
-        self.key_trouble = key;
-        self.last_error = Some(why.to_owned());
-        self.feed(Input::Lost(self.start.elapsed() + wait));
-    }
-
     /// Makes the cursor durable, at most once in a while: it may stand too low, never too high.
     fn save(&mut self, now: bool) {
         let Some(acked) = self.unsaved else { return };
@@ -597,7 +573,7 @@ impl Driver {
             }
             Err(error) => {
                 self.saved_at = Instant::now();
-                tracing::error!(replica = %self.parts.replica, error = %Chain(&error), "cannot save the cursor; free space or mend the state directory");
+                tracing::error!(code = "cursor-unsaved", replica = %self.parts.replica, error = %Chain(&error), "cannot save the cursor; free space or mend the state directory");
             }
         }
     }

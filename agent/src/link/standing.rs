@@ -3,10 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use mailtwin_host::codes::KeyTrouble;
 use mailtwin_logic::{
     cursor::{Claim, Cursor},
     ids::LogSeq,
-    link::Phase,
+    link::{Input, Phase},
     wire::message::Beat,
 };
 
@@ -87,12 +88,37 @@ impl Driver {
                 tracing::info!(%replica, cursor, "its place in the sync log is safe again");
             }
             Claim::AtRisk => {
-                tracing::warn!(%replica, cursor, "what it still needs fills most of the sync log: raise log.bound, or bring it back soon");
+                tracing::warn!(code = "log-place-at-risk", %replica, cursor, "what it still needs fills most of the sync log: raise log.bound, or bring it back soon");
             }
             Claim::Lost => {
-                tracing::error!(%replica, cursor, "the sync log has outgrown log.bound and what it still needs is gone: it is compared with everything when it is back");
+                tracing::error!(code = "log-place-lost", %replica, cursor, "the sync log has outgrown log.bound and what it still needs is gone: it is compared with everything when it is back");
             }
         }
+    }
+
+    /// The connection is gone, or never was.
+    pub(super) fn lose(&mut self, why: &str) {
+        self.lose_over(None, why);
+    }
+
+    /// The same, and whether a key is why.
+    pub(super) fn lose_over(&mut self, key: Option<KeyTrouble>, why: &str) {
+        self.close();
+        self.life += 1; // whatever the old connection still reports is late
+        let wait = self.parts.retry.next_wait();
+        let news = self.last_error.as_deref() != Some(why);
+        match key {
+            _ if !news => {}
+            Some(key) => {
+                tracing::error!(code = key.as_str(), replica = %self.parts.replica, why, "refused over a key: nothing is replicated to it until an admin has looked");
+            }
+            None => {
+                tracing::warn!(code = "not-connected", replica = %self.parts.replica, why, retry_ms = wait.as_millis(), "not connected");
+            }
+        }
+        self.key_trouble = key;
+        self.last_error = Some(why.to_owned());
+        self.feed(Input::Lost(self.start.elapsed() + wait));
     }
 
     /// How soon what is shown may be old.

@@ -191,6 +191,7 @@ impl Writer {
         let first = self.shared.health.borrow().clone() == Health::Good;
         if first {
             tracing::error!(
+                code = "log-unwritable",
                 error = text,
                 "the sync log cannot be written; changes wait in the store until it can"
             );
@@ -236,6 +237,7 @@ impl Writer {
                 self.shared.dropped_segments.fetch_add(removed, Ordering::Relaxed);
             }
             Err(error) => tracing::warn!(
+                code = "log-segment-kept",
                 error = describe(&error),
                 "an old segment of the sync log cannot be removed"
             ),
@@ -291,12 +293,14 @@ impl Writer {
             Ok(()) => {
                 self.shared.state().remove(&damage.path);
                 tracing::error!(
+                    code = "log-damaged",
                     at = damage.at,
                     aside = %damage.aside.display(),
                     "a segment of the sync log is damaged; every replica is compared in full"
                 );
             }
             Err(error) => tracing::warn!(
+                code = "log-damage-kept",
                 error = describe(&error),
                 "a damaged segment of the sync log cannot be set aside"
             ),

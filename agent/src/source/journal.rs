@@ -34,7 +34,7 @@ pub(super) fn empty(journal: &dyn Journal, sink: &dyn Sink) -> Emptied {
             Ok(None) => return Emptied::Whole,
             Err(error) => {
                 let (error, place) = (Chain(&error), journal.place().display());
-                tracing::error!(%error, %place, "cannot read the mail server's sync log; it is tried again");
+                tracing::error!(code = "server-log-unreadable", %error, %place, "cannot read the mail server's sync log; it is tried again");
                 return Emptied::Later;
             }
         };
@@ -45,7 +45,7 @@ pub(super) fn empty(journal: &dyn Journal, sink: &dyn Sink) -> Emptied {
         }
         if let Err(error) = journal.done() {
             let (error, place) = (Chain(&error), journal.place().display());
-            tracing::error!(%error, %place, "cannot remove what was read of the mail server's sync log");
+            tracing::error!(code = "server-log-kept", %error, %place, "cannot remove what was read of the mail server's sync log");
             return Emptied::Later;
         }
     }

@@ -70,7 +70,7 @@ impl Places {
                 Err(errno) => {
                     added.failed += 1;
                     let error = io::Error::from(errno);
-                    tracing::warn!(path = %path.display(), %error, "cannot watch a directory");
+                    tracing::warn!(code = "watch-failed", path = %path.display(), %error, "cannot watch a directory");
                 }
             }
         }

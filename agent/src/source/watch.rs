@@ -120,13 +120,13 @@ impl Watcher {
                 Ok(false) => {}
                 Ok(true) => return,
                 Err(error) => {
-                    tracing::error!(%error, "cannot wait for changes; only scans find them now");
+                    tracing::error!(code = "watch-ended", %error, "cannot wait for changes; only scans find them now");
                     return;
                 }
             }
             let before = self.parts.clock.monotonic();
             if let Err(error) = self.read(&mut events) {
-                tracing::error!(%error, "cannot read changes; only scans find them now");
+                tracing::error!(code = "watch-ended", %error, "cannot read changes; only scans find them now");
                 return;
             }
             let pause = self.flood.note(events.len(), self.parts.clock.monotonic());
@@ -223,7 +223,10 @@ impl Watcher {
     fn take(&mut self, event: &Event) {
         if event.is_overflow {
             self.parts.counts.overflows.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!("changes came faster than they could be read; looking at everything");
+            tracing::warn!(
+                code = "watch-overflow",
+                "changes came faster than they could be read; looking at everything"
+            );
             self.watch_everything();
             self.gather.now(Target::Store, self.parts.clock.monotonic());
             return;
@@ -410,6 +413,7 @@ impl Watcher {
             let limit = places::kernel_limit().unwrap_or(watches);
             let advice = limit.saturating_mul(4).next_power_of_two();
             tracing::error!(
+                code = "watch-limit",
                 watches,
                 limit,
                 "no inotify watch left: accounts that cannot be watched are looked at every \
@@ -436,7 +440,7 @@ impl Watcher {
 
 fn complain(error: &StoreError) {
     let error = Chain(error);
-    tracing::warn!(%error, "cannot see what there is to watch; the next scan tries again");
+    tracing::warn!(code = "watch-unseen", %error, "cannot see what there is to watch; the next scan tries again");
 }
 
 fn count(number: usize) -> u64 {

@@ -224,7 +224,7 @@ impl Visitor {
     /// Takes a replica's mailbox away, to its graveyard, so that it is built anew.
     async fn take_away(&self, account: &Account, delta: &Delta) -> Result<(), VisitError> {
         let MailboxState { id, name, .. } = delta.state.clone();
-        tracing::warn!(%account, mailbox = %name, "nothing else has helped: building the replica's mailbox anew");
+        tracing::warn!(code = "mailbox-rebuilt", %account, mailbox = %name, "nothing else has helped: building the replica's mailbox anew");
         let inbox = name.is_inbox();
         let step =
             if inbox { plan::Step::Reset { id, name } } else { plan::Step::Delete { id, name } };

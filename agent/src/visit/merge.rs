@@ -68,7 +68,7 @@ impl Visitor {
         };
         let base = Base::of(&merging.state_dir, merging.forced);
         if base.old_master().is_none() {
-            tracing::warn!(node = %merging.node, "there is no base: everything that is only there is copied, and nothing deleted");
+            tracing::warn!(code = "merge-no-base", node = %merging.node, "there is no base: everything that is only there is copied, and nothing deleted");
         }
         let left = base.left(&merging.node).map_err(|error| whole(&Chain(&error)))?;
         let accounts = if let Some(left) = left {
@@ -84,7 +84,7 @@ impl Visitor {
             match self.merge_account(merging, &account, &mut earlier, &mut totals).await {
                 Ok(()) => {}
                 Err(VisitError::Target(trouble)) => {
-                    tracing::error!(%account, reason = %trouble.reason, detail = trouble.detail, "cannot be merged yet");
+                    tracing::error!(code = "merge-stuck", %account, reason = %trouble.reason, detail = trouble.detail, "cannot be merged yet");
                     left.insert(account);
                 }
                 Err(error) => return Err(error),
@@ -285,7 +285,7 @@ fn note_merged(merging: &Merging, totals: &journal::Totals) {
         detail: totals.to_string(),
     };
     if let Err(error) = history::append(&merging.state_dir, &entry) {
-        tracing::error!(error = %Chain(&error), ?entry, "cannot write the history of failovers");
+        tracing::error!(code = "history-unwritten", error = %Chain(&error), ?entry, "cannot write the history of failovers");
     }
 }
 

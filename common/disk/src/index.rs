@@ -446,6 +446,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
             tracing::warn!(
+                code = "index-not-closed",
                 dir = %self.dir.display(),
                 error = &error as &dyn std::error::Error,
                 "the index was not closed in order; the next start checks all of it",

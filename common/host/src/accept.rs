@@ -93,13 +93,14 @@ pub fn spawn<L, F>(
             let client = match accepted {
                 Ok(client) => client,
                 Err(error) => {
-                    tracing::warn!(%error, door = door.name, "cannot accept a connection");
+                    tracing::warn!(code = "accept-failed", %error, door = door.name, "cannot accept a connection");
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
             };
             let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
                 tracing::warn!(
+                    code = "connections-too-many",
                     door = door.name,
                     "refused: {} connections are open already",
                     door.most

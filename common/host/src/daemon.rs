@@ -158,7 +158,7 @@ async fn hold_role<D: Daemon>(
 
 async fn end(tasks: &Tasks) {
     if let Err(hanging) = tasks.shutdown(GRACE).await {
-        tracing::warn!(%hanging, "ending anyway");
+        tracing::warn!(code = "ending-anyway", %hanging, "ending anyway");
     }
 }
 
@@ -177,7 +177,7 @@ fn reload<D: Daemon>(daemon: &mut D) {
             daemon.reloaded();
         }
         Err(error) => {
-            tracing::error!(error = %Chain(&error), "configuration not taken over: the old one stays");
+            tracing::error!(code = "config-not-taken", error = %Chain(&error), "configuration not taken over: the old one stays");
         }
     }
 }

@@ -25,8 +25,12 @@ pub async fn keep<E: Error + Send + 'static>(
         match workers.run(bury.clone()).await {
             Ok(Ok(0)) => {}
             Ok(Ok(messages)) => tracing::info!(messages, "removed from the graveyard"),
-            Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "cannot empty the graveyard"),
-            Err(error) => tracing::error!(error = %Chain(&error), "cannot empty the graveyard"),
+            Ok(Err(error)) => {
+                tracing::warn!(code = "graveyard-kept", error = %Chain(&error), "cannot empty the graveyard");
+            }
+            Err(error) => {
+                tracing::error!(code = "graveyard-kept", error = %Chain(&error), "cannot empty the graveyard");
+            }
         }
     }
 }

@@ -67,7 +67,11 @@ impl Teller {
                 match self.tell_news(stop).await {
                     Ok(()) => seen = Some(octets),
                     Err(why) => {
-                        tracing::error!(why, "an incident cannot be told of; trying again");
+                        tracing::error!(
+                            code = "incident-untold",
+                            why,
+                            "an incident cannot be told of; trying again"
+                        );
                         pause = AGAIN_AFTER;
                     }
                 }

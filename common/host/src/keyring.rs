@@ -89,7 +89,7 @@ impl KeyRing {
                     present.1 = Arc::new(key);
                 }
                 Err(error) => {
-                    tracing::error!(error = %Chain(&error), "cannot read this node's key again: the one before is used until the next start");
+                    tracing::error!(code = "key-unreadable", error = %Chain(&error), "cannot read this node's key again: the one before is used until the next start");
                 }
             }
         }

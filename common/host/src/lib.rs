@@ -4,6 +4,7 @@
 pub mod accept;
 pub mod admin;
 pub mod base;
+#[macro_use]
 pub mod codes;
 pub mod config;
 pub mod daemon;
@@ -17,6 +18,7 @@ pub mod incident;
 pub mod keyring;
 pub mod keys;
 pub mod ledger;
+pub mod lines;
 pub mod metrics;
 pub mod net;
 pub mod node;

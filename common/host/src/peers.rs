@@ -173,6 +173,7 @@ impl Peers {
         file.removed.retain(|name| configured.iter().any(|peer| peer.name == *name));
         for name in &file.removed {
             tracing::warn!(
+                code = "peer-still-configured",
                 name,
                 "the configuration has this [[peer]], but it was removed by command: take its lines out"
             );

@@ -40,7 +40,7 @@ where
         })
     });
     let Err(error) = result else { return ExitCode::SUCCESS };
-    tracing::error!("{error:#}");
+    tracing::error!(code = "not-started", "{error:#}");
     let is_wrong = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref().is_some_and(|error: &NodeError| !matches!(error, NodeError::Disk(_)))
     };

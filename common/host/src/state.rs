@@ -40,13 +40,13 @@ pub fn open_index(
         Opened::Fresh | Opened::Kept => {}
         Opened::Replaced { why, aside } => {
             let aside = aside.display();
-            tracing::warn!(why, %aside, "the index was damaged: rebuilding it from the mail; the old one is kept");
+            tracing::warn!(code = "index-damaged", why, %aside, "the index was damaged: rebuilding it from the mail; the old one is kept");
         }
     }
     let (fatal, dir) = (fatal.clone(), state_dir.join("index"));
     index.on_failure(move || {
         let dir = dir.display();
-        tracing::error!(%dir, "the index failed: ending, so that the next start repairs it");
+        tracing::error!(code = "index-failed", %dir, "the index failed: ending, so that the next start repairs it");
         fatal.cancel();
     });
     Ok(index)

@@ -67,7 +67,11 @@ pub fn spawn_alive(tasks: &Tasks, stop: CancellationToken, pulse: Pulse) {
             if pulse.goes_on(&mut last) {
                 notify(&[NotifyState::Watchdog]);
             } else {
-                tracing::error!(?limit, "hanging: systemd is not told that this daemon goes on");
+                tracing::error!(
+                    code = "hanging",
+                    ?limit,
+                    "hanging: systemd is not told that this daemon goes on"
+                );
             }
         }
     });

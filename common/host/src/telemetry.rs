@@ -29,6 +29,6 @@ pub fn init(filter: &str) {
     if started.is_ok()
         && let Some(error) = complaint
     {
-        tracing::warn!(filter, %error, "the log filter makes no sense: using info");
+        tracing::warn!(code = "log-filter", filter, %error, "the log filter makes no sense: using info");
     }
 }

@@ -132,7 +132,7 @@ fn run(open: &Open) {
         if let Err(error) = open.write_out() {
             // The index is out of use now and says so to everybody who calls it.
             let error: &dyn std::error::Error = &error;
-            tracing::warn!(dir = %open.dir.display(), error, "cannot write to the index");
+            tracing::warn!(code = "index-unwritable", dir = %open.dir.display(), error, "cannot write to the index");
             return;
         }
     }

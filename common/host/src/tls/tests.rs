@@ -96,7 +96,7 @@ async fn showing_a_key_is_not_owning_it() {
     let pinned = |key| Arc::new(Pinned::new(only(key)));
     let name = ServerName::IpAddress(SocketAddr::from(([127, 0, 0, 1], 0)).ip().into());
 
-    let mut stolen = client_config(&thief, pinned(&b)).unwrap();
+    let mut stolen = client_config(Protocol::Mail, &thief, pinned(&b)).unwrap();
     stolen.client_auth_cert_resolver = impostor(&a, &thief);
     let honest = server_config(&b, pinned(&a)).unwrap();
     let (near, far) = tokio::io::duplex(1 << 16);
@@ -104,7 +104,7 @@ async fn showing_a_key_is_not_owning_it() {
     let (_, served) = tokio::join!(connect, TlsAcceptor::from(Arc::new(honest)).accept(far));
     assert!(served.unwrap_err().to_string().contains("BadSignature"));
 
-    let honest = client_config(&a, pinned(&b)).unwrap();
+    let honest = client_config(Protocol::Mail, &a, pinned(&b)).unwrap();
     let mut stolen = server_config(&thief, pinned(&a)).unwrap();
     stolen.cert_resolver = impostor(&b, &thief);
     let (near, far) = tokio::io::duplex(1 << 16);

@@ -168,7 +168,7 @@ fn take_away(dir: &Dir, name: &[u8]) -> Result<(), StoreError> {
     }
     if dir.stat(&own)?.map(|stat| stat.st_ino) == stale {
         dir.remove(&own)?;
-        tracing::warn!(path = %dir.at(name).display(), "took over a lock whose owner is gone");
+        tracing::warn!(code = "lock-taken-over", path = %dir.at(name).display(), "took over a lock whose owner is gone");
         return Ok(());
     }
     match dir.rename_new(&own, dir, name) {

@@ -459,6 +459,7 @@ impl Shelf {
             snapshot.contents = Some(contents);
         } else {
             tracing::warn!(
+                code = "index-records-lost",
                 slot = snapshot.header.slot,
                 count,
                 expected = snapshot.header.count,

@@ -334,7 +334,7 @@ fn place_parked(layout: Layout, prefix: &Dir, parked: &Dir) -> Result<(), StoreE
         let above = make_all(prefix, above, dir.owner()?)?;
         match move_mailbox(layout, parked, Path::new(name), &above, &last) {
             Err(error) if is_taken(&error) => {
-                tracing::error!(parked = %dir.path().display(), "a moved mailbox finds its place taken");
+                tracing::error!(code = "move-place-taken", parked = %dir.path().display(), "a moved mailbox finds its place taken");
             }
             other => other?,
         }

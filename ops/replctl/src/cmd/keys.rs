@@ -84,7 +84,7 @@ fn tell(report: &RotateReport, output: &Output) -> anyhow::Result<()> {
     }
     let stage = KeyStage::of_code(&report.stage);
     let is_open = report.peers.iter().any(RotatePeer::is_open);
-    output.say(match (stage, *done, is_open) {
+    Ok(output.say(match (stage, *done, is_open) {
         (Some(KeyStage::Settled), true, _) => "the rotation is finished",
         (Some(KeyStage::Settled) | None, _, _) => "next: replctl keys rotate",
         (Some(KeyStage::Prepared), true, true) => {
@@ -96,7 +96,7 @@ fn tell(report: &RotateReport, output: &Output) -> anyhow::Result<()> {
         (Some(KeyStage::Retiring), _, _) => {
             "next, when every peer is there: replctl keys rotate --switch"
         }
-    })
+    })?)
 }
 
 fn word(report: &RotateReport, peer: &RotatePeer) -> String {

@@ -20,6 +20,7 @@ macro_rules! topics {
     }};
 }
 
+mod lines;
 mod mail;
 mod node;
 mod roles;
@@ -47,7 +48,7 @@ pub(crate) struct Topic {
 
 /// Every code, by group. One code may stand in several.
 pub(crate) fn all() -> Vec<Topic> {
-    [mail::topics(), roles::topics(), node::topics()].concat()
+    [lines::topics(), mail::topics(), roles::topics(), node::topics()].concat()
 }
 
 /// Runs the verb.

@@ -43,7 +43,7 @@ pub(crate) fn run(args: &args::Mirror, output: &Output) -> anyhow::Result<u8> {
             follow(&pair, output, &stop).await
         };
         if let Err(hanging) = pair.tasks.shutdown(GRACE).await {
-            tracing::warn!(%hanging, "ending anyway");
+            tracing::warn!(code = "ending-anyway", %hanging, "ending anyway");
         }
         result
     })

@@ -166,7 +166,7 @@ impl Dial for Pipe {
             // The only agent that can speak here is the one in this process.
             let result = session::serve(theirs, "source", &context, &|_| Ok(()), stop).await;
             if let Err(error) = result {
-                tracing::warn!(error = %mailtwin_logic::chain::Chain(&error), "session ended");
+                tracing::warn!(code = "link-broke", error = %mailtwin_logic::chain::Chain(&error), "session ended");
             }
         });
         Box::pin(async move { Ok(Box::new(ours) as Box<dyn Io>) })
