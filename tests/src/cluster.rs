@@ -1,4 +1,4 @@
-//! Nodes whose roles move: real Dovecots with the gate that is shipped, and both daemons on each.
+//! Nodes whose roles move: real mail servers with the gate that is shipped, and both daemons on each.
 
 use std::collections::BTreeSet;
 
@@ -6,22 +6,24 @@ use anyhow::ensure;
 
 use crate::{
     corpus,
+    cyrus::Cyrus,
     daemon::Node,
     dovecot::{Dovecot, Version},
     gate::Gatekeeper,
     lab::Lab,
     oracle::{self, Account},
     process::Output,
+    server::Server,
 };
 
 /// Accounts of every cluster.
 pub const ACCOUNTS: [&str; 2] = ["u1", "u2"];
 
-/// Nodes whose roles move, each with a Dovecot and a gate.
+/// Nodes whose roles move, each with a mail server and a gate.
 #[derive(Debug)]
-pub struct Cluster {
+pub struct Cluster<S = Dovecot> {
     /// Mail servers.
-    pub servers: Vec<Dovecot>,
+    pub servers: Vec<S>,
     /// Daemons, in the same order.
     pub nodes: Vec<Node>,
     /// What closes and opens each server.
@@ -31,11 +33,32 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The first is the master.
+    /// Dovecots; the first is the master's.
     pub fn start(lab: &Lab, names: &[&str]) -> anyhow::Result<Self> {
         let start = |name: &&str| Dovecot::start(lab, name, Version::V23);
         let servers = names.iter().map(start).collect::<anyhow::Result<Vec<_>>>()?;
-        let nodes = Node::cluster(lab, &servers.iter().collect::<Vec<_>>())?;
+        Self::around(lab, servers)
+    }
+}
+
+impl Cluster<Cyrus> {
+    /// Cyruses; the first is the master's.
+    pub fn of_cyrus(lab: &Lab, names: &[&str]) -> anyhow::Result<Self> {
+        let start = |name: &&str| Cyrus::start(lab, name);
+        let servers = names.iter().map(start).collect::<anyhow::Result<Vec<_>>>()?;
+        Self::around(lab, servers)
+    }
+}
+
+impl<S: Server> Cluster<S> {
+    fn around(lab: &Lab, servers: Vec<S>) -> anyhow::Result<Self> {
+        for (place, server) in servers.iter().enumerate() {
+            for account in ACCOUNTS {
+                server.add_account(account, place == 0)?;
+            }
+        }
+        let stores = servers.iter().map(|server| (server.name(), server.store_config()));
+        let nodes = Node::beside(lab, &stores.collect::<Vec<_>>())?;
         let mut gates = Vec::new();
         for (node, server) in nodes.iter().zip(&servers) {
             gates.push(Gatekeeper::install(lab, node, server)?);
@@ -53,7 +76,7 @@ impl Cluster {
     /// Waits until only this node's gate is open.
     pub fn wait_master(&self, lab: &Lab, place: usize) -> anyhow::Result<()> {
         lab.wait(&format!("only {} is open", self.servers[place].name()), || {
-            let open: Vec<bool> = self.servers.iter().map(Dovecot::is_open).collect();
+            let open: Vec<bool> = self.servers.iter().map(S::is_open).collect();
             let right = open.iter().enumerate().all(|(at, &open)| open == (at == place));
             Ok(if right { Ok(()) } else { Err(format!("open: {open:?}")) })
         })

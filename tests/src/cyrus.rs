@@ -2,7 +2,10 @@
 //! would push Dovecot off the machine. It stops when dropped.
 //!
 //! It runs in mount and process namespaces of its own: there its user has an entry in the list of
-//! users, and none of its many processes outlives it.
+//! users, and none of its many processes outlives it. The first process there is a shell: a signal
+//! that comes with a parent's death does not reach who has changed its user, as Cyrus's master does.
+
+mod server;
 
 use std::{
     ffi::OsString,
@@ -10,22 +13,26 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use anyhow::{Context as _, bail, ensure};
+use mailtwin_disk::clock::Clock;
 
 use crate::{
     dovecot::PASSWORD,
     files,
     imap::Imap,
-    lab::{Lab, MAIL_USER},
+    lab::{self, Lab, MAIL_USER},
     lmtp,
     process::{Launch, Process},
 };
 
 /// The admin, as whom our daemons log in.
 pub const ADMIN: &str = "repl";
+
+/// Who logs in to find out whether clients may; without mail.
+const PROBE: &str = "probe";
 
 /// Name of our channel of the sync log.
 const CHANNEL: &str = "mailtwin";
@@ -55,6 +62,7 @@ pub struct Cyrus {
     imap: u16,
     lmtp: u16,
     csync: u16,
+    clock: Arc<dyn Clock>,
     process: Option<Process>,
 }
 
@@ -72,9 +80,11 @@ impl Cyrus {
         }
         let (imap, lmtp, csync) = (lab.port()?, lab.port()?, lab.port()?);
         let (name, root) = (name.to_owned(), unpacked()?);
-        let mut cyrus = Self { name, dir, root, imap, lmtp, csync, process: None };
+        let clock = lab.shared_clock();
+        let mut cyrus = Self { name, dir, root, imap, lmtp, csync, clock, process: None };
         cyrus.configure(extra)?;
         cyrus.set_password(ADMIN)?;
+        cyrus.set_password(PROBE)?;
         cyrus.resume(lab)?;
         Ok(cyrus)
     }
@@ -122,8 +132,8 @@ impl Cyrus {
         let dir = self.dir.display();
         let script = format!(
             "mount --bind {dir}/passwd /etc/passwd && mount --bind {dir}/group /etc/group && \
-             cd / && exec {root}/usr/lib/cyrus/bin/master -C {dir}/imapd.conf -M {dir}/cyrus.conf \
-             -p {dir}/master.pid",
+             cd / && {{ {root}/usr/lib/cyrus/bin/master -C {dir}/imapd.conf -M {dir}/cyrus.conf \
+             -p {dir}/master.pid & wait $!; }}",
             root = self.root.display(),
         );
         let words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
@@ -143,13 +153,30 @@ impl Cyrus {
             let open = |&port: &u16| TcpStream::connect(("127.0.0.1", port)).is_ok();
             Ok(if ports.iter().all(open) { Ok(()) } else { Err("connection refused".into()) })
         })?;
+        // What is started in its namespaces from outside must know where they are.
+        let shell = process.id();
+        let children = format!("/proc/{shell}/task/{shell}/children");
+        let master = fs::read_to_string(&children).with_context(|| format!("read {children}"))?;
+        files::write(&self.namespace(), master.trim())?;
         self.process = Some(process);
         Ok(())
     }
 
     /// kill -9 of all of its processes.
     pub fn kill(&mut self) -> anyhow::Result<()> {
-        self.process.take().context("a running Cyrus")?.kill()
+        self.process.take().context("a running Cyrus")?.kill()?;
+        // The others die with the first of their namespace, a moment later, and hold ports until then.
+        let first = fs::read_to_string(self.namespace())?;
+        // What is dead and not buried has no program.
+        let first = Path::new("/proc").join(first).join("exe");
+        lab::wait(&*self.clock, &format!("{} is gone", self.name), || {
+            Ok(if first.read_link().is_ok() { Err("it is there".into()) } else { Ok(()) })
+        })
+    }
+
+    /// The file with the number of the first process of its namespaces, as it is outside of them.
+    fn namespace(&self) -> PathBuf {
+        self.dir.join("namespace.pid")
     }
 
     /// What failures call it.
@@ -170,6 +197,11 @@ impl Cyrus {
     /// Directory of the default partition.
     pub fn spool(&self) -> PathBuf {
         self.dir.join("spool")
+    }
+
+    /// The file with which its admins tell users that it is not to be used.
+    pub fn shutdown_file(&self) -> PathBuf {
+        self.dir.join("conf/msg/shutdown")
     }
 
     /// Directory of our channel of the sync log.

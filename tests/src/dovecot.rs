@@ -2,6 +2,7 @@
 //! from a Debian 13 in a folder. It stops when dropped.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs,
     net::{SocketAddr, TcpStream},
@@ -11,11 +12,14 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
-    dovecot24, files,
+    daemon, dovecot24, files,
+    gate::Hook,
     imap::Imap,
     lab::{Lab, MAIL_USER},
     lmtp,
     process::{Launch, Process},
+    random::Random,
+    server::Server,
 };
 
 /// Password of every account.
@@ -380,6 +384,99 @@ service lmtp {{
   }}
 }}"
         )
+    }
+}
+
+impl Server for Dovecot {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// It lets everybody in, and whoever comes first gets an INBOX.
+    fn add_account(&self, _account: &str, _is_master: bool) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn imap(&self, account: &str) -> anyhow::Result<Imap> {
+        Self::imap(self, account)
+    }
+
+    fn deliver(&self, account: &str, message: &[u8]) -> anyhow::Result<()> {
+        Self::deliver(self, account, message)
+    }
+
+    fn lmtp_address(&self) -> SocketAddr {
+        Self::lmtp_address(self)
+    }
+
+    fn separator(&self) -> char {
+        self.layout.separator()
+    }
+
+    fn is_open(&self) -> bool {
+        Self::is_open(self)
+    }
+
+    fn hook(&self) -> anyhow::Result<Hook> {
+        Hook::dovecot(&self.doveadm()?)
+    }
+
+    fn store_config(&self) -> String {
+        daemon::maildir_store(self)
+    }
+
+    fn has_inbox(&self, account: &str) -> bool {
+        self.maildir(account).join("cur").is_dir()
+    }
+
+    /// Files, by their path below the home.
+    fn beside_messages(&self, account: &str) -> anyhow::Result<BTreeMap<String, String>> {
+        let home = self.home(account);
+        let mut found = BTreeMap::new();
+        if !home.exists() {
+            return Ok(found);
+        }
+        for path in files::walk(&home)? {
+            let below = path.strip_prefix(&home).context("a path below the home")?;
+            let below = below.to_string_lossy().into_owned();
+            let is_script = below.starts_with("sieve/")
+                && path.extension().is_some_and(|extension| extension == "sieve");
+            let is_rights = path.file_name().is_some_and(|name| name == "dovecot-acl");
+            if below == ".dovecot.sieve" {
+                let target = fs::read_link(&path).with_context(|| format!("read {below}"))?;
+                found.insert(below, target.to_string_lossy().into_owned());
+            } else if (is_script || is_rights) && path.is_file() {
+                let content = fs::read(&path).with_context(|| format!("read {below}"))?;
+                found.insert(below, content.escape_ascii().to_string());
+            }
+        }
+        Ok(found)
+    }
+
+    fn edit_script(&self, account: &str, random: &mut Random) -> anyhow::Result<String> {
+        let home = self.home(account);
+        let name = format!("s{}", random.below(3));
+        let path = home.join(format!("sieve/{name}.sieve"));
+        files::make_mail_dir(&home.join("sieve"))?;
+        let active = home.join(".dovecot.sieve");
+        if path.exists() && random.once_in(3) {
+            files::link_mail(&format!("sieve/{name}.sieve"), &active)?;
+            return Ok(format!("{name} is active"));
+        }
+        if random.once_in(4) && !active.exists() {
+            let _ = fs::remove_file(&path);
+            return Ok(format!("{name} is gone"));
+        }
+        files::write_mail(&path, format!("# {}\nkeep;\n", random.draw()))?;
+        Ok(format!("{name} is written"))
+    }
+
+    fn stop(&mut self) -> anyhow::Result<()> {
+        Self::stop(self)
+    }
+
+    fn resume(&mut self, lab: &Lab) -> anyhow::Result<()> {
+        Self::resume(self, lab)
     }
 }
 

@@ -27,6 +27,7 @@ pub mod process;
 pub mod prometheus;
 pub mod proxy;
 pub mod random;
+pub mod server;
 pub mod split;
 pub mod volume;
 pub mod workload;

@@ -22,6 +22,12 @@ pub fn deliver(server: SocketAddr, account: &str, message: &[u8]) -> anyhow::Res
     connection.say("QUIT", "221")
 }
 
+/// Whether a server would take a message now.
+pub fn takes_mail(server: SocketAddr) -> anyhow::Result<bool> {
+    let mut connection = Connection::open(server)?;
+    Ok(connection.say("MAIL FROM:<sender@example.org>", "250").is_ok())
+}
+
 /// A connection that delivers one message after the other.
 #[derive(Debug)]
 pub struct Connection {
@@ -43,9 +49,19 @@ impl Connection {
 
     /// Delivers one message to one account; returns once the server has accepted it.
     pub fn deliver(&mut self, account: &str, message: &[u8]) -> anyhow::Result<()> {
+        self.begin(account)?;
+        self.finish(message)
+    }
+
+    /// The first half of that: the server waits for the message.
+    pub fn begin(&mut self, account: &str) -> anyhow::Result<()> {
         self.say("MAIL FROM:<sender@example.org>", "250")?;
         self.say(&format!("RCPT TO:<{account}>"), "250")?;
-        self.say("DATA", "354")?;
+        self.say("DATA", "354")
+    }
+
+    /// The second half.
+    pub fn finish(&mut self, message: &[u8]) -> anyhow::Result<()> {
         let mut octets = stuffed(message);
         octets.extend_from_slice(b".\r\n");
         self.stream.write_all(&octets)?;

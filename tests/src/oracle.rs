@@ -4,12 +4,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
-    fs,
 };
 
 use anyhow::Context as _;
 
-use crate::{corpus, dovecot::Dovecot, files, imap::Imap, lab::Lab};
+use crate::{corpus, files, imap::Imap, lab::Lab, server::Server};
 
 /// Differences that a report lists at most.
 const SHOWN_MAX: usize = 40;
@@ -24,7 +23,7 @@ pub struct Account {
     pub subscribed: BTreeSet<String>,
     /// Every mailbox that can be opened.
     pub mailboxes: BTreeMap<String, Mailbox>,
-    /// Sieve scripts, the active one, access rights, subscriptions; by their path below the home.
+    /// Sieve scripts, the active one, access rights: [`Server::beside_messages`].
     pub files: BTreeMap<String, String>,
 }
 
@@ -57,9 +56,9 @@ pub struct Message {
 
 impl Account {
     /// Reads all of an account; changes nothing but what looking changes.
-    pub fn read(server: &Dovecot, account: &str) -> anyhow::Result<Self> {
+    pub fn read(server: &dyn Server, account: &str) -> anyhow::Result<Self> {
         let mut imap = server.imap(account)?;
-        let mut state = Self { files: account_files(server, account)?, ..Self::default() };
+        let mut state = Self { files: server.beside_messages(account)?, ..Self::default() };
         for name in imap.lsub(None, Some("*")).context("LSUB")?.iter() {
             state.subscribed.insert(name.name().to_owned());
         }
@@ -170,15 +169,15 @@ fn is_refusal(error: &anyhow::Error) -> bool {
 
 /// Compares the accounts of two servers now; one line a difference.
 pub fn differences(
-    left: &Dovecot,
-    right: &Dovecot,
+    left: &dyn Server,
+    right: &dyn Server,
     accounts: &[String],
 ) -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
     for account in accounts {
         // A login makes an INBOX. The copy's first one replaces it, and a Dovecot that has it open
         // at that moment complains.
-        if has_inbox(left, account) && !has_inbox(right, account) {
+        if left.has_inbox(account) && !right.has_inbox(account) {
             found.push(format!("{account} is not on {} yet", right.name()));
             continue;
         }
@@ -194,15 +193,11 @@ pub fn differences(
     Ok(found)
 }
 
-fn has_inbox(server: &Dovecot, account: &str) -> bool {
-    server.maildir(account).join("cur").is_dir()
-}
-
 /// Waits until two servers are equal.
 pub fn wait_equal(
     lab: &Lab,
-    left: &Dovecot,
-    right: &Dovecot,
+    left: &dyn Server,
+    right: &dyn Server,
     accounts: &[String],
 ) -> anyhow::Result<()> {
     let what = format!("{} equals {}", right.name(), left.name());
@@ -210,37 +205,13 @@ pub fn wait_equal(
 }
 
 /// One look for [`Lab::wait`]: what differs is why not yet.
-pub fn look(left: &Dovecot, right: &Dovecot, accounts: &[String]) -> Result<(), String> {
+pub fn look(left: &dyn Server, right: &dyn Server, accounts: &[String]) -> Result<(), String> {
     // A mailbox may go while it is being read; that is a difference like any other.
     let found = match differences(left, right, accounts) {
         Ok(found) => found,
         Err(error) => vec![format!("cannot compare: {error:#}")],
     };
     if found.is_empty() { Ok(()) } else { Err(format!("\n  {}", found.join("\n  "))) }
-}
-
-/// Files of an account that are replicated beside its mail, by their path below the home.
-fn account_files(server: &Dovecot, account: &str) -> anyhow::Result<BTreeMap<String, String>> {
-    let home = server.home(account);
-    let mut found = BTreeMap::new();
-    if !home.exists() {
-        return Ok(found);
-    }
-    for path in files::walk(&home)? {
-        let below = path.strip_prefix(&home).context("a path below the home")?;
-        let below = below.to_string_lossy().into_owned();
-        let is_script = below.starts_with("sieve/")
-            && path.extension().is_some_and(|extension| extension == "sieve");
-        let is_rights = path.file_name().is_some_and(|name| name == "dovecot-acl");
-        if below == ".dovecot.sieve" {
-            let target = fs::read_link(&path).with_context(|| format!("read {below}"))?;
-            found.insert(below, target.to_string_lossy().into_owned());
-        } else if (is_script || is_rights) && path.is_file() {
-            let content = fs::read(&path).with_context(|| format!("read {below}"))?;
-            found.insert(below, content.escape_ascii().to_string());
-        }
-    }
-    Ok(found)
 }
 
 fn compare_maps<K: Ord + Debug, V: PartialEq + Debug>(

@@ -13,11 +13,11 @@ use anyhow::{Context as _, anyhow, ensure};
 use mailtwin_disk::clock::Clock;
 
 use crate::{
-    dovecot::Dovecot,
     files,
     lab::Lab,
     oracle,
     random::{self, Random},
+    server::Server,
 };
 use client::Client;
 pub use ledger::Ledger;
@@ -29,7 +29,7 @@ pub const OPERATIONS: usize = 2_000;
 #[derive(Debug)]
 pub struct Workload<'a> {
     /// Where mail lives.
-    pub server: &'a Dovecot,
+    pub server: &'a dyn Server,
     /// Whose mail; all clients of an account share its mailboxes.
     pub accounts: &'a [String],
     /// Clients of each account.
@@ -55,7 +55,7 @@ pub struct Tally {
 
 /// What all clients of a run share.
 struct Shared<'a> {
-    server: &'a Dovecot,
+    server: &'a dyn Server,
     clock: &'a dyn Clock,
     left: AtomicUsize,
     accounts: Vec<SharedAccount>,
@@ -72,7 +72,7 @@ struct SharedAccount {
 
 impl<'a> Workload<'a> {
     /// The usual run: two clients of each account, seed and size from the environment.
-    pub fn usual(lab: &Lab, server: &'a Dovecot, accounts: &'a [String]) -> Self {
+    pub fn usual(lab: &Lab, server: &'a dyn Server, accounts: &'a [String]) -> Self {
         let operations = random::number("OPS").and_then(|count| usize::try_from(count).ok());
         Self {
             server,
@@ -136,7 +136,7 @@ impl<'a> Workload<'a> {
 
 impl Tally {
     /// Fails if a message that nobody removed is no longer on the server.
-    pub fn expect_no_loss(&self, server: &Dovecot, accounts: &[String]) -> anyhow::Result<()> {
+    pub fn expect_no_loss(&self, server: &dyn Server, accounts: &[String]) -> anyhow::Result<()> {
         for (account, ledger) in accounts.iter().zip(&self.ledgers) {
             let there = oracle::Account::read(server, account)?.serials();
             let lost: Vec<String> =
@@ -149,7 +149,7 @@ impl Tally {
 
 /// Clients that only look, until `go_on` is cleared: they keep sessions open on a replica while it
 /// changes. Sessions that end because their mailbox went are opened anew.
-pub fn browse(lab: &Lab, server: &Dovecot, accounts: &[String], go_on: &AtomicBool, seed: u64) {
+pub fn browse(lab: &Lab, server: &dyn Server, accounts: &[String], go_on: &AtomicBool, seed: u64) {
     let root = Random::new(seed);
     std::thread::scope(|scope| {
         for (number, account) in (1_000_u64..).zip(accounts) {
@@ -166,7 +166,7 @@ pub fn browse(lab: &Lab, server: &Dovecot, accounts: &[String], go_on: &AtomicBo
 }
 
 fn look_around(
-    server: &Dovecot,
+    server: &dyn Server,
     account: &str,
     random: &mut Random,
     go_on: &AtomicBool,

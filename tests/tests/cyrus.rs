@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, ffi::OsStr, fs, path::PathBuf};
 
 use anyhow::{Context as _, ensure};
 use imap::types::Flag;
-use mailtwin_cyrus::{Command, Dialect, Link, Login, Place, Value};
+use mailtwin_cyrus::{Command, Value};
 use mailtwin_tests::{
     corpus,
     cyrus::{ADMIN, Cyrus},
     daemon::{AGENT, Node, maildir_store},
-    dovecot::{Dovecot, Layout, PASSWORD, Version},
+    dovecot::{Dovecot, Layout, Version},
     files,
     imap::Imap,
     lab::Lab,
@@ -359,17 +359,9 @@ fn mixed(
     Ok(())
 }
 
-/// Logs in to the replication protocol, as an admin may.
-fn link(lab: &Lab, cyrus: &Cyrus) -> anyhow::Result<Link> {
-    let login = Login { user: ADMIN.to_owned(), password: PASSWORD.to_owned() };
-    let place = Place::Tcp(cyrus.imap_address());
-    Link::open(&place, Dialect::Imap, &login, lab.shared_clock()).context("log in")
-}
-
 /// What Cyrus tells of ann beside messages: rights, identities, subscriptions, scripts.
-fn told(lab: &Lab, cyrus: &Cyrus) -> anyhow::Result<String> {
-    let mut link = link(lab, cyrus)?;
-    let answers = link.run(&Command::Get("USER", &Value::text("ann")))?;
+fn told(cyrus: &Cyrus) -> anyhow::Result<String> {
+    let answers = cyrus.told("ann")?;
     let is_other = |name: &str| name != "MAILBOX" && name != "QUOTA";
     let values = answers.iter().filter(|answer| is_other(&answer.name));
     let mut told: Vec<String> = values.map(|answer| format!("{answer:?}")).collect();
@@ -397,7 +389,7 @@ fn rights_and_scripts_go_to_a_cyrus_replica() -> anyhow::Result<()> {
         let mut imap = master.imap("ann")?;
         imap.create("Shared")?;
         imap.run_command_and_check_ok("SETACL Shared bob lrs")?;
-        let mut admin = link(lab, &master)?;
+        let mut admin = master.link()?;
         for (name, argument) in [
             (
                 "SIEVE",
@@ -424,7 +416,7 @@ fn rights_and_scripts_go_to_a_cyrus_replica() -> anyhow::Result<()> {
                 ("USERID", Value::text("ann")),
                 ("FILENAME", Value::text("main.script")),
             ]);
-            Ok(format!("{:?}", link(lab, cyrus)?.run(&Command::Get("FETCH_SIEVE", &wanted))?))
+            Ok(format!("{:?}", cyrus.link()?.run(&Command::Get("FETCH_SIEVE", &wanted))?))
         };
         lab.wait("what is not carried is named", || {
             let status = pair.agent.replctl(lab, &["--output", "json", "status"])?.stdout;
@@ -433,46 +425,12 @@ fn rights_and_scripts_go_to_a_cyrus_replica() -> anyhow::Result<()> {
             Ok(if all { Ok(()) } else { Err(status) })
         })?;
         lab.wait("rights, scripts and UNIQUEIDs are equal", || {
-            let (ours, theirs) = (told(lab, &master)?, told(lab, &replica)?);
+            let (ours, theirs) = (told(&master)?, told(&replica)?);
             let (our_script, their_script) =
                 (script(&master)?, script(&replica).unwrap_or_default());
             let equal = ours == theirs && our_script == their_script && ours.contains("bob\\tlrs");
             Ok(if equal { Ok(()) } else { Err(format!("{ours}\n--\n{theirs}\n{their_script}")) })
         })
-    })
-}
-
-#[test]
-fn the_role_moves_from_one_cyrus_to_the_other() -> anyhow::Result<()> {
-    Lab::run(|lab| {
-        let (one, two) = (Cyrus::start(lab, "a")?, Cyrus::start(lab, "b")?);
-        one.create_user("ann")?;
-        two.set_password("ann")?;
-        let servers = [(one.name(), one.store_config()), (two.name(), two.store_config())];
-        let mut nodes = Node::beside(lab, &servers)?;
-        for node in nodes.iter_mut().rev() {
-            // This test's clients stay away by themselves.
-            let gate = "\n[gate]\nclose = \"true\"\nopen = \"true\"\n";
-            node.write_config(&(node.config_text()? + gate))?;
-            node.start_both(lab)?;
-        }
-        for number in 0..5 {
-            one.deliver("ann", &corpus::short(&format!("before {number}")))?;
-        }
-        let both = (&one, &two);
-        ensure!(messages(&equal(lab, both, "ann")?, "INBOX")? == 5, "the first copy");
-        nodes[0].replctl(lab, &["drain"])?.expect(0)?;
-        nodes[0].replctl(lab, &["failover", "switch", "--to", nodes[1].name()])?.expect(0)?;
-        two.deliver("ann", &corpus::short("after"))?;
-        let mut imap = two.imap("ann")?;
-        imap.select("INBOX")?;
-        imap.command("UID STORE 2 +FLAGS (\\Flagged $Later)")?;
-        imap.command("UID STORE 3 +FLAGS (\\Deleted)")?;
-        imap.command("EXPUNGE")?;
-        let now = equal(lab, both, "ann").context("the old master follows")?;
-        ensure!(messages(&now, "INBOX")? == 5, "{now:?}");
-        nodes[1].replctl(lab, &["check", "--level", "deep"])?.expect(0)?;
-        Ok(())
     })
 }
 

@@ -4,7 +4,8 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::SocketAddr,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
@@ -15,61 +16,69 @@ use anyhow::{Context as _, ensure};
 use mailtwin_tests::{
     cluster::{ACCOUNTS, Cluster, told},
     corpus,
+    cyrus::{ADMIN, Cyrus},
     daemon::{AGENT, Node, REPLICA},
-    dovecot::{Dovecot, Version},
-    files, gate,
+    dovecot::{Dovecot, PASSWORD, Version},
+    files,
     lab::Lab,
+    lmtp,
     oracle::Account,
     random::Random,
+    server::Server,
 };
 
-fn name(cluster: &Cluster, place: usize) -> String {
+fn name<S>(cluster: &Cluster<S>, place: usize) -> String {
     cluster.nodes[place].name().to_owned()
 }
 
 #[test]
 fn the_role_moves_there_and_back_and_everybody_follows() -> anyhow::Result<()> {
-    Lab::run(|lab| {
-        let cluster = Cluster::start(lab, &["one", "two", "three"])?;
-        cluster.deliver(0, 0, 20)?;
-        let to = name(&cluster, 1);
-        let output = cluster.nodes[0].replctl(lab, &["failover", "switch", "--to", &to])?;
-        let output = output.expect(0)?;
-        for said in ["preflight", "the gate is closed", "drained", "equal: 2 accounts", "recorded"]
-        {
-            ensure!(output.stdout.contains(said), "{said:?} is not said: {}", output.stdout);
-        }
-        cluster.wait_master(lab, 1)?;
+    Lab::run(|lab| there_and_back(lab, &Cluster::start(lab, &["one", "two", "three"])?))
+}
 
-        // What came before the switch is the new master's to change, and the old one follows.
-        let mut imap = cluster.servers[1].imap("u1")?;
-        imap.select("INBOX")?;
-        imap.command("UID STORE 1 +FLAGS (\\Flagged $Later)")?;
-        imap.command("UID STORE 2 +FLAGS (\\Deleted)")?;
-        imap.command("EXPUNGE")?;
-        imap.create("New")?;
-        imap.command("UID MOVE 3 New")?;
-        imap.logout()?;
-        cluster.deliver(1, 20, 30)?;
-        cluster.nodes[1].replctl(lab, &["drain"])?.expect(0)?;
+#[test]
+fn the_role_moves_there_and_back_between_cyruses() -> anyhow::Result<()> {
+    Lab::run(|lab| there_and_back(lab, &Cluster::of_cyrus(lab, &["one", "two", "three"])?))
+}
 
-        let to = name(&cluster, 0);
-        cluster.nodes[1].replctl(lab, &["failover", "switch", "--to", &to])?.expect(0)?;
-        cluster.wait_master(lab, 0)?;
-        cluster.deliver(0, 30, 40)?;
-        let status = cluster.nodes[0].ask(lab, &["status"])?;
-        ensure!(status["epoch"] == 3 && status["role"] == "master", "{status}");
-        let history = cluster.nodes[0].ask(lab, &["failover", "history"])?;
-        let switched = &history["history"][0];
-        ensure!(switched["kind"] == "switch" && switched["outcome"] == "done", "{history}");
-        cluster.wait_all_equal(lab, 0)?;
-        let there = cluster.serials(0)?;
-        ensure!(there.len() == 39, "39 of 40 messages, for one was expunged: {there:?}");
-        let copy = Account::read(&cluster.servers[2], "u1")?;
-        ensure!(copy.list.contains("New"), "the third node followed: {:?}", copy.list);
-        // What was planned is no incident.
-        cluster.nodes.iter().try_for_each(|node| told(lab, node, &[]))
-    })
+fn there_and_back<S: Server>(lab: &Lab, cluster: &Cluster<S>) -> anyhow::Result<()> {
+    cluster.deliver(0, 0, 20)?;
+    let to = name(cluster, 1);
+    let output = cluster.nodes[0].replctl(lab, &["failover", "switch", "--to", &to])?;
+    let output = output.expect(0)?;
+    for said in ["preflight", "the gate is closed", "drained", "equal: 2 accounts", "recorded"] {
+        ensure!(output.stdout.contains(said), "{said:?} is not said: {}", output.stdout);
+    }
+    cluster.wait_master(lab, 1)?;
+
+    // What came before the switch is the new master's to change, and the old one follows.
+    let mut imap = cluster.servers[1].imap("u1")?;
+    imap.select("INBOX")?;
+    imap.command("UID STORE 1 +FLAGS (\\Flagged $Later)")?;
+    imap.command("UID STORE 2 +FLAGS (\\Deleted)")?;
+    imap.command("EXPUNGE")?;
+    imap.create("New")?;
+    imap.command("UID MOVE 3 New")?;
+    imap.logout()?;
+    cluster.deliver(1, 20, 30)?;
+    cluster.nodes[1].replctl(lab, &["drain"])?.expect(0)?;
+
+    let to = name(cluster, 0);
+    cluster.nodes[1].replctl(lab, &["failover", "switch", "--to", &to])?.expect(0)?;
+    cluster.wait_master(lab, 0)?;
+    cluster.deliver(0, 30, 40)?;
+    let status = cluster.nodes[0].ask(lab, &["status"])?;
+    ensure!(status["epoch"] == 3 && status["role"] == "master", "{status}");
+    let history = cluster.nodes[0].ask(lab, &["failover", "history"])?;
+    let switched = &history["history"][0];
+    ensure!(switched["kind"] == "switch" && switched["outcome"] == "done", "{history}");
+    cluster.wait_all_equal(lab, 0)?;
+    let there = cluster.serials(0)?;
+    ensure!(there.len() == 39, "39 of 40 messages, for one was expunged: {there:?}");
+    let copy = Account::read(&cluster.servers[2], "u1")?;
+    ensure!(copy.list.contains("New"), "the third node followed: {:?}", copy.list);
+    // What was planned is no incident.
+    cluster.nodes.iter().try_for_each(|node| told(lab, node, &[]))
 }
 
 #[test]
@@ -178,7 +187,7 @@ fn the_gate_closes_and_opens_both_versions_of_dovecot() -> anyhow::Result<()> {
         for (name, version) in [("old", Version::V23), ("new", Version::V24)] {
             let server = Dovecot::start(lab, name, version)?;
             let turn = |what: &str| {
-                let (code, told) = gate::hook(&server.doveadm()?, what, "0")?;
+                let (code, told) = server.hook()?.run(what, "0")?;
                 ensure!(code == 0, "{what} at {}: {told}", server.name());
                 anyhow::Ok(())
             };
@@ -202,75 +211,81 @@ fn the_gate_closes_and_opens_both_versions_of_dovecot() -> anyhow::Result<()> {
 
 #[test]
 fn a_replica_takes_over_from_a_dead_master_and_nothing_of_that_is_lost() -> anyhow::Result<()> {
-    Lab::run(|lab| {
-        let mut cluster = Cluster::start(lab, &["one", "two", "three"])?;
-        cluster.deliver(0, 0, 20)?;
-        cluster.nodes[0].replctl(lab, &["drain"])?.expect(0)?;
-        let alive = cluster.nodes[1].replctl(lab, &["failover", "force"])?.expect(4)?;
-        ensure!(alive.stdout.contains("is alive"), "{}", alive.stdout);
+    Lab::run(|lab| takes_over(lab, &mut Cluster::start(lab, &["one", "two", "three"])?))
+}
 
-        die_with_mail(&mut cluster)?;
-        // Somebody delivers past the gate: its UID means another message on each side.
-        cluster.gates[1].open_by_hand()?;
-        cluster.servers[1].deliver("u1", &corpus::short("c0"))?;
-        lab.wait("the message has a UID", || {
-            let imap = Account::read(&cluster.servers[1], "u1")?;
-            Ok(if imap.serials().contains_key("c0") { Ok(()) } else { Err("not yet".into()) })
-        })?;
-        cluster.servers[0].stop()?;
+#[test]
+fn a_cyrus_takes_over_from_a_dead_one_and_nothing_of_that_is_lost() -> anyhow::Result<()> {
+    Lab::run(|lab| takes_over(lab, &mut Cluster::of_cyrus(lab, &["one", "two", "three"])?))
+}
 
-        let forced = cluster.force(lab, 1)?;
-        ensure!(forced.stdout.contains("is the master of epoch 2"), "{}", forced.stdout);
-        let mut imap = cluster.servers[1].imap("u1")?;
-        imap.select("INBOX")?;
-        imap.command("UID STORE 1 +FLAGS (\\Answered)")?;
-        imap.command("UID STORE 3 +FLAGS (\\Deleted)")?;
-        imap.command("EXPUNGE")?;
-        imap.logout()?;
-        cluster.deliver(1, 26, 32)?;
+fn takes_over<S: Server>(lab: &Lab, cluster: &mut Cluster<S>) -> anyhow::Result<()> {
+    cluster.deliver(0, 0, 20)?;
+    cluster.nodes[0].replctl(lab, &["drain"])?.expect(0)?;
+    let alive = cluster.nodes[1].replctl(lab, &["failover", "force"])?.expect(4)?;
+    ensure!(alive.stdout.contains("is alive"), "{}", alive.stdout);
 
-        // The dead one comes back by itself, thinks that it is the master, and learns better.
-        cluster.rise(lab, 0)?;
-        cluster.wait_master(lab, 1)?;
-        let merged = |ledger: &serde_json::Value, kind: &str| {
-            let lines = ledger["ledger"].as_array().map_or(&[][..], |lines| &lines[..]);
-            // By way of the third node, if the returning one has reached that first.
-            lines.iter().filter(|line| line["kind"] == kind).count()
-        };
-        let ledger = lab.wait("what the old master had is copied back", || {
-            let ledger = cluster.nodes[1].ask(lab, &["ledger"])?;
-            let done = merged(&ledger, "tail") + merged(&ledger, "clash") >= 7;
-            Ok(if done { Ok(ledger) } else { Err(ledger.to_string()) })
-        })?;
-        cluster.wait_all_equal(lab, 1)?;
-        let counts = ["tail", "clash", "moved", "copied", "expunged", "flags"]
-            .map(|kind| merged(&ledger, kind));
-        ensure!(counts == [6, 1, 1, 1, 1, 1], "exactly what was done: {counts:?}: {ledger}");
+    die_with_mail(cluster)?;
+    // Somebody delivers past the gate: its UID means another message on each side.
+    cluster.gates[1].open_by_hand()?;
+    cluster.servers[1].deliver("u1", &corpus::short("c0"))?;
+    lab.wait("the message has a UID", || {
+        let imap = Account::read(&cluster.servers[1], "u1")?;
+        Ok(if imap.serials().contains_key("c0") { Ok(()) } else { Err("not yet".into()) })
+    })?;
+    cluster.servers[0].stop()?;
 
-        let there = cluster.serials(1)?;
-        let expected: BTreeSet<String> = (0..32)
-            // Expunged: the second message of u1 on the old master, the third on the new one.
-            .filter(|serial| ![2, 4].contains(serial))
-            .map(|serial| format!("m{serial}"))
-            .chain(["c0".to_owned(), "t0".to_owned()])
-            .collect();
-        ensure!(there == expected, "there: {there:?}");
-        let copy = Account::read(&cluster.servers[0], "u1")?;
-        let inbox = copy.mailboxes.get("INBOX").context("an INBOX")?;
-        let first = format!("{:?}", inbox.messages.get(&1).context("the first message")?);
-        for flag in ["Flagged", "Answered", "$There"] {
-            ensure!(first.to_lowercase().contains(&flag.to_lowercase()), "{flag}: {first}");
-        }
-        ensure!(copy.list.contains("There"), "the mailbox made on the old master is there");
-        // Which of the others had it first is not said; one that had nothing is no incident.
+    let forced = cluster.force(lab, 1)?;
+    ensure!(forced.stdout.contains("is the master of epoch 2"), "{}", forced.stdout);
+    let mut imap = cluster.servers[1].imap("u1")?;
+    imap.select("INBOX")?;
+    imap.command("UID STORE 1 +FLAGS (\\Answered)")?;
+    imap.command("UID STORE 3 +FLAGS (\\Deleted)")?;
+    imap.command("EXPUNGE")?;
+    imap.logout()?;
+    cluster.deliver(1, 26, 32)?;
+
+    // The dead one comes back by itself, thinks that it is the master, and learns better.
+    cluster.rise(lab, 0)?;
+    cluster.wait_master(lab, 1)?;
+    let merged = |ledger: &serde_json::Value, kind: &str| {
         let lines = ledger["ledger"].as_array().map_or(&[][..], |lines| &lines[..]);
-        let from: BTreeSet<_> = lines.iter().filter_map(|line| line["node"].as_str()).collect();
-        let incidents = [vec!["force"], vec!["merged"; from.len()]].concat();
-        told(lab, &cluster.nodes[1], &incidents)?;
-        conflicts_are_told(lab, &cluster.nodes[1])?;
-        told(lab, &cluster.nodes[0], &["stepped-down"])?;
-        told(lab, &cluster.nodes[2], &[])
-    })
+        // By way of the third node, if the returning one has reached that first.
+        lines.iter().filter(|line| line["kind"] == kind).count()
+    };
+    let ledger = lab.wait("what the old master had is copied back", || {
+        let ledger = cluster.nodes[1].ask(lab, &["ledger"])?;
+        let done = merged(&ledger, "tail") + merged(&ledger, "clash") >= 7;
+        Ok(if done { Ok(ledger) } else { Err(ledger.to_string()) })
+    })?;
+    cluster.wait_all_equal(lab, 1)?;
+    let counts =
+        ["tail", "clash", "moved", "copied", "expunged", "flags"].map(|kind| merged(&ledger, kind));
+    ensure!(counts == [6, 1, 1, 1, 1, 1], "exactly what was done: {counts:?}: {ledger}");
+
+    let there = cluster.serials(1)?;
+    let expected: BTreeSet<String> = (0..32)
+        // Expunged: the second message of u1 on the old master, the third on the new one.
+        .filter(|serial| ![2, 4].contains(serial))
+        .map(|serial| format!("m{serial}"))
+        .chain(["c0".to_owned(), "t0".to_owned()])
+        .collect();
+    ensure!(there == expected, "there: {there:?}");
+    let copy = Account::read(&cluster.servers[0], "u1")?;
+    let inbox = copy.mailboxes.get("INBOX").context("an INBOX")?;
+    let first = format!("{:?}", inbox.messages.get(&1).context("the first message")?);
+    for flag in ["Flagged", "Answered", "$There"] {
+        ensure!(first.to_lowercase().contains(&flag.to_lowercase()), "{flag}: {first}");
+    }
+    ensure!(copy.list.contains("There"), "the mailbox made on the old master is there");
+    // Which of the others had it first is not said; one that had nothing is no incident.
+    let lines = ledger["ledger"].as_array().map_or(&[][..], |lines| &lines[..]);
+    let from: BTreeSet<_> = lines.iter().filter_map(|line| line["node"].as_str()).collect();
+    let incidents = [vec!["force"], vec!["merged"; from.len()]].concat();
+    told(lab, &cluster.nodes[1], &incidents)?;
+    conflicts_are_told(lab, &cluster.nodes[1])?;
+    told(lab, &cluster.nodes[0], &["stepped-down"])?;
+    told(lab, &cluster.nodes[2], &[])
 }
 
 #[test]
@@ -334,8 +349,52 @@ fn conflicts_are_told(lab: &Lab, master: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_gate_keeps_everybody_out_of_cyrus_but_admins() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let server = Cyrus::start(lab, "old")?;
+        server.create_user("u1")?;
+        server.deliver("u1", &corpus::short("m0"))?;
+        let turn = |what: &str| server.hook()?.run(what, "0");
+        let (mut imap, mut admin) = (server.imap("u1")?, server.imap(ADMIN)?);
+        let mut letter = lmtp::Connection::open(server.lmtp_address())?;
+        letter.begin("u1")?;
+        ensure!(turn("open")?.0 == 0 && server.is_open(), "it is open");
+        imap.command("NOOP").context("nobody is thrown out of an open gate")?;
+        for _ in 0..2 {
+            let (code, told) = turn("close")?;
+            ensure!((code, told.as_str()) == (0, ""), "close: {code} {told}");
+            ensure!(!server.is_open(), "clients do not get in");
+        }
+        ensure!(imap.command("NOOP").is_err(), "the session was ended");
+        ensure!(letter.finish(&corpus::short("late")).is_err(), "what was being sent is not taken");
+        let refused = server.deliver("u1", &corpus::short("later")).err().context("refused")?;
+        ensure!(format!("{refused:#}").contains("421"), "it is to come again: {refused:#}");
+        let mut client = TcpStream::connect(server.imap_address())?;
+        client.write_all(format!("a LOGIN u1 {PASSWORD}\r\nb NOOP\r\n").as_bytes())?;
+        let mut told = String::new();
+        client.read_to_string(&mut told)?;
+        ensure!(told.contains("* BYE [ALERT] Your mail is moving"), "it is told why: {told}");
+        admin.command("NOOP").context("an admin stays")?;
+        server.imap(ADMIN)?.command("LIST \"\" *").context("an admin gets in")?;
+        server.told("u1").context("and replication")?;
+        ensure!(turn("open")?.0 == 0, "it opens");
+        server.deliver("u1", &corpus::short("m1"))?;
+        let there = Account::read(&server, "u1")?.serials();
+        ensure!(there.keys().collect::<Vec<_>>() == ["m0", "m1"], "{there:?}");
+
+        // An admin's own file stays, and stays the admin's.
+        files::write(&server.shutdown_file(), "Closed for repairs.\n")?;
+        ensure!(turn("close")?.0 == 0, "closed already");
+        let (code, told) = turn("open")?;
+        ensure!(code == 1 && told.contains("written by somebody else"), "{code} {told}");
+        ensure!(!server.is_open(), "still closed");
+        Ok(())
+    })
+}
+
 /// The first node's daemons die, and its clients go on for a while: nothing of that is replicated.
-fn die_with_mail(cluster: &mut Cluster) -> anyhow::Result<()> {
+fn die_with_mail<S: Server>(cluster: &mut Cluster<S>) -> anyhow::Result<()> {
     cluster.nodes[0].kill_both()?;
     let mut imap = cluster.servers[0].imap("u1")?;
     imap.select("INBOX")?;
@@ -362,7 +421,7 @@ fn deliver_all_the_while(
             let serial = format!("t{number}");
             number += 1;
             let account = ACCOUNTS[number % ACCOUNTS.len()];
-            if mailtwin_tests::lmtp::deliver(*address, account, &corpus::short(&serial)).is_ok() {
+            if lmtp::deliver(*address, account, &corpus::short(&serial)).is_ok() {
                 accepted.insert(serial);
             }
         }
@@ -373,34 +432,43 @@ fn deliver_all_the_while(
 
 #[test]
 fn a_switch_survives_the_death_of_any_daemon_at_any_moment() -> anyhow::Result<()> {
+    Lab::run(|lab| switch_under_kills(lab, &mut Cluster::start(lab, &["one", "two"])?))
+}
+
+#[test]
+fn a_switch_between_cyruses_survives_the_death_of_any_daemon() -> anyhow::Result<()> {
+    Lab::run(|lab| switch_under_kills(lab, &mut Cluster::of_cyrus(lab, &["one", "two"])?))
+}
+
+fn switch_under_kills<S: Server>(lab: &Lab, cluster: &mut Cluster<S>) -> anyhow::Result<()> {
     const ROUNDS: usize = 12;
-    Lab::run(|lab| {
-        let mut cluster = Cluster::start(lab, &["one", "two"])?;
-        let addresses: Vec<_> = cluster.servers.iter().map(Dovecot::lmtp_address).collect();
-        let go_on = AtomicBool::new(true);
-        let mut random = Random::new(0x5eed);
-        let accepted = thread::scope(|scope| {
-            let deliveries = scope.spawn(|| deliver_all_the_while(lab, &addresses, &go_on));
-            let rounds = (0..ROUNDS).try_for_each(|round| {
-                switch_and_kill(lab, &mut cluster, &mut random)
-                    .with_context(|| format!("round {round}"))
-            });
-            go_on.store(false, Ordering::Relaxed);
-            let accepted = deliveries.join().expect("deliveries do not panic");
-            rounds.map(|()| accepted)
-        })?;
-        let master = wait_for_a_master(lab, &cluster)?;
-        cluster.wait_all_equal(lab, master)?;
-        let there = cluster.serials(master)?;
-        let lost: Vec<_> = accepted.difference(&there).collect();
-        ensure!(lost.is_empty(), "accepted and lost: {lost:?}");
-        ensure!(accepted.len() > ROUNDS, "mail did flow: {}", accepted.len());
-        Ok(())
-    })
+    let addresses: Vec<_> = cluster.servers.iter().map(S::lmtp_address).collect();
+    let go_on = AtomicBool::new(true);
+    let mut random = Random::new(0x5eed);
+    let accepted = thread::scope(|scope| {
+        let deliveries = scope.spawn(|| deliver_all_the_while(lab, &addresses, &go_on));
+        let rounds = (0..ROUNDS).try_for_each(|round| {
+            switch_and_kill(lab, cluster, &mut random).with_context(|| format!("round {round}"))
+        });
+        go_on.store(false, Ordering::Relaxed);
+        let accepted = deliveries.join().expect("deliveries do not panic");
+        rounds.map(|()| accepted)
+    })?;
+    let master = wait_for_a_master(lab, cluster)?;
+    cluster.wait_all_equal(lab, master)?;
+    let there = cluster.serials(master)?;
+    let lost: Vec<_> = accepted.difference(&there).collect();
+    ensure!(lost.is_empty(), "accepted and lost: {lost:?}");
+    ensure!(accepted.len() > ROUNDS, "mail did flow: {}", accepted.len());
+    Ok(())
 }
 
 /// Begins a switch and kills one daemon somewhere in it.
-fn switch_and_kill(lab: &Lab, cluster: &mut Cluster, random: &mut Random) -> anyhow::Result<()> {
+fn switch_and_kill<S: Server>(
+    lab: &Lab,
+    cluster: &mut Cluster<S>,
+    random: &mut Random,
+) -> anyhow::Result<()> {
     let master = wait_for_a_master(lab, cluster)?;
     let other = 1 - master;
     cluster.nodes[master].replctl(lab, &["drain"])?;
@@ -416,17 +484,17 @@ fn switch_and_kill(lab: &Lab, cluster: &mut Cluster, random: &mut Random) -> any
     };
     cluster.nodes[victim].crash(lab, daemon)?;
     switching.ended()?;
-    let open: Vec<bool> = cluster.servers.iter().map(Dovecot::is_open).collect();
+    let open: Vec<bool> = cluster.servers.iter().map(S::is_open).collect();
     ensure!(open != [true, true], "two masters");
     Ok(())
 }
 
 /// Waits until exactly one node is the master, all daemons answer, and only its gate is open.
-fn wait_for_a_master(lab: &Lab, cluster: &Cluster) -> anyhow::Result<usize> {
+fn wait_for_a_master<S: Server>(lab: &Lab, cluster: &Cluster<S>) -> anyhow::Result<usize> {
     lab.wait("there is one master", || {
         let role = |node: &Node| Some(node.ask(lab, &["status"]).ok()?["role"] == "master");
         let roles: Vec<Option<bool>> = cluster.nodes.iter().map(role).collect();
-        let open: Vec<bool> = cluster.servers.iter().map(Dovecot::is_open).collect();
+        let open: Vec<bool> = cluster.servers.iter().map(S::is_open).collect();
         let found = (0..roles.len()).find(|&at| roles[at] == Some(true) && open[at]);
         let others = found.is_some_and(|at| roles[1 - at] == Some(false) && !open[1 - at]);
         Ok(found.filter(|_| others).ok_or_else(|| format!("masters {roles:?}, open {open:?}")))

@@ -168,7 +168,9 @@ fn expect_installed(machine: &Machine, lab: &Lab) -> anyhow::Result<()> {
     ] {
         machine.sh(lab, &format!("test -s /usr/share/{file}"))?;
     }
-    machine.sh(lab, "test -x /usr/lib/mailtwin/hooks/dovecot-gate")?;
+    for hook in ["cyrus-gate", "dovecot-gate", "incident-mail"] {
+        machine.sh(lab, &format!("test -x /usr/lib/mailtwin/hooks/{hook}"))?;
+    }
     machine
         .sh(lab, "replctl --version && mailtwin-agent --version && mailtwin-replica --version")?;
     Ok(())

@@ -72,7 +72,7 @@ fn packages(root: &Path) -> anyhow::Result<[Package; 3]> {
         let to = format!("usr/lib/systemd/system/{unit}");
         agent_files.push((format!("systemd/{unit}"), to, 0o644));
     }
-    for hook in ["dovecot-gate", "incident-mail"] {
+    for hook in ["cyrus-gate", "dovecot-gate", "incident-mail"] {
         let to = format!("usr/lib/mailtwin/hooks/{hook}");
         agent_files.push((format!("ops/hooks/{hook}"), to, 0o755));
     }

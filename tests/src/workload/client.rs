@@ -11,7 +11,7 @@ use chrono::DateTime;
 use imap::types::Flag;
 
 use super::{Shared, SharedAccount};
-use crate::{corpus, files, imap::Imap, lmtp, random::Random};
+use crate::{corpus, imap::Imap, lmtp, random::Random};
 
 /// Mailboxes that come and go, parts separated by slashes. INBOX is always there.
 const NAMES: [&str; 10] =
@@ -183,7 +183,7 @@ impl<'a> Client<'a> {
             "rotate" => self.rotate(),
             "delete" => self.delete(false),
             "recreate" => self.delete(true),
-            "sieve" => self.sieve(),
+            "sieve" => self.shared.server.edit_script(&self.account.name, &mut self.random),
             _ => self.rights(),
         }
     }
@@ -300,25 +300,6 @@ impl<'a> Client<'a> {
         Ok(name)
     }
 
-    /// Writes or removes a script, or makes another one active, as its editor would.
-    fn sieve(&mut self) -> anyhow::Result<String> {
-        let home = self.shared.server.home(&self.account.name);
-        let name = format!("s{}", self.random.below(3));
-        let path = home.join(format!("sieve/{name}.sieve"));
-        files::make_mail_dir(&home.join("sieve"))?;
-        let active = home.join(".dovecot.sieve");
-        if path.exists() && self.random.once_in(3) {
-            files::link_mail(&format!("sieve/{name}.sieve"), &active)?;
-            return Ok(format!("{name} is active"));
-        }
-        if self.random.once_in(4) && !active.exists() {
-            let _ = std::fs::remove_file(&path);
-            return Ok(format!("{name} is gone"));
-        }
-        files::write_mail(&path, format!("# {}\nkeep;\n", self.random.draw()))?;
-        Ok(format!("{name} is written"))
-    }
-
     fn rights(&mut self) -> anyhow::Result<String> {
         let mailbox = self.mailbox();
         let who = format!("friend{}", self.random.below(3));
@@ -354,7 +335,7 @@ impl<'a> Client<'a> {
 
     fn name_of_many(&mut self) -> String {
         let name = *self.random.pick(&NAMES).unwrap_or(&"A");
-        name.replace('/', &self.shared.server.layout().separator().to_string())
+        name.replace('/', &self.shared.server.separator().to_string())
     }
 
     fn next_serial(&mut self) -> String {
