@@ -147,8 +147,8 @@ static TOPICS: LazyLock<Vec<Topic>> = LazyLock::new(|| {
             only it has is copied, nothing is deleted.",
             "replctl conflicts list; mail that was expunged meanwhile may be back.";
         MergeStuck => "What only a returning node has of one account could not be copied; it is tried \
-            again, and the node is no replica until then.",
-            "The line says why; replctl doctor, on both nodes.";
+            again, and nothing is replicated to that account there before.",
+            "Mend what the line names; replctl quarantine list, then replctl quarantine retry.";
         MovePlaceTaken => "A mailbox was to be renamed and another one has its place; the mail is kept \
             where the line says.",
             "replctl check ACCOUNT; if it stays, move what is in the way.";
