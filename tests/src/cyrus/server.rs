@@ -1,7 +1,10 @@
 //! Cyrus as clusters, the oracle and workloads see it. What lies beside messages is read and written
 //! over its replication protocol.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use anyhow::Context as _;
 use mailtwin_cyrus::{Answer, Command, Dialect, Link, Login, Place, Value};
@@ -90,7 +93,10 @@ impl Server for Cyrus {
             let value = answer.values.first().context("an answer with a value")?;
             let text = |key: &str| format!("{:?}", value.get(key));
             match answer.name.as_str() {
-                "MAILBOX" if !text("MBOXNAME").contains("DELETED.") => {
+                // What is gone, and what is only a place for mailboxes below it.
+                "MAILBOX"
+                    if text("MBOXNAME").contains("DELETED.") || text("MBOXTYPE").contains('i') => {}
+                "MAILBOX" => {
                     let rights = rights_but_n(value.text_of("ACL").unwrap_or_default());
                     let what = format!("{} {rights}", text("UNIQUEID"));
                     found.insert(text("MBOXNAME"), what);
@@ -136,15 +142,15 @@ impl Server for Cyrus {
     }
 }
 
-/// An access list, identifiers and rights in turn, without the right to annotate: that goes with the
-/// right to write.
+/// An access list, identifiers and rights in turn, in an order, and without the right to annotate,
+/// which goes with the right to write.
 fn rights_but_n(list: &[u8]) -> String {
     let list = String::from_utf8_lossy(list);
-    let words = list.split('\t').enumerate();
-    let words = words.map(
-        |(place, word)| {
-            if place % 2 == 1 { word.replace('n', "") } else { word.to_owned() }
-        },
-    );
-    words.collect::<Vec<_>>().join(" ")
+    let words: Vec<&str> = list.split_terminator('\t').collect();
+    let pairs = words.chunks(2).map(|pair| match pair {
+        [who, rights] => format!("{who}={}", rights.replace('n', "")),
+        odd => format!("{odd:?}"),
+    });
+    let sorted: BTreeSet<String> = pairs.collect();
+    format!("{sorted:?}")
 }

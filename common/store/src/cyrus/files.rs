@@ -134,6 +134,10 @@ impl Cyrus {
         for name in subscribed(content)? {
             wanted.insert(self.internal(account, cell, &name)??);
         }
+        if !wanted.is_empty() {
+            // Cyrus keeps them elsewhere while there is no INBOX, and does not look there later.
+            self.ensure_inbox(account, cell)?;
+        }
         let user = self.server.user(account.as_str())?;
         let held: BTreeSet<Vec<u8>> =
             user.subscribed.into_iter().filter(|name| own(account, name).is_some()).collect();
