@@ -7,10 +7,13 @@ use std::{
 
 use anyhow::ensure;
 use mailtwin_tests::{
-    daemon::{Node, Pair},
+    cyrus::Cyrus,
+    daemon::{AGENT, Node, Pair, REPLICA},
     dovecot::{Dovecot, Version},
     lab::Lab,
     oracle,
+    random::Random,
+    server::Server as _,
     workload::{self, Workload},
 };
 
@@ -72,4 +75,56 @@ fn a_replica_that_joins_in_the_middle_and_one_that_is_frozen_end_equal() -> anyh
         first.expect_quiet_log()?;
         second.expect_quiet_log()
     })
+}
+
+#[test]
+fn random_work_on_a_cyrus_pair_ends_equal_whatever_daemon_dies() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let accounts: Vec<String> = ACCOUNTS.map(str::to_owned).to_vec();
+        // Messages of the corpus come more than once, under one Message-ID.
+        let start = |name| Cyrus::with_extra(lab, name, "duplicatesuppression: no");
+        let (master, replica) = (start("master")?, start("replica")?);
+        for (server, is_master) in [(&master, true), (&replica, false)] {
+            accounts.iter().try_for_each(|account| server.add_account(account, is_master))?;
+        }
+        let stores = [&master, &replica].map(|server| (server.name(), server.store_config()));
+        let mut nodes = Node::beside(lab, &stores)?;
+        nodes.iter_mut().rev().try_for_each(|node| node.start(lab))?;
+        let workload = Workload::usual(lab, &master, &accounts);
+        let go_on = AtomicBool::new(true);
+        let (tally, killed) = thread::scope(|scope| {
+            scope.spawn(|| workload::browse(lab, &replica, &accounts, &go_on, workload.seed));
+            let work = scope.spawn(|| {
+                let tally = workload.run(lab, &AtomicBool::new(false));
+                go_on.store(false, Ordering::Relaxed);
+                tally
+            });
+            let killed = kill_now_and_then(lab, &mut nodes, &go_on, workload.seed);
+            let tally = work.join().map_err(|_| anyhow::anyhow!("the workload panicked"));
+            tally.and_then(|tally| Ok((tally?, killed?)))
+        })?;
+        ensure!(killed > 1, "daemons were killed meanwhile: {killed}");
+        tally.expect_no_loss(&master, &accounts)?;
+        oracle::wait_equal(lab, &master, &replica, &accounts)?;
+        nodes[0].replctl(lab, &["drain"])?.expect(0)?;
+        nodes[0].replctl(lab, &["check", "--level", "deep"])?.expect(0)?;
+        Ok(())
+    })
+}
+
+/// kill -9 of the agent or of the replica daemon until `go_on` is cleared; returns how often.
+fn kill_now_and_then(
+    lab: &Lab,
+    nodes: &mut [Node],
+    go_on: &AtomicBool,
+    seed: u64,
+) -> anyhow::Result<usize> {
+    let (mut random, mut killed) = (Random::new(seed), 0);
+    while go_on.load(Ordering::Relaxed) {
+        let place = random.below(2);
+        lab.clock().pause(std::time::Duration::from_millis(200 + random.draw() % 1_800));
+        nodes[place].crash(lab, [AGENT, REPLICA][place])?;
+        killed += 1;
+    }
+    Ok(killed)
 }
