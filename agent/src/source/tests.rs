@@ -132,6 +132,19 @@ fn deliver(mail: &Path, name: &str) {
     fs::rename(mail.join("tmp").join(name), mail.join("new").join(name)).unwrap();
 }
 
+/// Whoever waits for the feed to have caught up waits for nothing that never comes.
+#[tokio::test]
+async fn the_feed_of_a_store_without_a_journal_catches_up() {
+    let rig = Rig::new(&["ann"], Options::default());
+    for name in ["1.first", "2.second"] {
+        deliver(&rig.mail("ann"), name);
+        let passed = tokio::time::timeout(Duration::from_secs(20), rig.source.barrier().passed());
+        assert!(passed.await.is_ok(), "{name}: caught up");
+        assert!(rig.collected.has(&mailbox("ann", "")), "{name} is reported by then");
+        rig.collected.clear();
+    }
+}
+
 #[test]
 fn every_account_is_reported_at_the_start() {
     let rig = Rig::new(&["ann", "bob"], Options::default());

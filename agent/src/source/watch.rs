@@ -112,8 +112,9 @@ impl Watcher {
 
     pub(super) fn run(mut self) {
         self.watch_everything();
-        // What was noted while nobody looked.
-        self.journal = Some(Due::new(self.parts.clock.monotonic()));
+        // What was noted while nobody looked. Without a journal nothing is ever due.
+        let now = self.parts.clock.monotonic();
+        self.journal = self.parts.store.journal().map(|_| Due::new(now));
         let mut events = Vec::new();
         loop {
             match self.wait() {
