@@ -167,10 +167,13 @@ impl Cyrus {
         self.process.take().context("a running Cyrus")?.kill()?;
         // The others die with the first of their namespace, a moment later, and hold ports until then.
         let first = fs::read_to_string(self.namespace())?;
-        // What is dead and not buried has no program.
-        let first = Path::new("/proc").join(first).join("exe");
+        // It is dead, though perhaps not buried, when all others are.
+        let stat = Path::new("/proc").join(first).join("stat");
         lab::wait(&*self.clock, &format!("{} is gone", self.name), || {
-            Ok(if first.read_link().is_ok() { Err("it is there".into()) } else { Ok(()) })
+            let stat = fs::read_to_string(&stat).unwrap_or_default();
+            let lives =
+                stat.rsplit(") ").next().is_some_and(|state| !state.starts_with(['Z', 'X']));
+            Ok(if lives && !stat.is_empty() { Err(stat) } else { Ok(()) })
         })
     }
 

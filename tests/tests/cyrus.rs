@@ -107,7 +107,10 @@ fn a_cyrus_pair_replays_deliveries_and_changes_of_clients() -> anyhow::Result<()
         let mut imap = master.imap("ann")?;
         for name in ["Work", "Work/Sub", "b&AOk-n", "dots.in it"] {
             imap.create(name)?;
-            imap.subscribe(name)?;
+            // Refused now and then while somebody else, here the agent, is the first to read them.
+            lab.wait(&format!("Cyrus takes a subscription to {name}"), || {
+                Ok(imap.subscribe(name).map_err(|error| error.to_string()))
+            })?;
         }
         let date = chrono::DateTime::parse_from_rfc3339("1999-12-31T23:59:58+02:00")?;
         for number in 0..3 {

@@ -119,20 +119,6 @@ fn a_masters_mailbox_is_not_made_anew_under_its_clients() -> anyhow::Result<()> 
     })
 }
 
-#[test]
-fn an_inbox_that_comes_later_does_not_hide_subscriptions() -> anyhow::Result<()> {
-    Lab::run(|lab| {
-        let subject = OnCyrus::with_role(lab, &Mutex::new(0), false)?;
-        let (account, list) = (Account::new("u1")?, b"V\t2\n\nINBOX\nWork\n");
-        subject.store.set_file(&account, &FileKey::Subscriptions, Some(list))?;
-        // It is Cyrus that looks elsewhere for them as soon as there is one.
-        subject.create(&account, &MailboxName::new(b"Work")?);
-        let there = subject.store.file(&account, &FileKey::Subscriptions)?;
-        ensure!(there.as_deref() == Some(&list[..]), "{there:?}");
-        Ok(())
-    })
-}
-
 /// A Cyrus, our engine beside it, and a client that changes mail as the server itself would.
 struct OnCyrus {
     store: Store,

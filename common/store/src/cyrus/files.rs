@@ -134,7 +134,7 @@ impl Cyrus {
         for name in subscribed(content)? {
             wanted.insert(self.internal(account, cell, &name)??);
         }
-        if !wanted.is_empty() {
+        if !wanted.is_empty() && self.server.options.inbox_first {
             // Cyrus keeps them elsewhere while there is no INBOX, and does not look there later.
             self.ensure_inbox(account, cell)?;
         }
