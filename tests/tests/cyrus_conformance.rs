@@ -73,6 +73,7 @@ cases! {
     graveyard_keeps_what_was_expunged
     foreign_messages_are_told_apart
     names_are_swapped_and_moved_in_chains
+    deleted_above_others_and_back_under_another_name
     deleted_and_created_anew_under_one_name
     steps_for_what_has_changed_are_refused_whole
     foreign_messages_hold_up_deletion

@@ -57,6 +57,21 @@ pub fn names_are_swapped_and_moved_in_chains(make: Make<'_>) {
     assert_eq!(subject.buried(), [record(1, "A").guid]);
 }
 
+/// What was deleted while others were below it, as when a tree is renamed piece by piece, may come back
+/// under another name.
+pub fn deleted_above_others_and_back_under_another_name(make: Make<'_>) {
+    let subject = make();
+    for (at, number) in ["A", "A/x", "A/x/deep"].iter().zip(1..) {
+        At::new(&*subject, number, at).build(&[(1, at)]);
+    }
+    subject.store().restructure(&ann(), &[delete(2, "A/x")]).expect("delete");
+    assert_list(&*subject, &[("A", 1), ("A/x/deep", 3)]);
+    let back = At::new(&*subject, 2, "B/x");
+    assert_eq!(back.build(&[(1, "A/x")]), head(7, 2, &[record(1, "A/x")]));
+    assert_list(&*subject, &[("A", 1), ("A/x/deep", 3), ("B/x", 2)]);
+    back.assert_holds(1, "A/x");
+}
+
 /// A name may come back with another identity and other messages.
 pub fn deleted_and_created_anew_under_one_name(make: Make<'_>) {
     let subject = make();

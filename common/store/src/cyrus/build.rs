@@ -84,6 +84,7 @@ impl Cyrus {
         self.ensure_parents(account, cell, name)?;
         let at = self.internal(account, cell, name)??;
         let unique_id = mailtwin_cyrus::names::unique_id(id.0);
+        self.free_identity(&unique_id, &at)?;
         let acl = format!("{account}\t{OWNER_RIGHTS}\t").into_bytes();
         let new = Mailbox::new(at.clone(), unique_id, batch.target.uid_validity.0, acl);
         let last = building.records.last().map_or(0, |record| record.uid.0);
@@ -170,6 +171,17 @@ impl Cyrus {
             self.server.bring(&at, &[], &Mailbox::place(&at, &unique_id), None)?;
         }
         Ok(())
+    }
+
+    /// Takes a mailbox's identity away from a place in the hierarchy. Where others are below what is
+    /// deleted, Cyrus leaves such a place with it, and then takes the mailbox under no other name.
+    fn free_identity(&self, unique_id: &str, at: &[u8]) -> Result<(), StoreError> {
+        let Some(there) = self.server.by_id(unique_id, at)? else { return Ok(()) };
+        if !there.is_intermediate() || there.name == at {
+            return Ok(());
+        }
+        let another = mailtwin_cyrus::names::unique_id(crate::maildir::random_id()?.0);
+        self.server.bring(&there.name, &[], &Mailbox::place(&there.name, &another), None)
     }
 
     /// Makes an empty INBOX if there is none: without one, Cyrus takes neither another mailbox of a
