@@ -25,24 +25,35 @@ const AHEAD: u32 = 4;
 /// Targets that wait for the log; with more, everything is reported instead.
 const OUTBOX_MAX: usize = 20_000;
 
+/// When something was read that had happened before: events wait in the kernel's queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    /// It happened after this.
+    pub(super) after: Duration,
+    /// It was read now.
+    pub(super) now: Duration,
+}
+
 /// When something is due that has happened at least once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Due {
+    after: Duration,
     first: Duration,
     last: Duration,
 }
 
 impl Due {
-    pub(super) fn new(now: Duration) -> Self {
-        Self { first: now, last: now }
+    pub(super) fn new(seen: Seen) -> Self {
+        Self { after: seen.after, first: seen.now, last: seen.now }
     }
 
     pub(super) fn again(&mut self, now: Duration) {
         self.last = now;
     }
 
-    pub(super) fn since(self) -> Duration {
-        self.first
+    /// It happened for the first time after this.
+    pub(super) fn after(self) -> Duration {
+        self.after
     }
 
     pub(super) fn at(self) -> Duration {
@@ -66,8 +77,8 @@ struct Wait {
     quiet: Option<Due>,
     /// Its turn.
     pace: Duration,
-    /// When it began to wait.
-    since: Duration,
+    /// It changed for the first time after this.
+    after: Duration,
 }
 
 impl Wait {
@@ -78,22 +89,22 @@ impl Wait {
 
 impl Gather {
     /// `target` is dirty; more events may follow.
-    pub(super) fn soon(&mut self, target: Target, now: Duration) {
+    pub(super) fn soon(&mut self, target: Target, seen: Seen) {
         let pace = self.turn(&target);
         let wait = self.waiting.entry(target);
-        let wait = wait.or_insert_with(|| Wait { quiet: Some(Due::new(now)), pace, since: now });
-        wait.quiet.get_or_insert_with(|| Due::new(now)).again(now);
+        let wait = wait.or_insert_with(|| Wait { quiet: None, pace, after: seen.after });
+        wait.quiet.get_or_insert_with(|| Due::new(seen)).again(seen.now);
     }
 
     /// `target` is dirty, and what there was to happen has happened.
-    pub(super) fn now(&mut self, target: Target, now: Duration) {
+    pub(super) fn now(&mut self, target: Target, seen: Seen) {
         let pace = self.turn(&target);
-        if pace <= now {
+        if pace <= seen.now {
             self.waiting.remove(&target);
-            self.report(target, now);
+            self.report(target, seen.now);
         } else {
-            let since = self.waiting.get(&target).map_or(now, |wait| wait.since);
-            self.waiting.insert(target, Wait { quiet: None, pace, since });
+            let after = self.waiting.get(&target).map_or(seen.after, |wait| wait.after);
+            self.waiting.insert(target, Wait { quiet: None, pace, after });
         }
     }
 
@@ -133,9 +144,9 @@ impl Gather {
         self.waiting.values().map(|wait| wait.at()).min()
     }
 
-    /// Since when the one that waits longest has waited.
-    pub(super) fn oldest(&self) -> Option<Duration> {
-        self.waiting.values().map(|wait| wait.since).min()
+    /// What waits changed after this.
+    pub(super) fn after(&self) -> Option<Duration> {
+        self.waiting.values().map(|wait| wait.after).min()
     }
 
     /// What is to be sent now.
@@ -163,6 +174,11 @@ mod tests {
         Duration::from_millis(ms)
     }
 
+    /// Read at `now`, 5 ms after the read before.
+    fn seen(now: Duration) -> Seen {
+        Seen { after: now.saturating_sub(ms(5)), now }
+    }
+
     fn account(name: &str) -> Target {
         Target::Account(Account::new(name).unwrap())
     }
@@ -170,10 +186,10 @@ mod tests {
     #[test]
     fn waits_for_quiet_but_not_for_ever() {
         let mut gather = Gather::default();
-        gather.soon(account("a"), ms(0));
+        gather.soon(account("a"), seen(ms(0)));
         assert_eq!(gather.deadline(), Some(ms(3)));
         for at in [2, 4, 6, 8] {
-            gather.soon(account("a"), ms(at));
+            gather.soon(account("a"), seen(ms(at)));
         }
         assert_eq!(gather.deadline(), Some(ms(10)));
         gather.ripen(ms(9));
@@ -187,16 +203,35 @@ mod tests {
     #[test]
     fn what_is_done_goes_at_once_and_only_once() {
         let mut gather = Gather::default();
-        gather.soon(account("a"), ms(0));
-        gather.now(account("a"), ms(1));
+        gather.soon(account("a"), seen(ms(0)));
+        gather.now(account("a"), seen(ms(1)));
         assert_eq!((gather.outbox(), gather.deadline()), (vec![account("a")], None));
+    }
+
+    #[test]
+    fn what_waits_may_have_happened_any_time_after_the_read_before() {
+        let mut gather = Gather::default();
+        gather.soon(account("a"), seen(ms(20)));
+        gather.soon(account("a"), seen(ms(22)));
+        gather.soon(account("b"), seen(ms(23)));
+        assert_eq!(gather.after(), Some(ms(15)));
+        gather.ripen(ms(25));
+        assert_eq!(gather.after(), Some(ms(18)));
+        // Ahead of its pace: what is done waits, too.
+        for _ in 0..=AHEAD {
+            gather.now(account("b"), seen(ms(26)));
+        }
+        gather.now(account("b"), seen(ms(27)));
+        assert_eq!((gather.after(), gather.outbox().len()), (Some(ms(22)), 2));
+        gather.ripen(ms(26) + PACE * (AHEAD + 1));
+        assert_eq!(gather.after(), None);
     }
 
     #[test]
     fn too_much_becomes_everything() {
         let mut gather = Gather::default();
         for number in 0..=OUTBOX_MAX {
-            gather.now(account(&number.to_string()), ms(0));
+            gather.now(account(&number.to_string()), seen(ms(0)));
         }
         assert_eq!(gather.outbox(), [Target::Store]);
     }
@@ -208,9 +243,9 @@ mod tests {
         // Something every 10 ms for 5 s, now gathered, now complete.
         for at in (0..5000).step_by(10).map(ms) {
             if at.as_millis() % 20 == 0 {
-                gather.soon(account("a"), at);
+                gather.soon(account("a"), seen(at));
             } else {
-                gather.now(account("a"), at);
+                gather.now(account("a"), seen(at));
             }
             let due = gather.deadline().filter(|due| *due < at + ms(10));
             gather.ripen(due.unwrap_or(at));
@@ -224,11 +259,11 @@ mod tests {
         assert_eq!(early, 5, "{reports:?}");
         assert_eq!(reports.len(), 5 + 20 - 1, "{reports:?}");
         // One that is rare never waits, and after a while neither does this one.
-        gather.now(account("b"), ms(5000));
+        gather.now(account("b"), seen(ms(5000)));
         assert_eq!(gather.outbox(), [account("b")]);
         gather.ripen(ms(6000));
         gather.sent();
-        gather.now(account("a"), ms(8000));
+        gather.now(account("a"), seen(ms(8000)));
         assert_eq!(gather.outbox(), [account("a")]);
         gather.ripen(ms(8000) + PACE);
         assert!(gather.paces.is_empty());

@@ -132,15 +132,31 @@ fn deliver(mail: &Path, name: &str) {
     fs::rename(mail.join("tmp").join(name), mail.join("new").join(name)).unwrap();
 }
 
-/// Whoever waits for the feed to have caught up waits for nothing that never comes.
+/// Whoever waits for the feed to have caught up waits for nothing that never comes, and is told
+/// neither before what he saw is reported.
 #[tokio::test]
 async fn the_feed_of_a_store_without_a_journal_catches_up() {
     let rig = Rig::new(&["ann"], Options::default());
     let barrier = rig.source.barrier();
-    for name in ["1.first", "2.second"] {
-        deliver(&rig.mail("ann"), name);
+    for number in 0..8 {
+        rig.collected.clear();
+        deliver(&rig.mail("ann"), &format!("{number}.a"));
         let passed = tokio::time::timeout(Duration::from_secs(20), barrier.passed());
-        assert!(passed.await.is_ok(), "{name}: caught up");
+        assert!(passed.await.is_ok(), "{number}: caught up");
+        assert!(rig.collected.has(&mailbox("ann", "")), "{number}: reported");
+    }
+}
+
+/// The same of a mailbox that is new: it is watched before it is reported.
+#[tokio::test]
+async fn the_feed_catches_up_with_new_places() {
+    let rig = Rig::new(&["ann"], Options::default());
+    let barrier = rig.source.barrier();
+    for number in 0..12 {
+        rig.collected.clear();
+        maildir(&rig.mail("ann").join(format!(".F{number}")));
+        barrier.passed().await;
+        assert!(rig.collected.has(&account("ann")), "{number}: reported");
     }
 }
 

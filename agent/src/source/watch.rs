@@ -26,7 +26,7 @@ use super::{
     Counts, Offer, Options, Sink, SourceError, UNWATCHED_RESCAN,
     barrier::Signal,
     flood::Flood,
-    gather::{Due, Gather},
+    gather::{Due, Gather, Seen},
     journal::{self, Emptied},
     places::{self, Added, Places},
     rescan::Rescan,
@@ -76,6 +76,9 @@ pub(super) struct Watcher {
     /// The store cannot be looked at, or its top was lost: everything is watched anew once it can.
     blind: bool,
     flood: Flood,
+    /// All that happened until then has been read: what is read now happened later. Stands still
+    /// while everything is looked at anew, for what is found then may have happened at any time.
+    read: Duration,
 }
 
 /// What one read of events brought.
@@ -107,14 +110,14 @@ impl Watcher {
             announce: false,
             blind: false,
             flood: Flood::default(),
+            read: Duration::ZERO,
         })
     }
 
     pub(super) fn run(mut self) {
         self.watch_everything();
         // What was noted while nobody looked. Without a journal nothing is ever due.
-        let now = self.parts.clock.monotonic();
-        self.journal = self.parts.store.journal().map(|_| Due::new(now));
+        self.journal = self.parts.store.journal().map(|_| Due::new(self.seen()));
         let mut events = Vec::new();
         loop {
             match self.wait() {
@@ -141,10 +144,13 @@ impl Watcher {
             if !self.empty_journal() {
                 return;
             }
+            if all && !self.blind && !self.rescan.is_rushing() {
+                self.read = before;
+            }
             match self.send() {
                 Offer::Closed => return,
-                Offer::Taken if all => self.tell(before),
-                Offer::Taken | Offer::Busy => {}
+                Offer::Taken => self.tell(),
+                Offer::Busy => {}
             }
             if let Some(pause) = pause {
                 self.parts.clock.pause(pause);
@@ -152,16 +158,17 @@ impl Watcher {
         }
     }
 
-    /// Everything that had happened by `before` has been read: tells which of it is in the log.
-    fn tell(&self, before: Duration) {
-        if self.blind || self.rescan.is_rushing() {
-            return;
-        }
-        let moved = self.moved.values().map(|due| due.since()).min();
-        let journal = self.journal.map(Due::since);
-        let waiting = [self.gather.oldest(), moved, self.accounts.map(Due::since), journal];
-        let told = waiting.into_iter().flatten().fold(before, Duration::min);
-        self.parts.barrier.tell(told);
+    /// What is read or found now.
+    fn seen(&self) -> Seen {
+        Seen { after: self.read, now: self.parts.clock.monotonic() }
+    }
+
+    /// Tells which of what has been read is in the log.
+    fn tell(&self) {
+        let moved = self.moved.values().map(|due| due.after()).min();
+        let (accounts, journal) = (self.accounts.map(Due::after), self.journal.map(Due::after));
+        let waiting = [self.gather.after(), moved, accounts, journal];
+        self.parts.barrier.tell(waiting.into_iter().flatten().fold(self.read, Duration::min));
     }
 
     /// Waits for events or for the time when something is due; true at a stop.
@@ -229,7 +236,7 @@ impl Watcher {
                 "changes came faster than they could be read; looking at everything"
             );
             self.watch_everything();
-            self.gather.now(Target::Store, self.parts.clock.monotonic());
+            self.gather.now(Target::Store, self.seen());
             return;
         }
         if event.is_gone {
@@ -242,11 +249,11 @@ impl Watcher {
             self.places.forget(event.watch);
             return;
         }
-        let now = self.parts.clock.monotonic();
+        let seen = self.seen();
         if self.places.roles(event.watch).contains(&Role::Journal) {
             let is_news = self.parts.store.journal().is_some_and(|j| j.is_news(&event.name));
             if is_news && event.change != Some(Change::Vanished) {
-                self.journal.get_or_insert_with(|| Due::new(now)).again(now);
+                self.journal.get_or_insert_with(|| Due::new(seen)).again(seen.now);
             }
             return;
         }
@@ -264,17 +271,17 @@ impl Watcher {
             };
             match (note, account, mailbox) {
                 (Note::Nothing, ..) => {}
-                (Note::Mailbox, _, Some(mailbox)) => self.gather.soon(mailbox, now),
-                (Note::MailboxDone, _, Some(mailbox)) => self.gather.now(mailbox, now),
+                (Note::Mailbox, _, Some(mailbox)) => self.gather.soon(mailbox, seen),
+                (Note::MailboxDone, _, Some(mailbox)) => self.gather.now(mailbox, seen),
                 (Note::Places, Some(account), _) => {
-                    let due = self.moved.entry(account.clone()).or_insert_with(|| Due::new(now));
-                    due.again(now);
+                    let due = self.moved.entry(account.clone()).or_insert_with(|| Due::new(seen));
+                    due.again(seen.now);
                 }
                 (Note::Account | Note::Mailbox | Note::MailboxDone, Some(account), _) => {
-                    self.gather.soon(Target::Account(account.clone()), now);
+                    self.gather.soon(Target::Account(account.clone()), seen);
                 }
                 (Note::Accounts, ..) | (_, None, _) => {
-                    self.accounts.get_or_insert_with(|| Due::new(now)).again(now);
+                    self.accounts.get_or_insert_with(|| Due::new(seen)).again(seen.now);
                 }
             }
         }
@@ -283,15 +290,14 @@ impl Watcher {
     /// Does what has become due.
     fn catch_up(&mut self) {
         let now = self.parts.clock.monotonic();
-        if self.accounts.is_some_and(|due| due.at() <= now) {
-            self.accounts = None;
-            self.look_for_accounts();
+        if let Some(due) = self.accounts.take_if(|due| due.at() <= now) {
+            self.look_for_accounts(due.after());
         }
         let ripe = |(account, due): (&Account, &Due)| (due.at() <= now).then(|| account.clone());
         let moved: Vec<Account> = self.moved.iter().filter_map(ripe).collect();
         for account in moved {
-            self.moved.remove(&account);
-            self.visit(account);
+            let after = self.moved.remove(&account).map_or(self.read, Due::after);
+            self.visit(account, after);
         }
         if self.rescan.deadline() <= now {
             self.rescan_some(now);
@@ -315,12 +321,12 @@ impl Watcher {
     fn rescan_some(&mut self, now: Duration) {
         let work = self.rescan.due(now);
         for account in work.accounts {
-            self.visit(account);
+            self.visit(account, self.read);
         }
         if work.list {
             let (was_first, was_blind) = (self.rescan.is_rushing(), self.blind);
             self.blind = false;
-            let accounts = self.look_for_accounts();
+            let accounts = self.look_for_accounts(self.read);
             if self.blind {
                 self.rescan.again(now);
             } else if was_blind {
@@ -352,22 +358,23 @@ impl Watcher {
         }
     }
 
-    /// Visits accounts that are new or gone; returns all there are.
-    fn look_for_accounts(&mut self) -> Vec<Account> {
+    /// Visits accounts that are new or gone since `after`; returns all there are.
+    fn look_for_accounts(&mut self, after: Duration) -> Vec<Account> {
         let known: BTreeSet<Account> = self.places.accounts().cloned().collect();
         let present: BTreeSet<Account> = self.list().into_iter().collect();
         for account in known.symmetric_difference(&present) {
-            self.visit(account.clone());
+            self.visit(account.clone(), after);
         }
         present.into_iter().collect()
     }
 
-    /// Watches all of `account`, then reports it.
-    fn visit(&mut self, account: Account) {
+    /// Watches all of `account`, which has changed after `after`, then reports it.
+    fn visit(&mut self, account: Account, after: Duration) {
         let is_watched = self.watch(Some(&account));
-        self.rescan.watched(&account, is_watched, self.parts.clock.monotonic());
+        let now = self.parts.clock.monotonic();
+        self.rescan.watched(&account, is_watched, now);
         self.parts.counts.unwatched.store(count(self.rescan.unwatched()), Ordering::Relaxed);
-        self.gather.now(Target::Account(account), self.parts.clock.monotonic());
+        self.gather.now(Target::Account(account), Seen { after, now });
     }
 
     /// Watches all directories of `owner`, or the places of accounts; false if some cannot be.
