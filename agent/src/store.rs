@@ -3,7 +3,6 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use mailtwin_cyrus::Login;
 use mailtwin_disk::index::Index;
 use mailtwin_host::{
     clock::Clock,
@@ -54,25 +53,14 @@ fn open_cyrus(
     index: Index,
     clock: Arc<dyn Clock>,
 ) -> anyhow::Result<Arc<dyn MailStore>> {
-    let config::Cyrus { imap, csync, user, password_file, channel } = cyrus.clone();
-    let password = std::fs::read_to_string(&password_file)
-        .with_context(|| format!("read `cyrus.password_file` {}", password_file.display()))?;
-    let password = password.lines().next().unwrap_or_default().to_owned();
+    let servers = (cyrus.imap.clone(), cyrus.csync.clone());
+    let (root, state_dir) = (Path::new(&config.store.root), &config.node.state_dir);
     let options = CyrusOptions {
-        imap,
-        csync,
-        login: Login { user, password },
-        root: config.store.root.clone().into(),
-        work_dir: config.node.state_dir.join("cyrus"),
-        identity_record: config.node.state_dir.join("store.json"),
-        graveyard: config.replica.graveyard,
         is_master: true,
-        inbox_first: true,
-        channel: channel.clone(),
+        graveyard: config.replica.graveyard,
+        ..CyrusOptions::new(servers, cyrus.login()?, &cyrus.channel, root, state_dir)
     };
     let opened = Cyrus::open(options, index, clock);
-    let opened = opened.with_context(|| {
-        format!("open the Cyrus store whose sync-log channel is {}", channel.display())
-    })?;
-    Ok(Arc::new(opened))
+    let what = || format!("open the Cyrus whose sync-log channel is {}", cyrus.channel.display());
+    Ok(Arc::new(opened.with_context(what)?))
 }

@@ -16,7 +16,8 @@ use std::{
     time::Duration,
 };
 
-use mailtwin_cyrus::Place;
+use mailtwin_cyrus::{Login, Place};
+use mailtwin_disk::DiskError;
 use serde::{Deserialize, Serialize};
 
 use crate::keys::PublicKey;
@@ -114,6 +115,16 @@ pub struct Cyrus {
     pub password_file: PathBuf,
     /// Absolute. The directory of our own channel of Cyrus's sync log.
     pub channel: PathBuf,
+}
+
+impl Cyrus {
+    /// Reads the password.
+    pub fn login(&self) -> Result<Login, DiskError> {
+        let text = std::fs::read_to_string(&self.password_file);
+        let failed = DiskError::during("read `cyrus.password_file`", &self.password_file);
+        let password = text.map_err(failed)?.lines().next().unwrap_or_default().to_owned();
+        Ok(Login { user: self.user.clone(), password })
+    }
 }
 
 /// How mailboxes lie in an account's directory.

@@ -75,16 +75,30 @@ pub trait Subject {
 
     /// GUIDs of all messages in the graveyard.
     fn buried(&self) -> Vec<Guid>;
+
+    /// Whether the engine stores a message without octets; if not, it refuses it.
+    fn takes_empty_messages(&self) -> bool {
+        true
+    }
+
+    /// A mailbox name as strange as the engine takes one.
+    fn strange_name(&self) -> &'static str {
+        "Odd'\t\u{e4}"
+    }
 }
 
 /// Makes a [`Subject`] on an empty store.
 pub type Make<'a> = &'a dyn Fn() -> Box<dyn Subject>;
 
-/// Turns every case into a test: `conformance!(Box::new(MySubject::new()))`.
+/// What every engine has to pass.
+pub type Case = fn(Make<'_>);
+
+/// Turns every case into a test: `conformance!(run)`, where `run` is a `fn(Case)` that hands a
+/// [`Make`] to the case.
 #[macro_export]
 macro_rules! conformance {
-    ($make:expr) => {
-        $crate::conformance! { @cases $make;
+    ($run:expr) => {
+        $crate::conformance! { @cases $run;
             stale_plan_changes_nothing
             what_is_kept_is_the_stores_own
             changes_give_the_head_of_the_same_records
@@ -124,11 +138,11 @@ macro_rules! conformance {
             given_up_messages_may_be_taken_away
         }
     };
-    (@cases $make:expr; $($case:ident)*) => {
+    (@cases $run:expr; $($case:ident)*) => {
         $(
             #[test]
             fn $case() {
-                $crate::conformance::$case(&|| $make);
+                $run($crate::conformance::$case);
             }
         )*
     };

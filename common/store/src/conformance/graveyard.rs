@@ -31,7 +31,8 @@ type Found = (u64, MailboxName, Option<Uid>, Vec<u8>);
 /// nothing.
 pub fn graveyard_gives_back_what_it_keeps(make: Make<'_>) {
     let subject = make();
-    let (work, odd) = (At::new(&*subject, 1, "Work"), At::new(&*subject, 2, "Odd'\t\u{e4}"));
+    let (work, odd) =
+        (At::new(&*subject, 1, "Work"), At::new(&*subject, 2, subject.strange_name()));
     work.build(&[(1, "a"), (2, "b"), (3, "c")]);
     odd.build(&[(1, "d"), (5, "e")]);
     work.change(vec![Change::Expunge(Uid(2))]);

@@ -293,8 +293,8 @@ pub fn random_changes_end_equal(make: Make<'_>) {
 
 /// Replication between the engine and the reference, each as master.
 pub fn both_ways_with_memory(make: Make<'_>) {
-    shuffle(&*make(), &*InMemory::boxed("replica"), 11);
-    shuffle(&*InMemory::boxed("master"), &*make(), 12);
+    shuffle(&*make(), &InMemory::new("replica"), 11);
+    shuffle(&InMemory::new("master"), &*make(), 12);
 }
 
 /// Mail that was delivered to the replica is still there after any replication (I2).

@@ -25,10 +25,6 @@ impl InMemory {
         let clock = Arc::new(ManualClock::new());
         Self { store: Arc::new(MemoryStore::new(name, clock.clone(), KEEP)), clock }
     }
-
-    pub(super) fn boxed(name: &str) -> Box<dyn Subject> {
-        Box::new(Self::new(name))
-    }
 }
 
 impl Subject for InMemory {
@@ -79,5 +75,9 @@ impl Subject for InMemory {
 
 #[cfg(test)]
 mod memory {
-    crate::conformance!(super::InMemory::boxed("subject"));
+    use super::InMemory;
+
+    crate::conformance!(|case: crate::conformance::Case| case(&|| Box::new(InMemory::new(
+        "subject"
+    ))));
 }

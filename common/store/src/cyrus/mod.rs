@@ -87,6 +87,30 @@ pub struct CyrusOptions {
     pub inbox_first: bool,
 }
 
+impl CyrusOptions {
+    /// Options for a replica of `imapd` and `sync_server`, with our own files below `state_dir`.
+    pub fn new(
+        (imap, csync): (Place, Place),
+        login: Login,
+        channel: &Path,
+        root: &Path,
+        state_dir: &Path,
+    ) -> Self {
+        Self {
+            imap,
+            csync,
+            login,
+            root: root.to_path_buf(),
+            channel: channel.to_path_buf(),
+            work_dir: state_dir.join("cyrus"),
+            identity_record: state_dir.join("store.json"),
+            graveyard: Duration::from_hours(7 * 24),
+            is_master: false,
+            inbox_first: true,
+        }
+    }
+}
+
 /// A Cyrus store.
 #[derive(Debug)]
 pub struct Cyrus {

@@ -335,11 +335,13 @@ impl Site {
 mod flat {
     use super::*;
 
-    crate::conformance!(Opened::boxed(Layout::MaildirPlusPlus));
+    crate::conformance!(|case: crate::conformance::Case| case(&|| Opened::boxed(
+        Layout::MaildirPlusPlus
+    )));
 }
 
 mod nested {
     use super::*;
 
-    crate::conformance!(Opened::boxed(Layout::Fs));
+    crate::conformance!(|case: crate::conformance::Case| case(&|| Opened::boxed(Layout::Fs)));
 }

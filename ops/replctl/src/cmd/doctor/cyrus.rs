@@ -28,15 +28,10 @@ pub(super) struct Facts {
 /// Asks Cyrus.
 pub(super) fn gather(config: &Cyrus) -> Facts {
     let clock = SystemClock::shared();
-    let login = fs::read_to_string(&config.password_file);
-    let login = login.map_err(|error| {
-        format!("read `cyrus.password_file` {}: {error}", config.password_file.display())
-    });
+    let login = config.login().map_err(|error| Chain(&error).to_string());
     let ports = [("imap", &config.imap, Dialect::Imap), ("csync", &config.csync, Dialect::Csync)];
     let ports = ports.into_iter().map(|(key, place, dialect)| {
-        let asked = login.clone().and_then(|text| {
-            let password = text.lines().next().unwrap_or_default().to_owned();
-            let login = Login { user: config.user.clone(), password };
+        let asked = login.clone().and_then(|login| {
             ask(place, dialect, &login, &clock).map_err(|error| Chain(&error).to_string())
         });
         (key, place.clone(), asked)
