@@ -49,6 +49,13 @@ pub(crate) struct Merging {
     pub(crate) clock: Arc<dyn Clock>,
 }
 
+impl Merging {
+    /// What both nodes had in common.
+    fn base(&self) -> Base {
+        Base::of(&self.state_dir, self.forced)
+    }
+}
+
 /// One mailbox on both sides.
 pub(super) struct Sides {
     pub(super) ours: MailboxState,
@@ -66,7 +73,7 @@ impl Visitor {
             self.done(&Request::Merged { epoch }).await?;
             return Ok(BTreeSet::new());
         };
-        let base = Base::of(&merging.state_dir, merging.forced);
+        let base = merging.base();
         if base.old_master().is_none() {
             tracing::warn!(code = "merge-no-base", node = %merging.node, "there is no base: everything that is only there is copied, and nothing deleted");
         }
@@ -90,8 +97,7 @@ impl Visitor {
                 Err(error) => return Err(error),
             }
         }
-        self.conclude(merging, &left).await?;
-        tracing::info!(node = %merging.node, %totals, left = left.len(), "what only it had is here now");
+        self.conclude(merging, &left, &totals).await?;
         if base.old_master().as_ref() == Some(&merging.node) || !totals.is_nothing() {
             note_merged(merging, &totals);
         }
@@ -118,8 +124,7 @@ impl Visitor {
             other => other?,
         }
         left.remove(account);
-        self.conclude(merging, &left).await?;
-        tracing::info!(node = %merging.node, %account, %totals, left = left.len(), "what only it had is here now");
+        self.conclude(merging, &left, &totals).await?;
         if !totals.is_nothing() {
             note_merged(merging, &totals);
         }
@@ -131,14 +136,16 @@ impl Visitor {
         &self,
         merging: &Merging,
         left: &BTreeSet<Account>,
+        totals: &journal::Totals,
     ) -> Result<(), VisitError> {
-        let base = Base::of(&merging.state_dir, merging.forced);
         if left.is_empty() {
             self.done(&Request::Merged { epoch: merging.epoch }).await?;
         } else {
-            base.set_left(&merging.node, left).map_err(|error| whole(&Chain(&error)))?;
+            let set = merging.base().set_left(&merging.node, left);
+            set.map_err(|error| whole(&Chain(&error)))?;
         }
         self.unmerged.set_left(left.clone());
+        tracing::info!(node = %merging.node, %totals, left = left.len(), "what only it had is here now");
         Ok(())
     }
 
@@ -156,7 +163,7 @@ impl Visitor {
         earlier: &mut Earlier,
         totals: &mut journal::Totals,
     ) -> Result<(), VisitError> {
-        let base = Base::of(&merging.state_dir, merging.forced);
+        let base = merging.base();
         let old_master = base.old_master();
         let is_old_master = old_master.as_ref() == Some(&merging.node);
         let mut journal = Journal::new(merging, earlier, account, is_old_master);

@@ -60,19 +60,33 @@ impl Cyrus {
         cell: &mut Cell,
         key: &FileKey,
     ) -> Result<Option<Vec<u8>>, StoreError> {
-        let content = match key {
-            FileKey::Subscriptions => subscriptions(account, &self.server.user(account.as_str())?),
-            FileKey::SieveActive => active(&self.server.user(account.as_str())?),
+        let content = self.told(account, cell, key)?;
+        if matches!(key, FileKey::Sieve(_)) {
+            return Ok(content);
+        }
+        self.as_written(account, key, content)
+    }
+
+    /// What Cyrus has, in our words.
+    fn told(
+        &self,
+        account: &Account,
+        cell: &mut Cell,
+        key: &FileKey,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let user = || self.server.user(account.as_str());
+        Ok(match key {
+            FileKey::Subscriptions => subscriptions(account, &user()?),
+            FileKey::SieveActive => active(&user()?),
             FileKey::Acl(name) => {
                 let snapshot = self.find_one(account, cell, name)?;
                 snapshot.and_then(|snapshot| acl::content(&snapshot.mailbox.acl, account.as_str()))
             }
             FileKey::Sieve(name) => {
                 let Ok(stem) = stem(name) else { return Ok(None) };
-                return self.server.script(account.as_str(), &format!("{stem}{SCRIPT}"));
+                self.server.script(account.as_str(), &format!("{stem}{SCRIPT}"))?
             }
-        };
-        self.as_written(account, key, content)
+        })
     }
 
     pub(super) fn write_file(
@@ -89,16 +103,7 @@ impl Cyrus {
             FileKey::SieveActive => self.activate(account, content)?,
         }
         // What it means to Cyrus, as that tells it.
-        let user = || self.server.user(account.as_str());
-        let means = match key {
-            FileKey::Subscriptions => subscriptions(account, &user()?),
-            FileKey::SieveActive => active(&user()?),
-            FileKey::Acl(name) => {
-                let snapshot = self.find_one(account, cell, name)?;
-                snapshot.and_then(|snapshot| acl::content(&snapshot.mailbox.acl, account.as_str()))
-            }
-            FileKey::Sieve(_) => None,
-        };
+        let means = self.told(account, cell, key)?;
         let mut batch = IndexBatch::default();
         match content {
             Some(content) => {
