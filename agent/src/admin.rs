@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Agent,
+    canary::{self, Canary},
     check::{self, Bench, Jobs, Scope},
     failover::{self, Ended, Failover, Order},
     link::{Copying, Dialers, LinkStatus},
@@ -71,6 +72,7 @@ pub(crate) struct Working {
     /// What checks work with, over all links.
     pub(crate) bench: Bench,
     pub(crate) checks: Jobs,
+    pub(crate) canary: Option<Arc<Canary>>,
 }
 
 /// What was read from a file, or why it could not be.
@@ -115,6 +117,7 @@ impl Answer for Answers {
             }
             Request::ReplicaRemove { name, dry_run } => self.remove(&name, dry_run).await,
             Request::Sync { .. }
+            | Request::Canary
             | Request::LogTail { .. }
             | Request::LogStat
             | Request::LogAppend { .. }
@@ -210,8 +213,11 @@ impl Answers {
 
     fn switch(&self, working: &Working, order: Order) -> Response {
         let (failover, agent) = (self.failover.clone(), Arc::clone(&working.agent));
-        let store = Arc::clone(&working.store);
-        self.begin("switch", async move { failover::switch(&failover, &agent, store, order).await })
+        let (store, canary) = (Arc::clone(&working.store), working.canary.clone());
+        let work = async move {
+            failover::switch(&failover, &agent, (store, canary.as_deref()), order).await;
+        };
+        self.begin("switch", work)
     }
 
     fn freeze(&self, wait: Duration, expire: Duration) -> Response {
@@ -277,6 +283,7 @@ impl Answers {
             gate_open: self.failover.gate.is_open(),
             at_risk: working.and_then(Working::at_risk),
             last_failover: history.into_iter().next_back(),
+            canary: working.and_then(|working| working.canary.as_ref()?.last()),
         }
     }
 }
@@ -287,6 +294,7 @@ impl Working {
             Request::Sync { targets, timeout_ms, replica } => {
                 self.sync(&targets, timeout_ms, replica.as_deref()).await
             }
+            Request::Canary => canary::answer(self.canary.as_deref()).await,
             Request::LogTail { entries } => self.log_tail(entries),
             Request::LogStat => Response::LogStat(self.log_stat()),
             Request::LogAppend { targets } => self.append_told(&targets).await,

@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod brake;
+mod canary;
 mod check;
 pub mod cursor;
 pub mod daemon;

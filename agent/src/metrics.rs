@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use mailtwin_logic::{cursor::Claim, quarantine::Reason};
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, exponential_buckets,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, exponential_buckets,
 };
 
 use crate::link::LinkStatus;
@@ -43,6 +44,8 @@ pub struct Metrics {
     standing: Standing,
     /// What checks found.
     pub check: CheckMetrics,
+    /// What became of canaries.
+    pub canary: CanaryMetrics,
 }
 
 /// Where replicas stand, beside their lag.
@@ -103,6 +106,67 @@ impl CheckMetrics {
             )?,
         })
     }
+}
+
+/// What became of canaries.
+#[derive(Clone, Debug)]
+pub struct CanaryMetrics {
+    interval: IntGauge,
+    seconds: GaugeVec,
+    arrived: IntGaugeVec,
+    shown: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl CanaryMetrics {
+    fn register(r: &Registrar<'_>) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            interval: r.gauge(
+                "mailtwin_canary_interval_seconds",
+                "Time between two canaries; 0: none is sent by itself",
+            )?,
+            seconds: r.add(GaugeVec::new(
+                Opts::new(
+                    "mailtwin_canary_seconds",
+                    "Time from the last canary that arrived being accepted to its being found on the replica",
+                ),
+                &["replica"],
+            )?)?,
+            arrived: r.per_replica(
+                "mailtwin_canary_arrived_timestamp_seconds",
+                "When a canary was last found on the replica; before the first, when the agent began to send them",
+            )?,
+            shown: Arc::default(),
+        })
+    }
+
+    /// Sends begin, this far from each other.
+    pub(crate) fn begin(&self, interval: Duration) {
+        self.interval.set(i64::try_from(interval.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    /// One is sent, to these replicas and no others.
+    pub(crate) fn sent(&self, to: BTreeSet<String>, now_ms: u64) {
+        let mut shown = self.shown.lock().expect("no panic while it is held");
+        for name in shown.difference(&to) {
+            // It never arrived there, or is shown no more.
+            let _ = self.seconds.remove_label_values(&[name]);
+            let _ = self.arrived.remove_label_values(&[name]);
+        }
+        for name in to.difference(&shown) {
+            self.arrived.with_label_values(&[name]).set(seconds(now_ms));
+        }
+        *shown = to;
+    }
+
+    /// One was found on `replica`.
+    pub(crate) fn arrived(&self, replica: &str, after: Duration, now_ms: u64) {
+        self.seconds.with_label_values(&[replica]).set(after.as_secs_f64());
+        self.arrived.with_label_values(&[replica]).set(seconds(now_ms));
+    }
+}
+
+fn seconds(ms: u64) -> i64 {
+    i64::try_from(ms / 1000).unwrap_or(i64::MAX)
 }
 
 impl Metrics {
@@ -176,6 +240,7 @@ impl Metrics {
             brake: r.per_replica("mailtwin_brake_engaged", "1 while deletions are held")?,
             standing: Standing::register(&r)?,
             check: CheckMetrics::register(&r)?,
+            canary: CanaryMetrics::register(&r)?,
         })
     }
 

@@ -91,6 +91,7 @@ impl Answer for Answers {
                 answer::peer_added(&self.peers, &Peer { name, address, keys }, dry_run)
             }
             Request::Sync { .. }
+            | Request::Canary
             | Request::KeysRotate { .. }
             | Request::LogTail { .. }
             | Request::LogStat

@@ -5,7 +5,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
@@ -103,6 +103,12 @@ impl Node {
         let command = format!("echo $MAILTWIN_INCIDENT $MAILTWIN_TEXT >> {}", told.display());
         let text = format!("{}\n[incident]\ncommand = {command:?}\n", self.config_text()?);
         self.write_config(&text)
+    }
+
+    /// Gives it a canary, to the account `canary`. Before its agent is started.
+    pub fn send_canaries(&self, lmtp: SocketAddr, interval: &str) -> anyhow::Result<()> {
+        let keys = format!("account = \"canary\"\nlmtp = \"{lmtp}\"\ninterval = {interval:?}\n");
+        self.write_config(&format!("{}\n[canary]\n{keys}", self.config_text()?))
     }
 
     /// What it has told of, a line each.

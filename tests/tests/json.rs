@@ -87,6 +87,9 @@ fn compare(heading: &str, value: &Value, known: &BTreeMap<String, Fields>) -> Ve
 fn what_commands_print_is_documented() -> anyhow::Result<()> {
     Lab::run(|lab| {
         let mut pair = Pair::start(lab, &["u1"])?;
+        pair.agent.stop_agent()?;
+        pair.agent.send_canaries(pair.master.lmtp_address(), "0s")?;
+        pair.agent.start_agent(lab)?;
         pair.agent.start_replica(lab)?;
         pair.copy.start_agent(lab)?;
         pair.first_copy(lab)?;
@@ -102,8 +105,9 @@ fn what_commands_print_is_documented() -> anyhow::Result<()> {
         let known = documented()?;
         let mut wrong = Vec::new();
         let copy = pair.copy.name().to_owned();
-        let on_master: [(&str, &[&str]); 19] = [
+        let on_master: [(&str, &[&str]); 20] = [
             ("sync", &["sync"]),
+            ("canary", &["canary"]),
             ("failover", &["failover", "switch", "--to", &copy, "--no-gate", "--dry-run"]),
             ("check", &["check"]),
             ("check", &["check", "--local"]),
@@ -135,7 +139,7 @@ fn what_commands_print_is_documented() -> anyhow::Result<()> {
             wrong.extend(compare(heading, &pair.copy.ask(lab, words)?, &known));
         }
         ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-        ensure!(known.len() == 20, "every heading is tried: {:?}", known.keys());
+        ensure!(known.len() == 21, "every heading is tried: {:?}", known.keys());
         Ok(())
     })
 }

@@ -47,6 +47,7 @@ fn hurried() -> anyhow::Result<String> {
         ("overflows_total[1h]", "overflows_total[40s]"),
         ("refused_connections_total[15m]", "refused_connections_total[10s]"),
         ("check_age:seconds > 180000", "check_age:seconds > 25"),
+        ("> 0) + 90)", "> 0) + 5)"),
         ("> 3888000", "> 25"),
     ] {
         ensure!(rules.matches(shipped).count() == 1, "{shipped} stands there once");
@@ -200,6 +201,7 @@ fn watched(lab: &Lab) -> anyhow::Result<(Pair, Prometheus)> {
     let config = pair.agent.config_text()?;
     let tight = "[log]\nbound = \"1MiB\"\n\n[brake]\nmessages = 50\nshare = \"25%\"\n\n[replica]\n";
     pair.agent.write_config(&config.replace("[replica]\n", tight))?;
+    pair.agent.send_canaries(pair.master.lmtp_address(), "2s")?;
     pair.copy.start(lab)?;
     pair.agent.start(lab)?;
     pair.first_copy(lab)?;
@@ -252,7 +254,12 @@ fn alerts_of_daemons_and_links_fire_and_clear() -> anyhow::Result<()> {
         // The replica goes, and mail goes on arriving.
         pair.copy.stop()?;
         pair.master.deliver("u1", &corpus::short("alone"))?;
-        let away = ["MailtwinDaemonDown", "MailtwinReplicaDisconnected", "MailtwinReplicaLagging"];
+        let away = [
+            "MailtwinDaemonDown",
+            "MailtwinReplicaDisconnected",
+            "MailtwinReplicaLagging",
+            "MailtwinCanaryMissing",
+        ];
         prometheus.wait_firing(lab, &away)?;
         fill_log(lab, &pair, "ok")?;
         prometheus.wait_firing(lab, &["MailtwinClaimAtRisk"])?;

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Agent, AgentParts, Replica,
     admin::Working,
+    canary::Canary,
     check::{self, Bench, Jobs, Scrub},
     link::Dialers,
     log::{self, Health, Log},
@@ -108,7 +109,15 @@ pub(super) fn start(
     let graveyard = graveyard::keep(workers, stop.child_token(), move || buried.bury());
     tasks.spawn("graveyard", graveyard);
     let checks = Jobs::new(tasks.clone());
-    Ok(Working { agent, store, _source: source, bench, checks })
+    let canary = config.canary.clone().map(|wanted| {
+        let (store, clock) = (Arc::clone(&store), Arc::clone(&bench.clock));
+        let metrics = bench.metrics.canary.clone();
+        let whose = (wanted, node.name.clone());
+        let canary = Arc::new(Canary::new(whose, Arc::clone(&agent), store, clock, metrics));
+        tasks.spawn("canary", Arc::clone(&canary).run(stop.child_token()));
+        canary
+    });
+    Ok(Working { agent, store, _source: source, bench, checks, canary })
 }
 
 fn limits(brake: &config::Brake) -> Limits {

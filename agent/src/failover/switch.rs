@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::{Ended, Failover, Note, Operations};
 use crate::{
     Agent,
+    canary::Canary,
     link::LinkStatus,
     log::Health,
     visit::{Proved, Trouble, VisitError, Visitor},
@@ -58,7 +59,7 @@ pub(crate) struct Order {
 pub(crate) async fn switch(
     failover: &Failover,
     agent: &Agent,
-    store: Arc<dyn MailStore>,
+    (store, canary): (Arc<dyn MailStore>, Option<&Canary>),
     order: Order,
 ) {
     let (operations, to) = (&failover.operations, order.to.clone());
@@ -71,7 +72,7 @@ pub(crate) async fn switch(
         return operations.end(Ended::Done, "nothing was changed, for this was a dry run".into());
     }
     if order.rehearse {
-        return rehearsal(failover, agent, &order).await;
+        return rehearsal(failover, agent, canary, &order).await;
     }
     let epoch = Epoch(failover.file.now().epoch.0 + 1);
     let closed_at = failover.clock.unix_ms();
@@ -100,7 +101,7 @@ async fn reopen(failover: &Failover) -> String {
 
 /// A switch without its hand-over: nobody's role changes. Clients notice nothing unless the gate is
 /// part of it.
-async fn rehearsal(failover: &Failover, agent: &Agent, order: &Order) {
+async fn rehearsal(failover: &Failover, agent: &Agent, canary: Option<&Canary>, order: &Order) {
     let (operations, began) = (&failover.operations, failover.clock.unix_ms());
     let result = match timeout(order.expire, rehearse(failover, agent, order)).await {
         Ok(result) => result,
@@ -108,6 +109,10 @@ async fn rehearsal(failover: &Failover, agent: &Agent, order: &Order) {
     };
     let opened = if order.no_gate { None } else { Some(reopen(failover).await) };
     let took = failover.clock.unix_ms().saturating_sub(began);
+    let result = match (result, canary) {
+        (Ok(()), Some(canary)) => fly(operations, canary).await,
+        (result, _) => result,
+    };
     let (ended, mut text) = match result {
         Ok(()) => (Ended::Done, format!("a switch to {} would have been done", order.to)),
         Err(why) => (Ended::Undone, why),
@@ -118,6 +123,17 @@ async fn rehearsal(failover: &Failover, agent: &Agent, order: &Order) {
     let note = Note { gate_closed_ms: (!order.no_gate).then_some(took), detail: &text };
     failover.note(HistoryKind::Drill, ended, failover.file.now().epoch, Some(&order.to), &note);
     operations.end(ended, text);
+}
+
+/// That mail which comes now still arrives.
+async fn fly(operations: &Operations, canary: &Canary) -> Result<(), String> {
+    let report = canary.send().await;
+    if !report.is_well() {
+        return Err(format!("the canary did not arrive everywhere: {}", report.summary()));
+    }
+    let accepted = report.accepted_ms.unwrap_or_default();
+    operations.step(format!("canary: accepted after {accepted} ms, {}", report.summary()));
+    Ok(())
 }
 
 async fn rehearse(failover: &Failover, agent: &Agent, order: &Order) -> Result<(), String> {

@@ -49,10 +49,8 @@ impl FromStr for Place {
             return Err(PLACE_FORMS);
         }
         if !address.ip().is_loopback() {
-            return Err(
-                "is not of this machine: the daemons run beside Cyrus, and the password is \
-                        sent as it is; use a loopback address or unix:/path",
-            );
+            return Err("is not of this machine, and what is said there is not encrypted: use a \
+                 loopback address or unix:/path");
         }
         Ok(Self::Tcp(address))
     }

@@ -1,6 +1,7 @@
 //! The local admin socket: one JSON request per line, one JSON answer per line, both bounded.
 
 pub mod answer;
+mod canary;
 mod check;
 mod client;
 mod graveyard;
@@ -12,6 +13,7 @@ mod server;
 
 use std::path::{Path, PathBuf};
 
+pub use canary::{CanaryArrival, CanaryReport};
 pub use check::{
     CheckAsk, CheckDifference, CheckLevel, CheckProgress, CheckReport, CheckState, LastCheck,
     LocalAsk, LocalMailbox, LocalPart,

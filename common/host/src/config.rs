@@ -16,8 +16,10 @@ use std::{
     time::Duration,
 };
 
-use mailtwin_cyrus::{Login, Place};
+use mailtwin_cyrus::Login;
+pub use mailtwin_cyrus::Place;
 use mailtwin_disk::DiskError;
+use mailtwin_logic::ids::Account;
 use serde::{Deserialize, Serialize};
 
 use crate::keys::PublicKey;
@@ -57,6 +59,8 @@ pub struct Config {
     pub gate: Gate,
     /// `[incident] command`: tells the admin of what happened by itself.
     pub incident: Option<String>,
+    /// `[canary]`: a message that is sent to see that mail arrives.
+    pub canary: Option<Canary>,
 }
 
 /// `[node]`.
@@ -212,6 +216,17 @@ pub struct Gate {
     pub open: Option<String>,
 }
 
+/// `[canary]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Canary {
+    /// Whom it is sent to: an account that nobody uses. An address, too.
+    pub account: Account,
+    /// Where the mail server of this machine takes mail by LMTP.
+    pub lmtp: Place,
+    /// Time between two of them; zero: only when it is asked for.
+    pub interval: Duration,
+}
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -279,7 +294,7 @@ impl Config {
 
     /// Every key with its value in a form that is only good for comparing.
     fn values(&self) -> BTreeMap<String, String> {
-        let fixed: [(&str, &dyn fmt::Debug); 21] = [
+        let fixed: [(&str, &dyn fmt::Debug); 22] = [
             ("node.name", &self.node.name),
             ("node.state_dir", &self.node.state_dir),
             ("node.run_dir", &self.node.run_dir),
@@ -301,6 +316,7 @@ impl Config {
             ("metrics.replica", &self.metrics.replica),
             ("gate", &self.gate),
             ("incident.command", &self.incident),
+            ("canary", &self.canary),
         ];
         let fixed = fixed.into_iter().map(|(key, value)| (key.to_owned(), format!("{value:?}")));
         let peers = self.peers.iter().map(|p| (format!("peer {}", p.name), format!("{p:?}")));

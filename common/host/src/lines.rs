@@ -16,6 +16,8 @@ codes! {
         BrakeUnsaved = "brake-unsaved",
         /// An agent began too many mailboxes.
         BuildsTooMany = "builds-too-many",
+        /// A canary did not arrive everywhere.
+        CanaryMissing = "canary-missing",
         /// A check's signed report cannot be saved.
         CheckReportUnsaved = "check-report-unsaved",
         /// What was checked cannot be remembered.

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AddedReport, AtRisk, CheckAsk, CheckDifference, CheckState, GraveyardAsk, GraveyardReport,
-    KeyList, LocalAsk, LocalPart, PeerReport, RemovedReport, ReplicaStatus, RotateReport,
+    AddedReport, AtRisk, CanaryReport, CheckAsk, CheckDifference, CheckState, GraveyardAsk,
+    GraveyardReport, KeyList, LocalAsk, LocalPart, PeerReport, RemovedReport, ReplicaStatus,
+    RotateReport,
 };
 use crate::{codes::LedgerKind, keys::PublicKey, node::Role};
 
@@ -29,6 +30,8 @@ pub enum Request {
         #[serde(default)]
         replica: Option<String>,
     },
+    /// Send a canary; answer when it is everywhere, or was waited for long enough.
+    Canary,
     /// The newest entries of the sync log.
     LogTail {
         /// How many at most.
@@ -220,6 +223,8 @@ pub enum Response {
         /// What is set aside, over all replicas.
         set_aside: usize,
     },
+    /// What became of a canary.
+    Canary(CanaryReport),
     /// Entries, oldest first.
     Entries(Vec<Entry>),
     /// The sync log.
@@ -312,6 +317,9 @@ pub struct AgentStatus {
     /// The last change of this node's role.
     #[serde(default)]
     pub last_failover: Option<HistoryEntry>,
+    /// The last canary since the agent was started.
+    #[serde(default)]
+    pub canary: Option<CanaryReport>,
 }
 
 /// The sync log in a status.

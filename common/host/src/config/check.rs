@@ -8,12 +8,13 @@ use std::{
 };
 
 use mailtwin_cyrus::Place;
+use mailtwin_logic::ids::Account;
 use toml::de::DeTable;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::{
-    Brake, Check, Config, ConfigProblem, Cyrus, Engine, Gate, Layout, Log, Metrics, Node, Peer,
-    Replica, Scan, Store, VERSION,
+    Brake, Canary, Check, Config, ConfigProblem, Cyrus, Engine, Gate, Layout, Log, Metrics, Node,
+    Peer, Replica, Scan, Store, VERSION,
     table::{Found, Problems, Section},
     unit::{self, DURATION_UNITS, SIZE_UNITS},
 };
@@ -27,6 +28,7 @@ const SCRUB_RATE_DEFAULT: u64 = 4 << 20;
 const SCRUB_RATE_MIN: u64 = 64 << 10;
 const SCAN_INTERVAL_MIN: Duration = Duration::from_secs(1);
 const BRAKE_WITHIN_DEFAULT: Duration = Duration::from_hours(1);
+const CANARY_INTERVAL_DEFAULT: Duration = Duration::from_mins(5);
 const GRAVEYARD_DEFAULT: Duration = Duration::from_hours(7 * 24);
 const NAME_OCTETS_MAX: usize = 64;
 const VARIABLES: [&str; 3] = ["user", "domain", "path"];
@@ -70,6 +72,7 @@ fn document(path: &Path, top: &mut Section<'_>, problems: &mut Problems<'_>) -> 
     let peers = peers(top, own.as_deref(), problems);
     let gate = gate(top.section("gate", problems), problems);
     let incident = incident(top.section("incident", problems), problems);
+    let canary = canary(top.section("canary", problems), problems);
     let (node, store) = (node?, store?);
     Some(Config {
         file: path.to_owned(),
@@ -85,6 +88,7 @@ fn document(path: &Path, top: &mut Section<'_>, problems: &mut Problems<'_>) -> 
         peers,
         gate,
         incident,
+        canary,
     })
 }
 
@@ -364,6 +368,37 @@ fn incident(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<Str
     let command = command(&mut section, "command", problems);
     section.finish(problems);
     command
+}
+
+/// `[canary]`: all of it, or nothing.
+fn canary(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<Canary> {
+    let before = problems.count();
+    let account = section.string("account", problems);
+    let lmtp = section.string("lmtp", problems);
+    let interval = section.string("interval", problems);
+    let is_wanted = account.is_some() || lmtp.is_some() || interval.is_some();
+    for (name, is_there) in [("account", account.is_some()), ("lmtp", lmtp.is_some())] {
+        if is_wanted && !is_there && problems.count() == before {
+            section.missing(name, problems);
+        }
+    }
+    section.finish(problems);
+    let account = account.and_then(|found| found.check(problems, |text| plain_address(&text)));
+    let lmtp = lmtp.and_then(|found| {
+        found.check(problems, |text| text.parse().map_err(|why| format!("{text:?} {why}")))
+    });
+    let interval = interval.and_then(|found| found.check(problems, |text| unit::duration(&text)));
+    let interval = interval.unwrap_or(CANARY_INTERVAL_DEFAULT);
+    Some(Canary { account: account?, lmtp: lmtp?, interval })
+}
+
+/// An account that can stand in a message's header and between angle brackets as it is.
+fn plain_address(text: &str) -> Result<Account, String> {
+    let is_plain = |letter: char| letter.is_ascii_graphic() && !"<>()\"\\,;:[]".contains(letter);
+    if !text.chars().all(is_plain) {
+        return Err(format!("{text:?} is no plain address"));
+    }
+    Account::new(text).map_err(|error| format!("{text:?}: {error}"))
 }
 
 /// A command for the shell, if there is one.

@@ -51,6 +51,10 @@ pub(crate) enum Verb {
     Sync(Sync),
     /// Replay until a replica has everything and nothing is pending, and wait for that.
     Drain(Drain),
+    /// Have a message delivered on this master, and time it until every replica has it.
+    ///
+    /// Wants the section `[canary]` in the configuration. Exit codes: 0 it arrived everywhere; 1 it did not.
+    Canary,
     /// Move the master's role to another node.
     #[command(subcommand)]
     Failover(Failover),

@@ -2,6 +2,7 @@
 
 mod ask;
 mod brake;
+mod canary;
 mod check;
 mod conflicts;
 pub(crate) mod doctor;
@@ -31,6 +32,7 @@ pub(crate) fn run(verb: &Verb, config: &Config, output: &Output) -> anyhow::Resu
             Verb::Status(args) => status::run(args, &daemons, output, &stop).await,
             Verb::Sync(args) => log::sync(args, &daemons, output).await,
             Verb::Drain(args) => log::drain(args, &daemons, output).await,
+            Verb::Canary => canary::run(&daemons, output).await,
             Verb::Failover(args) => failover::run(args, &daemons, output).await,
             Verb::Ledger => conflicts::ledger(&daemons, output).await,
             Verb::Conflicts(args) => conflicts::run(args, &daemons, output).await,

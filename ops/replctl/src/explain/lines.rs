@@ -31,6 +31,10 @@ static TOPICS: LazyLock<Vec<Topic>> = LazyLock::new(|| {
         BuildsTooMany => "A master began far more mailboxes than it may have under way, and lost its \
             session; it dials again.",
             "If it comes again: compare the versions with replctl doctor.";
+        CanaryMissing => "A message that the agent had delivered, to see it arrive, was not accepted by \
+            the mail server, not found in the canary's INBOX, or not found on every replica in time. What \
+            happens to it happens to users' mail.",
+            "replctl canary; replctl status.";
         CheckReportUnsaved => "A check ended, and its signed report could not be written; what it found was \
             shown.",
             "Make room in the state directory, then run the check again.";

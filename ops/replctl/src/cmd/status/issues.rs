@@ -4,6 +4,7 @@
 use mailtwin_host::{
     admin::{AgentStatus, Problem, ReplicaDaemonStatus, ReplicaStatus},
     codes::{CheckResult, KeyTrouble},
+    lines::LogLine,
     node::Role,
 };
 use serde::Serialize;
@@ -64,6 +65,10 @@ pub(super) fn of_agent(status: &AgentStatus) -> Vec<Issue> {
         of_replica(replica, &status.node, &mut issues);
     }
     issues.extend(status.problems.iter().map(problem));
+    if let Some(canary) = status.canary.as_ref().filter(|canary| !canary.is_well()) {
+        let what = format!("the last canary did not arrive: {}", canary.summary());
+        issues.push(Issue::warning(LogLine::CanaryMissing.as_str(), what, "replctl canary"));
+    }
     issues.sort_by_key(|issue| issue.level);
     issues
 }

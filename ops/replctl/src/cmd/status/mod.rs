@@ -14,7 +14,10 @@ use mailtwin_host::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::ask::{Daemons, unexpected};
+use super::{
+    ask::{Daemons, unexpected},
+    canary,
+};
 use issues::{Issue, LAG_CRITICAL, LAG_WARN, Rank};
 
 use crate::{
@@ -148,6 +151,9 @@ fn show_agent(status: &AgentStatus, issues: &[Issue], output: &Output) -> anyhow
                 replica.name, aside.object, aside.reason, aside.tries, aside.detail
             ))?;
         }
+    }
+    if let Some(report) = &status.canary {
+        output.say(&canary::line(report))?;
     }
     last_failover(status.last_failover.as_ref(), output)
 }
