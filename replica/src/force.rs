@@ -11,6 +11,7 @@ use mailtwin_host::{
 use mailtwin_logic::{
     chain::Chain,
     ids::{Account, Epoch, ModSeq, Uid},
+    limits::UID_MARGIN,
     mailbox::{Head, MailboxState, Record},
     plan::Mode,
     reconcile::{BaseMailbox, BaseRecord},
@@ -19,9 +20,6 @@ use mailtwin_store::{Batch, Destination, MailStore, StoreError};
 
 use crate::{fence::Fence, heard::Heard, session::Work};
 
-/// UIDs left out in each mailbox: the dead master may have shown them to clients, for messages that
-/// nobody here has, and they must not become another message's.
-const UID_MARGIN: u32 = 1_000;
 /// A master that was heard of within this time is not dead.
 const ALIVE_WITHIN: Duration = Duration::from_secs(15);
 /// How long sessions of the old epoch may take to end.
@@ -33,25 +31,30 @@ const TRIES: usize = 5;
 
 /// What an admin asks for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Order {
+pub struct Order {
     /// Entries of the master's log that may be missing here; `None`: any number.
-    pub(crate) accept_loss: Option<u64>,
+    pub accept_loss: Option<u64>,
     /// Only say what is at risk.
-    pub(crate) dry_run: bool,
+    pub dry_run: bool,
 }
 
 /// What it works with.
-pub(crate) struct Force {
-    pub(crate) fence: Fence,
-    pub(crate) work: Work,
-    pub(crate) heard: Heard,
-    pub(crate) state_dir: PathBuf,
-    pub(crate) clock: Arc<dyn Clock>,
+pub struct Force {
+    /// The node's role and epoch.
+    pub fence: Fence,
+    /// Its store.
+    pub work: Work,
+    /// Whom it has heard of.
+    pub heard: Heard,
+    /// Where what it holds is written down.
+    pub state_dir: PathBuf,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Force {
     /// Runs it to its end.
-    pub(crate) async fn run(self, order: Order) -> OperationStatus {
+    pub async fn run(self, order: Order) -> OperationStatus {
         let began = tokio::time::Instant::now();
         let mut steps = Vec::new();
         let mut step = |text: String| {

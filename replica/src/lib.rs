@@ -12,7 +12,7 @@ mod check;
 pub mod commit;
 pub mod daemon;
 pub mod fence;
-mod force;
+pub mod force;
 mod handover;
 pub mod heard;
 mod intake;

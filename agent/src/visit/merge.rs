@@ -188,11 +188,10 @@ impl Visitor {
             return Err(local(&format!("{name} cannot be read there: {why}")));
         }
         let ours = self.our_account(account).await?;
-        // Names and deletions of a node that was only behind say nothing; nor does an account that is gone.
-        let says = journal.is_old_master() && !theirs.mailboxes.is_empty();
-        let told = based.as_deref().filter(|_| says);
-        for fate in reconcile::account(told, &ours, &theirs) {
-            let base = based.as_deref().unwrap_or_default();
+        // Nor does an account that is gone say anything.
+        let says = journal.is_old_master() && based.is_some() && !theirs.mailboxes.is_empty();
+        let base = based.as_deref().unwrap_or_default();
+        for fate in reconcile::account(base, says, &ours, &theirs) {
             self.carry_fate(account, base, &theirs, fate, journal).await?;
         }
         let marks = theirs.mailboxes.iter().map(|mailbox| (mailbox.id, mailbox.head.uid_next));

@@ -73,3 +73,7 @@ pub const LISTED_ACCOUNTS_MAX: usize = 1 << 20;
 
 /// Frames of one list: a list that never ends is no list.
 pub const LISTED_PARTS_MAX: usize = 1 << 20;
+
+/// UIDs left out in each mailbox of a dead master that somebody else continues: it may have shown them
+/// to clients, for messages that nobody else has, and they must not become another message's.
+pub const UID_MARGIN: u32 = 1_000;

@@ -281,17 +281,20 @@ pub enum Fate {
     },
 }
 
-/// Decides for an account's mailboxes. Without a base (`None`) nothing is renamed or deleted.
+/// Decides for an account's mailboxes. What the other's clients renamed and deleted counts if it `says`
+/// so: a node that was only behind has no word in that. A mailbox of the base that the master has no
+/// more was deleted by the master's own clients, and stays deleted whoever brings it.
 pub fn account(
-    base: Option<&[BaseMailbox]>,
+    base: &[BaseMailbox],
+    says: bool,
     ours: &AccountState,
     theirs: &AccountState,
 ) -> Vec<Fate> {
     let based: BTreeMap<MailboxId, &MailboxState> =
-        base.unwrap_or_default().iter().map(|mailbox| (mailbox.state.id, &mailbox.state)).collect();
+        base.iter().map(|mailbox| (mailbox.state.id, &mailbox.state)).collect();
     let mine: BTreeMap<MailboxId, &MailboxState> =
         ours.mailboxes.iter().map(|mailbox| (mailbox.id, mailbox)).collect();
-    let deleted = deleted(base.unwrap_or_default(), &mine, theirs);
+    let deleted = if says { deleted(base, &mine, theirs) } else { BTreeSet::new() };
     let left = ours.mailboxes.iter().filter(|our| !deleted.contains(&our.id));
     let mut taken: BTreeSet<&MailboxName> = left.map(|our| &our.name).collect();
     let validities: BTreeSet<_> = ours.mailboxes.iter().map(|m| m.head.uid_validity).collect();
@@ -300,7 +303,7 @@ pub fn account(
         let (id, name, validity) = (their.id, their.name.clone(), their.head.uid_validity);
         match (mine.get(&id), based.get(&id)) {
             (Some(our), was) => {
-                let moved_there = was.is_some_and(|was| was.name != their.name);
+                let moved_there = says && was.is_some_and(|was| was.name != their.name);
                 let moved_here = was.is_some_and(|was| was.name != our.name);
                 if moved_there && !moved_here && !taken.contains(&their.name) {
                     taken.insert(&their.name);

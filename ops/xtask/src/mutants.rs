@@ -38,6 +38,8 @@ struct Mutant {
 
 const LINK: &str = "common/logic/src/link.rs";
 const PLAN: &str = "common/logic/src/plan.rs";
+const CARRY: &str = "agent/src/visit/merge/carry.rs";
+const RECONCILE: &str = "common/logic/src/reconcile.rs";
 const VISIT: &str = "agent/src/visit/mailbox.rs";
 const OLDEST: &str = "self.running.values().map(|covers| covers.first).chain(waiting).min()";
 
@@ -207,6 +209,36 @@ const MUTANTS: &[Mutant] = &[
         file: VISIT,
         from: "self.held.forget(account, state.id);\n        let held_back",
         to: "let held_back",
+    },
+    Mutant {
+        what: "a merge gives out UIDs that the returning node gave out",
+        file: CARRY,
+        from: "while !rest.is_empty() || head.uid_next < above {",
+        to: "while !rest.is_empty() {",
+    },
+    Mutant {
+        what: "a replica that was behind is believed to know the last UID",
+        file: CARRY,
+        from: "let margin = if journal.is_old_master() { 0 } else { UID_MARGIN };",
+        to: "let margin = if journal.is_old_master() { 0 } else { UID_MARGIN / 9999 };",
+    },
+    Mutant {
+        what: "a message that is copied back keeps its UID",
+        file: CARRY,
+        from: "let (uid, new) = (record.uid, next);",
+        to: "let (uid, new) = (record.uid, if theirs { record.uid } else { next });",
+    },
+    Mutant {
+        what: "what the new master's clients deleted is copied back",
+        file: RECONCILE,
+        from: "match (mine.get(&id), based.get(&id)) {",
+        to: "match (mine.get(&id), based.get(&id).filter(|_| says)) {",
+    },
+    Mutant {
+        what: "what the old master's clients expunged is no decision",
+        file: RECONCILE,
+        from: "gone.into_iter().filter(|&uid| uid < next)",
+        to: "gone.into_iter().filter(|&uid| uid < next).take(0)",
     },
 ];
 

@@ -38,6 +38,8 @@ pub struct Master {
     pub name: String,
     /// Its epoch.
     pub epoch: Epoch,
+    /// The last epoch that was forced.
+    pub forced: Option<Epoch>,
     /// Its mail.
     pub mail: InMemory,
     /// Where its sync log lies.
@@ -98,6 +100,7 @@ impl Master {
         Self {
             name: name.to_owned(),
             epoch,
+            forced: None,
             mail,
             disk: SimDisk::default(),
             limits: Limits::default(),
@@ -120,7 +123,7 @@ impl Master {
         let kept = *log.tail().borrow();
         assert!(promised.is_none_or(|seq| seq <= kept), "I8: the log lost entries it had promised");
         let parts = AgentParts {
-            forced: None,
+            forced: self.forced,
             node: self.name.clone(),
             epoch: self.epoch,
             state_dir: self.state_dir.clone(),

@@ -13,7 +13,7 @@ use std::{
 
 use mailtwin_agent::link::{Dial, DialError, Io};
 use mailtwin_host::{
-    clock::SystemClock,
+    clock::{Clock, SystemClock},
     node::{Node, NodeFile, Role},
     tasks::Tasks,
     workers::Workers,
@@ -22,6 +22,7 @@ use mailtwin_logic::ids::Epoch;
 use mailtwin_replica::{
     commit::Committer,
     fence::Fence,
+    force::{Force, Order},
     heard::Heard,
     metrics::Metrics,
     session::{self, Context, Work},
@@ -84,12 +85,17 @@ fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Replica {
     /// A new one that runs.
     pub fn new(name: &str, state_dir: &Path, epoch: Epoch) -> Arc<Self> {
+        Self::of(name, state_dir, epoch, InMemory::new(name))
+    }
+
+    /// One of a node that has mail already, as it was left.
+    pub fn of(name: &str, state_dir: &Path, epoch: Epoch, mail: InMemory) -> Arc<Self> {
         let node = Node { epoch, ..Node::new(name, Role::Replica) };
         node.create(state_dir).expect("write the state of a simulated node");
         let way = Way { flow: Flow::default(), open: Open::Yes, dooms: Vec::new() };
         let replica = Arc::new(Self {
             name: name.to_owned(),
-            mail: InMemory::new(name),
+            mail,
             served: Served::default(),
             state_dir: state_dir.to_path_buf(),
             way: Mutex::new(way),
@@ -128,6 +134,29 @@ impl Replica {
             context.tasks.abandon().await;
         }
         self.mail.store.crash();
+    }
+
+    /// Makes this node the master by the verb that an admin uses, for the old one is dead; then its
+    /// daemon ends. Fails with what the verb says.
+    pub async fn force(&self, clock: Arc<dyn Clock>) -> Result<(), String> {
+        let context = self.process().ok_or("its process does not run")?;
+        let (store, metrics) = (Arc::clone(&self.mail.store), context.metrics.clone());
+        let work = Work {
+            store: store.clone(),
+            workers: Workers::inline(),
+            committer: Committer::inline(store, metrics, CancellationToken::new()),
+        };
+        let (fence, heard) = (context.fence.clone(), context.heard.clone());
+        while heard.agents().values().any(|agent| agent.connections > 0) {
+            // The dead master's connections have yet to be noticed.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let state_dir = self.state_dir.clone();
+        let force = Force { fence, work, heard, state_dir, clock };
+        let ended = force.run(Order { accept_loss: None, dry_run: false }).await;
+        let outcome = ended.outcome.ok_or("it did not end")?;
+        self.kill().await;
+        if outcome.state == "done" { Ok(()) } else { Err(outcome.message) }
     }
 
     /// What its process works with, while it runs.

@@ -26,7 +26,12 @@ use mailtwin_store::{
 };
 use tempfile::TempDir;
 
-use crate::{clock::SimClock, node::Master, oracle::difference, replica::Replica};
+use crate::{
+    clock::SimClock,
+    node::Master,
+    oracle::difference,
+    replica::{Open, Replica},
+};
 
 /// How long anything may take, in simulated time.
 pub const PATIENCE: Duration = Duration::from_hours(1);
@@ -141,6 +146,25 @@ impl World {
         self.start();
     }
 
+    /// The master dies in a power cut, and the replica at `place` is made the master by the verb that an
+    /// admin uses. The dead node becomes a replica in its place, which cannot be reached yet.
+    pub async fn fail_over(&mut self, place: usize, dice: &mut Dice) -> Result<(), String> {
+        self.master.kill(dice).await;
+        let new = Arc::clone(&self.replicas[place]);
+        new.force(self.clock.clone()).await?;
+        let epoch = Epoch(self.master.epoch.0 + 1);
+        let master = Master::new(&new.name, epoch, new.mail.clone(), self.dir.path());
+        let old = std::mem::replace(&mut self.master, master);
+        self.master.forced = Some(epoch);
+        let state_dir = self.dir.path().join(format!("{}-back", old.name));
+        std::fs::create_dir(&state_dir).expect("make a state directory");
+        self.replicas[place] = Replica::of(&old.name, &state_dir, old.epoch, old.mail);
+        self.replicas[place].way().open = Open::Refused;
+        self.tell(format!("{} is dead, {} is the master of epoch {epoch}", old.name, new.name));
+        self.start();
+        Ok(())
+    }
+
     /// The master's mail becomes what it was; the agent does not run.
     pub fn restore(&mut self, backup: &Snapshot) {
         let all = |world: &Self| -> BTreeSet<Seen> {
@@ -181,6 +205,11 @@ impl World {
     /// The agent, which runs.
     pub fn agent(&self) -> &Agent {
         self.master.agent().expect("it runs")
+    }
+
+    /// Every message that a master was ever seen to have.
+    pub fn shown(&self) -> BTreeSet<(Account, Seen)> {
+        self.ever.iter().map(|(seen, account)| (account.clone(), *seen)).collect()
     }
 
     /// The link to the replica at `place`.
@@ -384,7 +413,7 @@ pub(crate) fn own_mail(accounts: &[Account], mail: &InMemory) -> BTreeSet<Seen> 
 }
 
 /// What an account has on a node.
-pub(crate) fn look(master: &InMemory, account: &Account) -> (Listing, BTreeSet<Seen>) {
+pub fn look(master: &InMemory, account: &Account) -> (Listing, BTreeSet<Seen>) {
     let listing = master.store.peek(account);
     let mut seen = BTreeSet::new();
     for mailbox in &listing.state.mailboxes {

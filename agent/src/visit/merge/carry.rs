@@ -3,7 +3,7 @@
 use mailtwin_host::codes::LedgerKind;
 use mailtwin_logic::{
     ids::{Account, MailboxId, Uid, UidValidity},
-    limits::{SLICE_CHANGES, SLICE_OCTETS},
+    limits::{SLICE_CHANGES, SLICE_OCTETS, UID_MARGIN},
     mailbox::{AccountState, Head, MailboxName, MailboxState, Record},
     plan::{Change, Mode},
     reconcile::{self, BaseRecord, Decision},
@@ -51,7 +51,7 @@ impl Visitor {
             let (ours, theirs) = (&sides.our_records, &sides.their_records);
             let decisions = reconcile::mailbox(base, ours, theirs, their_next);
             // Above whatever either side may have shown.
-            let next = sides.ours.head.uid_next.max(their.head.uid_next);
+            let next = sides.ours.head.uid_next.max(given_out(their, journal));
             match self.carry_out_here(account, &sides, &decisions, next, journal).await? {
                 Attempt::Done => return Ok(()),
                 Attempt::Stale => {}
@@ -68,7 +68,7 @@ impl Visitor {
         mut next: Uid,
         journal: &mut Journal,
     ) -> Result<Attempt, VisitError> {
-        let (mut additions, mut rest) = (Vec::new(), Vec::new());
+        let (mut additions, mut rest, above) = (Vec::new(), Vec::new(), next);
         let name = &sides.ours.name;
         let find = |records: &[Record], uid: Uid| records.iter().find(|r| r.uid == uid).cloned();
         let mut add = |record: Record, theirs: bool| {
@@ -123,24 +123,30 @@ impl Visitor {
             Some(new) => head = new.unwrap_or(head),
             None => return Ok(Attempt::Stale),
         }
-        self.change_rest(account, &sides.ours, head, rest).await
+        self.change_rest(account, &sides.ours, (head, above), rest).await
     }
 
-    /// Updates and expunges, after everything that is added is durable.
+    /// Updates and expunges, after everything that is added is durable. UIDNEXT is at least `above`
+    /// then: what is below was given out there, also if nothing is left of it.
     async fn change_rest(
         &self,
         account: &Account,
         ours: &MailboxState,
-        mut head: Head,
-        rest: Vec<Change>,
+        (mut head, above): (Head, Uid),
+        mut rest: Vec<Change>,
     ) -> Result<Attempt, VisitError> {
-        for changes in rest.chunks(SLICE_CHANGES) {
+        while !rest.is_empty() || head.uid_next < above {
+            let later = rest.split_off(SLICE_CHANGES.min(rest.len()));
+            let changes = std::mem::replace(&mut rest, later);
             let (whose, id) = (account.clone(), ours.id);
             let below = head.uid_next;
-            // The engine only takes away what is marked; here the master itself decides.
-            self.work(move |store| store.adopt(&whose, id, below)).await?;
+            if !changes.is_empty() {
+                // The engine only takes away what is marked; here the master itself decides.
+                self.work(move |store| store.adopt(&whose, id, below)).await?;
+            }
             let to = destination(account, ours, Mode::Update);
-            let batch = batch(to, Some(head), head, changes.to_vec(), Vec::new(), true);
+            let target = Head { uid_next: head.uid_next.max(above), ..head };
+            let batch = batch(to, Some(head), target, changes, Vec::new(), true);
             match self.apply_here(batch).await? {
                 Some(new) => head = new,
                 None => return Ok(Attempt::Stale),
@@ -171,7 +177,8 @@ impl Visitor {
             additions.push(Addition { record, theirs: true, mailbox: their.id, uid });
         }
         written(journal.write())?;
-        self.build(account, their, additions).await
+        let head = Head { uid_next: given_out(their, journal), ..their.head };
+        self.build(account, &MailboxState { head, ..their.clone() }, additions).await
     }
 
     /// Messages of a mailbox that has no place here go to the one of that name.
@@ -192,7 +199,7 @@ impl Visitor {
                 && state.head.uid_validity == their.head.uid_validity
             {
                 // To a client they are one mailbox, made in the same second on both sides.
-                return self.merge_mailbox(account, &[], (state.id, their), journal).await;
+                return self.merge_mailbox(account, base, (state.id, their), journal).await;
             }
             let held = match &here {
                 Some(state) => self.sides(account, state.id, their).await?.our_records,
@@ -357,6 +364,13 @@ impl std::io::Write for Writing<'_> {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+/// Clients may have seen UIDs below. Of a node that was only behind, the old master may have given out
+/// more than it knows.
+fn given_out(their: &MailboxState, journal: &Journal) -> Uid {
+    let margin = if journal.is_old_master() { 0 } else { UID_MARGIN };
+    Uid(their.head.uid_next.0.saturating_add(margin))
 }
 
 fn added(change: &Change) -> Option<Uid> {

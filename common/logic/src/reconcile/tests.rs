@@ -177,10 +177,14 @@ fn mailboxes_made_renamed_and_deleted_on_either_side() {
         Fate::Copy { id: id(8) },
         Fate::Pour { id: id(9), name: name("Twin") },
     ];
-    assert_eq!(account(Some(&base), &ours, &theirs), expected);
-    let without = account(None, &ours, &theirs);
+    assert_eq!(account(&base, true, &ours, &theirs), expected);
     let harms = |fate: &Fate| matches!(fate, Fate::Rename { .. } | Fate::Delete { .. });
+    let without = account(&[], false, &ours, &theirs);
     assert!(!without.iter().any(harms), "{without:?}");
+    // A node that was only behind does not bring back what the master's own clients deleted.
+    let behind = account(&base, false, &ours, &theirs);
+    assert!(!behind.iter().any(harms), "{behind:?}");
+    assert!(behind.contains(&Fate::Pour { id: id(5), name: name("Shut") }), "{behind:?}");
 }
 
 /// What is new there is copied, or moved, to where the deleted one was, not into it.
@@ -200,7 +204,7 @@ fn a_mailbox_deleted_and_made_anew_keeps_its_mail() {
         Fate::Copy { id: id(4) },
         Fate::Merge { id: id(3) },
     ];
-    assert_eq!(account(Some(&base), &ours, &theirs), expected);
+    assert_eq!(account(&base, true, &ours, &theirs), expected);
 }
 
 #[test]
