@@ -101,6 +101,7 @@ fn packages_are_installed_upgraded_removed_and_purged() -> anyhow::Result<()> {
         let state = format!("systemctl show --value -p NRestarts,ExecMainStatus {REPLICA}");
         let shown = machine.sh(lab, &state)?;
         ensure!(shown.split_whitespace().eq(["0", "2"]), "restarts and exit code: {shown}");
+        find_in_journal(&machine, lab)?;
 
         machine.put("/etc/mailtwin/mailtwin.toml", &config("mx1", "mx2"))?;
         machine
@@ -173,6 +174,25 @@ fn expect_installed(machine: &Machine, lab: &Lab) -> anyhow::Result<()> {
     }
     machine
         .sh(lab, "replctl --version && mailtwin-agent --version && mailtwin-replica --version")?;
+    Ok(())
+}
+
+/// What the replica daemon has just said, that it has no role, is found by its code, with its level.
+fn find_in_journal(machine: &Machine, lab: &Lab) -> anyhow::Result<()> {
+    let query = format!(
+        "journalctl --sync && journalctl -u {REPLICA} MAILTWIN_CODE=not-started -p err -o json \
+         --output-fields=PRIORITY,SYSLOG_IDENTIFIER,MESSAGE,MAILTWIN_CODE"
+    );
+    let found = machine.sh(lab, &query)?;
+    let lines: Vec<serde_json::Value> =
+        found.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let [line] = &lines[..] else { bail!("one line: {found}") };
+    let said = line["MESSAGE"].as_str().unwrap_or_default();
+    let is_whole = line["PRIORITY"] == "3"
+        && line["SYSLOG_IDENTIFIER"] == REPLICA
+        && said.contains("node.json")
+        && said.ends_with("code=\"not-started\"");
+    ensure!(is_whole, "{line}");
     Ok(())
 }
 
