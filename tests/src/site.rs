@@ -18,6 +18,8 @@ use crate::{
 pub const AGENT: &str = "mailtwin-agent";
 /// The unit on a replica.
 pub const REPLICA: &str = "mailtwin-replica";
+/// What holds the replica's port, where it is enabled.
+pub const SOCKET: &str = "mailtwin-replica.socket";
 /// A version that is newer than the workspace's.
 pub const NEWER: &str = "0.1.0+next";
 

@@ -8,7 +8,7 @@ use mailtwin_tests::{
     lab::Lab,
     machine::{Cable, Machine},
     site::{
-        self, AGENT, INSTALL, NEWER, REPLICA, bring, config, deliver, main_pid, packages,
+        self, AGENT, INSTALL, NEWER, REPLICA, SOCKET, bring, config, deliver, main_pid, packages,
         two_machines, wait_active, wait_equal,
     },
 };
@@ -79,6 +79,8 @@ fn packages_are_installed_upgraded_removed_and_purged() -> anyhow::Result<()> {
         let kept = machine.sh(lab, "cat /etc/mailtwin/mailtwin.toml")?;
         ensure!(kept == config("mx1", "mx2"), "{kept}");
 
+        // Whatever is enabled goes with the packages.
+        machine.sh(lab, &format!("systemctl enable {SOCKET}"))?;
         machine.sh(lab, "apt-get remove -y mailtwin-agent mailtwin-replica replctl")?;
         let left = "test -e /etc/mailtwin/mailtwin.toml && test -e /var/lib/mailtwin/node.json \
                     && test -e /var/vmail/.mailtwin-store && ! pgrep mailtwin";
@@ -94,7 +96,7 @@ fn packages_are_installed_upgraded_removed_and_purged() -> anyhow::Result<()> {
 
 /// Right after the installation: nothing runs, and everything is where it belongs.
 fn expect_installed(machine: &Machine, lab: &Lab) -> anyhow::Result<()> {
-    for unit in [AGENT, REPLICA, "mailtwin-check.timer", "mailtwin.target"] {
+    for unit in [AGENT, REPLICA, SOCKET, "mailtwin-check.timer", "mailtwin.target"] {
         let state = machine
             .run(lab, &format!("systemctl is-active {unit}; systemctl is-enabled {unit}"))?;
         ensure!(state.stdout == "inactive\ndisabled\n", "{unit}: {state:?}");
@@ -102,7 +104,7 @@ fn expect_installed(machine: &Machine, lab: &Lab) -> anyhow::Result<()> {
     machine.sh(
         lab,
         "cd /usr/lib/systemd/system && systemd-analyze verify --recursive-errors=no --man=no \
-         mailtwin-agent.service mailtwin-replica.service mailtwin-check.service mailtwin-check.timer mailtwin.target",
+         mailtwin-*.service mailtwin-*.socket mailtwin-*.timer mailtwin.target",
     )?;
     machine.sh(lab, "id mailtwin && test \"$(stat -c %U:%a /var/lib/mailtwin)\" = mailtwin:700")?;
     machine.sh(lab, "bash -n /usr/share/bash-completion/completions/replctl")?;
@@ -226,6 +228,8 @@ fn move_the_role(machines: &[Machine; 2], lab: &Lab) -> anyhow::Result<()> {
     for (machine, (name, peer)) in machines.iter().zip([("mx1", "mx2"), ("mx2", "mx1")]) {
         machine.put("/etc/mailtwin/mailtwin.toml", &format!("{}\n{gate}", config(name, peer)))?;
         machine.sh(lab, "systemctl enable --now mailtwin.target")?;
+        // With the port held by systemd, for the daemon that starts anew in another role has to take it again.
+        machine.sh(lab, &format!("systemctl stop {REPLICA} && systemctl start {SOCKET}"))?;
         machine.sh(lab, &format!("systemctl restart {AGENT} {REPLICA}"))?;
     }
     expect_gate(&machines[1], lab, "1\n").context("closed on a replica")?;
