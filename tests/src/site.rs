@@ -106,7 +106,7 @@ impl Page {
 }
 
 /// A Dovecot and a Postfix as the ten-minute start takes them for granted.
-fn mail_server(machine: &Machine, lab: &Lab) -> anyhow::Result<()> {
+pub fn mail_server(machine: &Machine, lab: &Lab) -> anyhow::Result<()> {
     machine.put(
         "/etc/dovecot/local.conf",
         "protocols = imap lmtp\nssl = no\nmail_location = maildir:/var/vmail/%d/%n/Maildir\n\

@@ -1,5 +1,5 @@
-//! The Debian packages and units, on Debian 12 with systemd: installed, upgraded, removed and purged; and the
-//! ten-minute start, followed line by line on two machines.
+//! The Debian packages and units, on Debian 12 with systemd: installed, upgraded, removed and purged; installed on
+//! Debian 13; and the ten-minute start, followed line by line on two machines.
 
 use std::{path::Path, process::Command};
 
@@ -51,14 +51,8 @@ fn packages_are_installed_upgraded_removed_and_purged() -> anyhow::Result<()> {
         ensure!(shown.split_whitespace().eq(["0", "2"]), "restarts and exit code: {shown}");
         find_in_journal(&machine, lab)?;
 
-        machine.put("/etc/mailtwin/mailtwin.toml", &config("mx1", "mx2"))?;
-        machine
-            .sh(lab, "useradd --system vmail && install -d -m 2770 -o vmail -g vmail /var/vmail")?;
-        machine.sh(lab, "replctl init --role replica")?;
-        machine.sh(lab, "systemctl enable --now mailtwin.target")?;
-        for unit in [AGENT, REPLICA] {
-            wait_active(&machine, lab, unit)?;
-        }
+        machine.sh(lab, "useradd --system vmail")?;
+        start_as(&machine, lab, ("mx1", "mx2"), "replica")?;
         let said = machine.sh(lab, &format!("systemctl status {AGENT} {REPLICA}"))?;
         let status = said.contains("Status: \"replica, epoch 1; no master was heard of yet\"");
         ensure!(status && said.contains("Status: \"replica, epoch 1\""), "{said}");
@@ -92,6 +86,63 @@ fn packages_are_installed_upgraded_removed_and_purged() -> anyhow::Result<()> {
         ensure!(links.is_empty(), "{links}");
         Ok(())
     })
+}
+
+#[test]
+fn packages_from_debian_12_run_on_debian_13() -> anyhow::Result<()> {
+    if Machine::are_skipped() {
+        return Ok(());
+    }
+    Lab::run(|lab| {
+        let packages = packages(lab, None)?;
+        let cable = Cable::lay()?;
+        let replica = Machine::boot_debian_13(lab, "mx2", &cable, 1)?;
+        let release = replica.sh(lab, "cut -d. -f1 /etc/debian_version")?;
+        ensure!(release == "13\n", "Debian {release}");
+        bring(&replica, lab, &packages)?;
+        replica.sh(lab, INSTALL)?;
+        expect_installed(&replica, lab)?;
+        replica.sh(lab, "useradd --system vmail")?;
+        start_as(&replica, lab, ("mx2", "mx1"), "replica")?;
+        replica.sh(lab, &format!("systemctl stop {REPLICA} && systemctl enable --now {SOCKET}"))?;
+        replica.sh(lab, &format!("systemctl start {REPLICA}"))?;
+        let doctor = replica.run(lab, "replctl doctor")?;
+        for said in ["mailtwin-agent runs", "mailtwin-replica runs", "Dovecot 2.4"] {
+            ensure!(doctor.stdout.contains(said), "{doctor:?}");
+        }
+
+        let master = Machine::boot(lab, "mx1", &cable, 0)?;
+        site::mail_server(&master, lab)?;
+        bring(&master, lab, &packages)?;
+        master.sh(lab, INSTALL)?;
+        start_as(&master, lab, ("mx1", "mx2"), "master")?;
+        deliver(&master, lab, "from 12 to 13")?;
+        lab.wait("the mail is on Debian 13", || {
+            let there = "grep -rlsx 'Subject: from 12 to 13' /var/vmail/example.org/ann/Maildir";
+            let found = replica.run(lab, there)?;
+            Ok(if found.code == Some(0) { Ok(()) } else { Err(format!("{found:?}")) })
+        })?;
+        let status = replica.run(lab, "replctl status")?;
+        ensure!(status.stdout.contains("mx1"), "{status:?}");
+        Ok(())
+    })
+}
+
+/// Gives a node its configuration and role, and starts all of it.
+fn start_as(
+    machine: &Machine,
+    lab: &Lab,
+    (name, peer): (&str, &str),
+    role: &str,
+) -> anyhow::Result<()> {
+    machine.put("/etc/mailtwin/mailtwin.toml", &config(name, peer))?;
+    machine.sh(lab, "install -d -m 2770 -o vmail -g vmail /var/vmail")?;
+    machine.sh(lab, &format!("replctl init --role {role}"))?;
+    machine.sh(lab, "systemctl enable --now mailtwin.target")?;
+    for unit in [AGENT, REPLICA] {
+        wait_active(machine, lab, unit)?;
+    }
+    Ok(())
 }
 
 /// Right after the installation: nothing runs, and everything is where it belongs.
