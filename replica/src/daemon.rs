@@ -1,10 +1,13 @@
 //! Puts the replica daemon together, front to back, and takes it apart again.
 
-use std::sync::Arc;
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use mailtwin_host::{
-    admin,
+    accept, admin,
     clock::{Clock, SystemClock},
     config::Config,
     daemon::{self, Lasting},
@@ -37,28 +40,51 @@ use crate::{
 /// Threads for the store's blocking calls.
 const WORKERS: usize = 8;
 
-/// Runs until `stop`, a signal to stop, or a disk that does not sync.
+/// Runs until `stop`, a signal to stop, or a disk that does not sync. It listens on `opened`, or else
+/// where the configuration says.
 pub async fn run(
     config: Config,
     signals: mpsc::Receiver<Signal>,
     stop: CancellationToken,
+    opened: Option<TcpListener>,
 ) -> anyhow::Result<()> {
-    daemon::run(config, signals, stop, Daemon).await
+    if let Some(opened) = &opened {
+        let (listens, listen) = (opened.local_addr()?, config.replica.listen);
+        if !is_at(listens, listen) {
+            tracing::warn!(
+                code = "listen-differs",
+                %listens,
+                %listen,
+                "replica.listen does not count: the socket unit listens elsewhere"
+            );
+        }
+    }
+    daemon::run(config, signals, stop, |lasting| Daemon { lasting, opened }).await
+}
+
+/// Whether a socket is where it is to be. Both unspecified addresses are every address.
+fn is_at(listens: SocketAddr, listen: SocketAddr) -> bool {
+    let are_all = listens.ip().is_unspecified() && listen.ip().is_unspecified();
+    listens == listen || (are_all && listens.port() == listen.port())
 }
 
 /// What stays over a change of role.
-struct Daemon(Lasting);
+struct Daemon {
+    lasting: Lasting,
+    /// What systemd holds open for it.
+    opened: Option<TcpListener>,
+}
 
 impl daemon::Daemon for Daemon {
     const LOCK: &'static str = "replica";
     type Working = Arc<Answers>;
 
     fn lasting(&self) -> &Lasting {
-        &self.0
+        &self.lasting
     }
 
     fn lasting_mut(&mut self) -> &mut Lasting {
-        &mut self.0
+        &mut self.lasting
     }
 
     fn has_moved(before: &Node, now: &Node) -> bool {
@@ -79,7 +105,7 @@ impl daemon::Daemon for Daemon {
         tasks: &Tasks,
         fatal: &CancellationToken,
     ) -> anyhow::Result<Arc<Answers>> {
-        let Lasting { config, file, .. } = &self.0;
+        let Lasting { config, file, .. } = &self.lasting;
         let stop = tasks.stop();
         let clock = SystemClock::shared();
         let registry = Registry::new();
@@ -115,7 +141,7 @@ impl Daemon {
         Serving { fence, work, metrics, heard, registry }: Serving,
         tasks: &Tasks,
     ) -> anyhow::Result<Arc<Answers>> {
-        let Lasting { config, key, peers, pins, .. } = &self.0;
+        let Lasting { config, key, peers, pins, .. } = &self.lasting;
         let stop = tasks.stop();
         let (ours, state_dir) = (work.clone(), config.node.state_dir.clone());
         let context = Context {
@@ -129,12 +155,8 @@ impl Daemon {
             clock: SystemClock::shared(),
         };
         let doorkeeper = Doorkeeper { key: Arc::clone(key), pins: Arc::clone(pins) };
-        let at = config.replica.listen;
-        let listen = listener::listen(at, doorkeeper, context, tasks, stop.child_token())
-            .await
-            .with_context(|| {
-                format!("listen on {at}; replica.listen in {}", config.file.display())
-            })?;
+        let listener = self.listener().await?;
+        let listen = listener::listen(listener, doorkeeper, context, tasks, stop.child_token())?;
         let (node, clock) = (config.node.name.clone(), SystemClock::shared());
         let (key, peers, pins) = (Arc::clone(key), Arc::clone(peers), Arc::clone(pins));
         let answers = Arc::new(Answers {
@@ -159,6 +181,17 @@ impl Daemon {
         admin::serve(&socket, Arc::clone(&answers), tasks, stop.child_token())
             .with_context(|| format!("serve the admin socket {}", socket.display()))?;
         Ok(answers)
+    }
+
+    /// Where agents connect to.
+    async fn listener(&self) -> anyhow::Result<tokio::net::TcpListener> {
+        if let Some(opened) = &self.opened {
+            return accept::share(opened).context("listen on the socket from systemd");
+        }
+        let Config { replica, file, .. } = &self.lasting.config;
+        let at = replica.listen;
+        let bound = accept::bind(at).await;
+        bound.with_context(|| format!("listen on {at}; replica.listen in {}", file.display()))
     }
 }
 
@@ -206,4 +239,24 @@ fn work(
     let store = crate::store::open(config, index, Arc::clone(clock))?;
     let committer = Committer::start(Arc::clone(&store), metrics.clone(), fatal.clone())?;
     Ok(Work { store, workers: Workers::start("store", WORKERS)?, committer })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_that_are_where_they_are_to_be() {
+        let cases = [
+            ("[::]:4710", "[::]:4710", true),
+            ("[::]:4710", "0.0.0.0:4710", true),
+            ("[::]:4710", "[::]:4711", false),
+            ("[::]:4710", "192.0.2.2:4710", false),
+            ("192.0.2.2:4710", "192.0.2.2:4710", true),
+        ];
+        for (listens, listen, want) in cases {
+            let got = is_at(listens.parse().unwrap(), listen.parse().unwrap());
+            assert_eq!(got, want, "{listens} {listen}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use mailtwin_host::{
     tls::{self, Protocol},
 };
 use mailtwin_logic::chain::Chain;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::session::{self, Context};
@@ -29,15 +29,14 @@ pub struct Doorkeeper {
     pub pins: Arc<Pins>,
 }
 
-/// Serves agents at `address` until `stop`; returns where.
-pub async fn listen(
-    address: SocketAddr,
+/// Serves the agents that come to `listener` until `stop`; returns where that is.
+pub fn listen(
+    listener: TcpListener,
     doorkeeper: Doorkeeper,
     context: Context,
     tasks: &Tasks,
     stop: CancellationToken,
 ) -> std::io::Result<SocketAddr> {
-    let listener = accept::bind(address).await?;
     let bound = listener.local_addr()?;
     let sessions = stop.clone();
     accept::spawn(DOOR, listener, tasks, stop, move |(socket, from)| {

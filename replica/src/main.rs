@@ -5,8 +5,9 @@ mod args;
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Parser as _;
-use mailtwin_host::program;
+use mailtwin_host::{program, systemd};
 use mailtwin_replica::daemon;
 
 use args::Arguments;
@@ -16,5 +17,9 @@ fn main() -> ExitCode {
     if arguments.check_config {
         return program::check("mailtwin-replica", &arguments.config);
     }
-    program::run("mailtwin-replica", &arguments.config, daemon::run)
+    let opened = systemd::take_listener();
+    program::run("mailtwin-replica", &arguments.config, async |config, signals, stop| {
+        let opened = opened.context("take the socket that systemd hands over")?;
+        daemon::run(config, signals, stop, opened).await
+    })
 }

@@ -29,6 +29,17 @@ pub struct Tree {
     pub skip: &'static str,
 }
 
+/// A Debian 13 with systemd, and a Dovecot 2.4.
+pub const TRIXIE: Tree = Tree {
+    name: "trixie",
+    variable: "MAILTWIN_TRIXIE",
+    suite: "trixie",
+    packages: "systemd,systemd-sysv,dbus,iproute2,procps,dovecot-core,dovecot-imapd,dovecot-lmtpd,\
+               dovecot-sieve",
+    marker: "usr/sbin/dovecot",
+    skip: "MAILTWIN_SKIP_DOVECOT24",
+};
+
 impl Tree {
     /// The folder. It is made when it is not there yet, which takes minutes.
     pub fn root(&self) -> anyhow::Result<PathBuf> {

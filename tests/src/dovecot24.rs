@@ -5,21 +5,12 @@ use std::{ffi::OsString, fs};
 
 use anyhow::Context as _;
 
-use crate::{debootstrap::Tree, lab::Lab};
-
-const TREE: Tree = Tree {
-    name: "dovecot24",
-    variable: "MAILTWIN_DOVECOT24",
-    suite: "trixie",
-    packages: "dovecot-core,dovecot-imapd,dovecot-lmtpd,dovecot-sieve",
-    marker: "usr/sbin/dovecot",
-    skip: "MAILTWIN_SKIP_DOVECOT24",
-};
+use crate::{debootstrap::TRIXIE, lab::Lab};
 
 /// The words that start a command inside: a mount namespace of its own with the lab bound to its
 /// path, then chroot. Makes the folder when it is not there yet, which takes minutes.
 pub fn enter(lab: &Lab) -> anyhow::Result<Vec<OsString>> {
-    let root = TREE.root()?;
+    let root = TRIXIE.root()?;
     let lab = lab.dir();
     let inside = root.join(lab.strip_prefix("/").context("the lab's path starts at the root")?);
     fs::create_dir_all(&inside).with_context(|| format!("make {}", inside.display()))?;

@@ -28,6 +28,7 @@ pub mod prometheus;
 pub mod proxy;
 pub mod random;
 pub mod server;
+pub mod site;
 pub mod split;
 pub mod volume;
 pub mod workload;

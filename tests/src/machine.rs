@@ -1,4 +1,4 @@
-//! Whole machines: Debian 12 with systemd as its first process, in containers that are joined by a cable.
+//! Whole machines: a Debian with systemd as its first process, in containers that are joined by a cable.
 //! Everything of one runs in a process namespace of its own, so it ends with its launcher, whatever
 //! happens to the test.
 
@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    debootstrap::Tree,
+    debootstrap::{TRIXIE, Tree},
     files,
     lab::Lab,
     process::{self, Launch, Output, Process},
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A Debian 12 with a mail server.
-const TREE: Tree = Tree {
+const BOOKWORM: Tree = Tree {
     name: "bookworm",
     variable: "MAILTWIN_BOOKWORM",
     suite: "bookworm",
@@ -106,6 +106,7 @@ fn ip(line: &str) -> anyhow::Result<()> {
 #[derive(Debug)]
 pub struct Machine {
     name: String,
+    tree: Tree,
     group: String,
     network: String,
     dir: PathBuf,
@@ -123,15 +124,35 @@ impl Machine {
         skipped
     }
 
-    /// Boots a machine at one end of a cable.
+    /// Boots a machine with Debian 12 at one end of a cable.
     pub fn boot(lab: &Lab, name: &str, cable: &Cable, end: usize) -> anyhow::Result<Self> {
+        Self::boot_with(BOOKWORM, lab, name, cable, end)
+    }
+
+    /// Boots one with Debian 13.
+    pub fn boot_debian_13(
+        lab: &Lab,
+        name: &str,
+        cable: &Cable,
+        end: usize,
+    ) -> anyhow::Result<Self> {
+        Self::boot_with(Tree { skip: SKIP, ..TRIXIE }, lab, name, cable, end)
+    }
+
+    fn boot_with(
+        tree: Tree,
+        lab: &Lab,
+        name: &str,
+        cable: &Cable,
+        end: usize,
+    ) -> anyhow::Result<Self> {
         let network = cable.ends[end].clone();
         let dir = lab.dir().join(name);
         for part in ["disk", "work", "root"] {
             fs::create_dir_all(dir.join(part))?;
         }
         let group = format!("{network}-{name}");
-        let mut machine = Self { name: name.to_owned(), group, network, dir, launcher: None };
+        let mut machine = Self { name: name.to_owned(), tree, group, network, dir, launcher: None };
         machine.put("/etc/hostname", &format!("{name}\n"))?;
         let hosts =
             "127.0.0.1 localhost\n10.77.0.1 mx1.example.org mx1\n10.77.0.2 mx2.example.org mx2\n";
@@ -142,7 +163,7 @@ impl Machine {
 
     /// Starts it again as it was when its power went.
     pub fn power_on(&mut self, lab: &Lab) -> anyhow::Result<()> {
-        let base = TREE.root()?;
+        let base = self.tree.root()?;
         let mut command: Vec<OsString> = ["sh", "-ec", BOOT, "sh"].map(OsString::from).to_vec();
         command.extend([OsString::from(&self.group), OsString::from(&self.network)]);
         command.extend([base.into_os_string(), self.dir.clone().into_os_string()]);

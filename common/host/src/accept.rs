@@ -1,6 +1,11 @@
 //! One loop for everything that listens: so many clients at once, each a task of its own.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{self, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -33,6 +38,17 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
             result => return result,
         }
     }
+}
+
+/// Listens on what was opened for us. That stays open when this ends, so that clients wait until it is
+/// asked for again.
+///
+/// # Errors
+/// What the system says.
+pub fn share(opened: &net::TcpListener) -> io::Result<TcpListener> {
+    let shared = opened.try_clone()?;
+    shared.set_nonblocking(true)?;
+    TcpListener::from_std(shared)
 }
 
 /// What clients connect to.
@@ -134,5 +150,14 @@ mod tests {
         };
         let (second, ()) = tokio::join!(bind(address), free);
         assert_eq!(second.unwrap().local_addr().unwrap(), address);
+    }
+
+    #[tokio::test]
+    async fn who_connects_while_nobody_shares_a_port_is_served_by_the_next() {
+        let opened = net::TcpListener::bind("127.0.0.1:0").unwrap();
+        drop(share(&opened).unwrap());
+        let client = TcpStream::connect(opened.local_addr().unwrap()).await.unwrap();
+        let (_served, from) = share(&opened).unwrap().next().await.unwrap();
+        assert_eq!(from, client.local_addr().unwrap());
     }
 }

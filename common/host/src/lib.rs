@@ -15,6 +15,7 @@ pub mod graveyard;
 pub mod history;
 mod hook;
 pub mod incident;
+mod journal;
 pub mod keyring;
 pub mod keys;
 pub mod ledger;

@@ -72,6 +72,8 @@ codes! {
         LinkSilent = "link-silent",
         /// A replica takes nothing.
         LinkStuck = "link-stuck",
+        /// A socket unit listens elsewhere than the configuration says.
+        ListenDiffers = "listen-differs",
         /// A lock was taken over.
         LockTakenOver = "lock-taken-over",
         /// A damaged part of the sync log stays in place.

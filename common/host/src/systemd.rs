@@ -1,10 +1,16 @@
-//! What systemd is told, if it runs us: ready, stopping, still alive. Without it, nothing.
+//! What systemd is told, if it runs us: ready, stopping, still alive. What it hands over: a port that it
+//! holds for us. Without it, nothing.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    io,
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +19,20 @@ use crate::tasks::Tasks;
 /// Whether anybody is told.
 pub fn listens() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// The port that a socket unit holds for this daemon, if there is one. To be called once, before there
+/// are threads: it takes what says so out of the environment, so that no child believes it is meant.
+///
+/// # Errors
+/// More than one socket, or one that is no TCP listener.
+pub fn take_listener() -> io::Result<Option<TcpListener>> {
+    let mut handed = ListenFd::from_env();
+    if handed.len() > 1 {
+        let many = format!("{} sockets instead of one: see its ListenStream=", handed.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, many));
+    }
+    handed.take_tcp_listener(0)
 }
 
 /// The daemon serves.

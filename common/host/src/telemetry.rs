@@ -1,4 +1,4 @@
-//! Log lines on stderr, for people and for the journal.
+//! Log lines: to the journal, if that is behind stderr, otherwise as text.
 
 use std::{io::IsTerminal as _, str::FromStr as _};
 
@@ -7,6 +7,8 @@ use tracing_subscriber::{
     filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
+use crate::journal::Journal;
+
 /// Starts logging. `filter` is a level, or levels for single targets: `info,mailtwin_agent=debug`;
 /// one that makes no sense counts as `info` and is complained about. Only the first call counts.
 pub fn init(filter: &str) {
@@ -14,16 +16,14 @@ pub fn init(filter: &str) {
         Ok(targets) => (targets, None),
         Err(error) => (Targets::new().with_default(LevelFilter::INFO), Some(error)),
     };
-    let to_journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let layer = fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(!to_journal && std::io::stderr().is_terminal())
-        .with_target(false);
     let registry = tracing_subscriber::registry().with(targets);
-    // The journal has the time already.
-    let started = if to_journal {
-        registry.with(layer.without_time()).try_init()
+    let started = if let Some(journal) = Journal::behind_stderr() {
+        registry.with(journal).try_init()
     } else {
+        let layer = fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false);
         registry.with(layer).try_init()
     };
     if started.is_ok()

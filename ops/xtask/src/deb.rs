@@ -63,15 +63,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 fn packages(root: &Path) -> anyhow::Result<[Package; 3]> {
-    let daemon = |name: &str| {
-        let unit = format!("{name}.service");
-        vec![(format!("systemd/{unit}"), format!("usr/lib/systemd/system/{unit}"), 0o644)]
+    let units = |names: &[&str]| -> Vec<_> {
+        let place = |name: &&str| {
+            (format!("systemd/{name}"), format!("usr/lib/systemd/system/{name}"), 0o644)
+        };
+        names.iter().map(place).collect()
     };
-    let mut agent_files = daemon("mailtwin-agent");
-    for unit in ["mailtwin-check.service", "mailtwin-check.timer"] {
-        let to = format!("usr/lib/systemd/system/{unit}");
-        agent_files.push((format!("systemd/{unit}"), to, 0o644));
-    }
+    let mut agent_files =
+        units(&["mailtwin-agent.service", "mailtwin-check.service", "mailtwin-check.timer"]);
     for hook in ["cyrus-gate", "dovecot-gate", "incident-mail"] {
         let to = format!("usr/lib/mailtwin/hooks/{hook}");
         agent_files.push((format!("ops/hooks/{hook}"), to, 0o755));
@@ -109,7 +108,7 @@ fn packages(root: &Path) -> anyhow::Result<[Package; 3]> {
                 "Takes in what a master's agent replays, verifies every message by its SHA-1,",
                 "and acknowledges what is safely on its disk.",
             ],
-            files: daemon("mailtwin-replica"),
+            files: units(&["mailtwin-replica.service", "mailtwin-replica.socket"]),
         },
     ])
 }

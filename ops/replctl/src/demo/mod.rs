@@ -266,7 +266,7 @@ address = "127.0.0.1:{port}"
 
     fn start_replica(&self, stop: &CancellationToken) -> Daemon {
         let (config, stop) = (self.config.clone(), stop.child_token());
-        let daemon = mailtwin_replica::daemon::run(config, no_signals(), stop.clone());
+        let daemon = mailtwin_replica::daemon::run(config, no_signals(), stop.clone(), None);
         Daemon { stop, task: spawn(daemon) }
     }
 }

@@ -115,6 +115,9 @@ static TOPICS: LazyLock<Vec<Topic>> = LazyLock::new(|| {
             "On the replica: is its disk or its machine hanging? replctl doctor.";
         LinkStuck => "A replica answers, but takes none of what is sent; it is dialled again.",
             "On the replica: is its disk hanging? replctl doctor.";
+        ListenDiffers => "mailtwin-replica.socket listens elsewhere than replica.listen says; masters have to \
+            connect to where the socket unit listens.",
+            "Make the two the same: systemctl edit mailtwin-replica.socket, or the configuration.";
         LockTakenOver => "A lock of a mailbox was left by a program that is gone, and was taken over, as \
             the mail server does.",
             "If it comes often: look for what is killed while it delivers.";
