@@ -27,6 +27,9 @@ echo "$r$w$x"; done"#;
 pub(super) struct User {
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// Whether they pass by permissions: the units give them that (`CAP_DAC_OVERRIDE`), for mail that
+    /// belongs to others.
+    pub(super) overrides: bool,
 }
 
 /// What a user may do with a path.
@@ -86,8 +89,25 @@ pub(super) struct Facts {
 pub(super) fn user(running: Option<User>, config: &Config) -> Option<User> {
     running.or_else(|| {
         let metadata = std::fs::metadata(&config.node.state_dir).ok()?;
-        Some(User { uid: metadata.uid(), gid: metadata.gid() })
+        Some(User { uid: metadata.uid(), gid: metadata.gid(), overrides: unit_overrides() })
     })
+}
+
+/// Whether a process passes by permissions.
+pub(super) fn overrides(pid: i32) -> bool {
+    const CAP_DAC_OVERRIDE: u32 = 1;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    effective.is_some_and(|mask| mask >> CAP_DAC_OVERRIDE & 1 == 1)
+}
+
+/// Whether the unit would let a daemon do so, where none runs.
+fn unit_overrides() -> bool {
+    let mut show = Command::new("systemctl");
+    show.args(["show", "--property=AmbientCapabilities", "--value", "mailtwin-agent.service"]);
+    let shown = show.output().map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&shown).contains("cap_dac_override")
 }
 
 /// Looks. `odd` are mailboxes that another user owns or that lack permissions of their owner.
@@ -119,15 +139,22 @@ pub(super) fn gather(
 /// Asks the kernel, as that user, so that groups and access lists count.
 fn ask(user: User, paths: &[PathBuf]) -> Result<Vec<Access>, String> {
     let own = rustix::process::geteuid();
-    if own.as_raw() == user.uid {
+    if own.as_raw() == user.uid && !user.overrides {
         return run(Command::new("/bin/sh"), paths);
     }
     if !own.is_root() {
-        return Err(format!("run `replctl doctor` as root or as user {}", user.uid));
+        return Err(if user.overrides {
+            "run `replctl doctor` as root".to_owned()
+        } else {
+            format!("run `replctl doctor` as root or as user {}", user.uid)
+        });
     }
     let become_user = |groups: &str| {
         let mut command = Command::new("setpriv");
         command.args([format!("--reuid={}", user.uid), format!("--regid={}", user.gid)]);
+        if user.overrides {
+            command.args(["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]);
+        }
         command.args([groups, "--", "/bin/sh"]);
         command
     };
@@ -258,7 +285,7 @@ mod tests {
 
     fn good() -> Facts {
         Facts {
-            user: Some(User { uid: 5000, gid: 5000 }),
+            user: Some(User { uid: 5000, gid: 5000, overrides: false }),
             unknown: None,
             state_dir: Some(asked("/s", "rwx")),
             run_dir: Some(asked("/run", "rwx")),
@@ -312,7 +339,10 @@ mod tests {
     fn a_store_that_is_only_read_need_not_be_writable() {
         let facts = Facts { mail: vec![asked("/mail", "r-x")], ..good() };
         let mut config = config();
-        assert_eq!(mail(&facts.mail, User { uid: 1, gid: 1 }, false).unwrap().level, Level::Broken);
+        assert_eq!(
+            mail(&facts.mail, User { uid: 1, gid: 1, overrides: false }, false).unwrap().level,
+            Level::Broken
+        );
         config.store.read_only = true;
         let findings = judge(&facts, &config, true);
         assert!(findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
@@ -330,7 +360,7 @@ mod tests {
     fn the_kernel_is_asked() {
         let dir = std::env::temp_dir();
         let own = rustix::process::geteuid().as_raw();
-        let user = User { uid: own, gid: rustix::process::getegid().as_raw() };
+        let user = User { uid: own, gid: rustix::process::getegid().as_raw(), overrides: false };
         let answers = ask(user, &[dir.clone(), dir.join("no such thing")]).unwrap();
         assert_eq!(answers[1], Access::Missing);
         assert!(answers[0].is_full(), "{answers:?}");

@@ -11,7 +11,7 @@ use mailtwin_host::{
 use mailtwin_logic::chain::Chain;
 
 use super::{
-    access::User,
+    access::{self, User},
     finding::{Code, Finding},
     limits,
 };
@@ -28,8 +28,10 @@ pub(super) struct Running {
 pub(super) fn running(socket: &Path) -> Option<Running> {
     let stream = UnixStream::connect(socket).ok()?;
     let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
-    let user = User { uid: peer.uid.as_raw(), gid: peer.gid.as_raw() };
-    let open_files = limits::open_files(peer.pid.as_raw_nonzero().get());
+    let pid = peer.pid.as_raw_nonzero().get();
+    let overrides = access::overrides(pid);
+    let user = User { uid: peer.uid.as_raw(), gid: peer.gid.as_raw(), overrides };
+    let open_files = limits::open_files(pid);
     Some(Running { user, open_files })
 }
 
@@ -215,7 +217,7 @@ mod tests {
     use super::{super::finding::Level, *};
 
     const UP: Option<Running> =
-        Some(Running { user: User { uid: 5, gid: 5 }, open_files: Some(4_096) });
+        Some(Running { user: User { uid: 5, gid: 5, overrides: false }, open_files: Some(4_096) });
 
     fn levels(facts: &Facts, gate: &Gate, code: Code) -> Vec<Level> {
         let findings = judge(facts, gate).into_iter().filter(|finding| finding.code == code);
@@ -257,7 +259,10 @@ mod tests {
 
     #[test]
     fn files_and_versions() {
-        let few = Some(Running { user: User { uid: 5, gid: 5 }, open_files: Some(100) });
+        let few = Some(Running {
+            user: User { uid: 5, gid: 5, overrides: false },
+            open_files: Some(100),
+        });
         let facts = Facts { agent: few, replica: UP, ..Facts::default() };
         let want = [Level::Risk, Level::Ok];
         assert_eq!(levels(&facts, &Gate::default(), Code::OpenFiles), want);

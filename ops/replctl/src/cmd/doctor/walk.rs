@@ -145,7 +145,7 @@ mod tests {
         assert_eq!(walked.mailboxes, 4);
         assert_eq!(walked.odd, [closed]);
         assert_eq!(walked.keywords_full, [dir.path().join("ann/.Full")]);
-        let other = walk(dir.path(), Some(User { uid: 1, gid: 1 }));
+        let other = walk(dir.path(), Some(User { uid: 1, gid: 1, overrides: false }));
         assert_eq!(other.odd.len(), 8, "all are somebody else's: {:?}", other.odd);
     }
 }
