@@ -8,6 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use mailtwin_logic::{
+    ids::Epoch,
+    wire::message::{Greeting, Hello, Refusal, VERSION_MAX, decode},
+};
 use mailtwin_tests::{
     corpus,
     daemon::{AGENT, Pair, REPLICA},
@@ -15,6 +19,7 @@ use mailtwin_tests::{
     files,
     lab::{Lab, PATIENCE},
     oracle::Account,
+    peer::{self, Peer},
 };
 
 /// A pair with one message on the master, nothing started.
@@ -288,6 +293,12 @@ fn keywords_beyond_the_twenty_sixth_do_no_harm() -> anyhow::Result<()> {
         }
         pair.agent.start(lab)?;
         pair.copy.start(lab)?;
+        // Nobody logs in while the INBOX gets its place, which is another matter.
+        lab.wait("the first copy", || {
+            let there = files::messages(&pair.replica.maildir("u1"));
+            let some = there.is_ok_and(|messages| !messages.is_empty());
+            Ok(if some { Ok(()) } else { Err("nothing yet".to_owned()) })
+        })?;
         lab.wait("26 of them arrive", || {
             let copy = Account::read(&pair.replica, "u1")?;
             let inbox = copy.mailboxes.get("INBOX").cloned().unwrap_or_default();
@@ -309,5 +320,41 @@ fn keywords_beyond_the_twenty_sixth_do_no_harm() -> anyhow::Result<()> {
             |problem: &serde_json::Value| problem["object"] == "u1/INBOX: dovecot-keywords";
         ensure!(problems.iter().any(is_named), "says in which mailbox: {status}");
         pair.replica.expect_quiet_log()
+    })
+}
+
+/// After an upgrade of one side only: who is older is said on both, and nothing else happens.
+#[test]
+fn a_peer_of_another_version_is_told_which_side_to_upgrade() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut pair = still_pair(lab)?;
+        pair.copy.start(lab)?;
+        let mut newer = lab.wait("the replica answers", || {
+            Ok(Peer::dial(&pair.agent, &pair.copy).map_err(|error| error.to_string()))
+        })?;
+        let hello = peer::hello(pair.agent.name(), Epoch(1));
+        let (version_min, version_max) = (VERSION_MAX + 1, VERSION_MAX + 1);
+        newer.message(0, &Hello { version_min, version_max, ..hello })?;
+        let answer = newer.receive()?.context("an answer")?;
+        let Some(Greeting::Refused { why, detail }) = decode(&answer.payload) else {
+            anyhow::bail!("{answer:?}");
+        };
+        ensure!(why == Refusal::Version && detail.contains("upgrade the replica"), "{detail}");
+        ensure!(newer.receive()?.is_none(), "the connection ends");
+
+        // A real agent that meets a replica which refuses it.
+        pair.copy.stop()?;
+        pair.agent.start(lab)?;
+        let mut refusing = Peer::accept(&pair.copy)?;
+        let detail = "this replica speaks version 9: upgrade the agent".to_owned();
+        refusing.message(0, &Greeting::Refused { why: Refusal::Version, detail })?;
+        lab.wait("the status says it", || {
+            let status = pair.agent.replctl(lab, &["status"])?;
+            let said = status.stdout.contains("upgrade the agent");
+            Ok(if said { Ok(()) } else { Err(status.stdout) })
+        })?;
+        drop(refusing);
+        pair.copy.start(lab)?;
+        pair.wait_equal(lab).context("both of one version again")
     })
 }

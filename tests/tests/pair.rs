@@ -1,6 +1,6 @@
 //! One kind of change after the other, on a master with a live Dovecot, seen at the replica's.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use anyhow::{Context as _, ensure};
 use imap::types::{Flag, UnsolicitedResponse};
@@ -8,7 +8,7 @@ use mailtwin_tests::{
     corpus,
     daemon::Pair,
     dovecot::{Dovecot, Layout, Version},
-    files,
+    faults, files,
     imap::Imap,
     lab::Lab,
     oracle::Account,
@@ -276,4 +276,62 @@ fn start_order_does_not_matter_and_a_late_replica_catches_up() -> anyhow::Result
         pair.wait_equal(lab).context("agent back")?;
         pair.expect_quiet_logs()
     })
+}
+
+#[test]
+fn octets_that_no_mail_program_writes_arrive_as_they_are() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let pair = Pair::start(lab, &["u1"])?;
+        pair.first_copy(lab)?;
+        // As a delivery agent puts them there, not through a mail server that would mend them.
+        let mut wanted = BTreeSet::new();
+        for (name, octets) in corpus::nasty() {
+            wanted.insert(octets.clone());
+            let path = pair.master.maildir("u1").join(format!("new/1700000000.{name}.host"));
+            files::write_mail(&path, octets)?;
+        }
+        lab.wait("all of them are there", || {
+            let mut there = BTreeSet::new();
+            for path in files::messages(&pair.replica.maildir("u1"))? {
+                there.insert(fs::read(path)?);
+            }
+            let lacking = wanted.difference(&there).count();
+            Ok(if lacking == 0 { Ok(()) } else { Err(format!("{lacking} are not there")) })
+        })?;
+        pair.agent.replctl(lab, &["sync"])?.expect(0)?;
+        pair.agent.replctl(lab, &["check", "--level", "deep"])?.expect(0)?;
+        pair.wait_equal(lab)
+    })
+}
+
+#[test]
+fn a_restarted_agent_sends_only_what_changed_meanwhile() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut pair = Pair::start(lab, &["u1", "u2"])?;
+        for number in 0..20 {
+            pair.master.deliver(["u1", "u2"][number % 2], &corpus::short(&format!("m{number}")))?;
+        }
+        pair.wait_equal(lab)?;
+        let before = faults::metric(pair.copy.metrics.1, "mailtwin_applied_messages_total")?;
+        pair.agent.stop()?;
+        pair.master.deliver("u2", &corpus::short("while-the-agent-is-away"))?;
+        pair.agent.start(lab)?;
+        pair.wait_equal(lab)?;
+        let sent = faults::metric(pair.agent.metrics.0, "mailtwin_octets_sent_total")?;
+        let size = fs::metadata(newest(&pair)?)?.len();
+        ensure!(format!("{sent}") == size.to_string(), "{sent} octets for a message of {size}");
+        let after = faults::metric(pair.copy.metrics.1, "mailtwin_applied_messages_total")?;
+        ensure!((after - before - 1.0).abs() < f64::EPSILON, "{before} messages, then {after}");
+        Ok(())
+    })
+}
+
+/// The message that lies in `u2`'s INBOX on the master and has `away` in its subject.
+fn newest(pair: &Pair) -> anyhow::Result<std::path::PathBuf> {
+    for path in files::messages(&pair.master.maildir("u2"))? {
+        if String::from_utf8_lossy(&fs::read(&path)?).contains("while-the-agent-is-away") {
+            return Ok(path);
+        }
+    }
+    anyhow::bail!("it is not there")
 }
