@@ -1,16 +1,21 @@
 //! The UID clash matrix: after a hard failover both sides have given one UID to a message of their
 //! own. Whoever's clients have seen it there, no client ever sees a UID change its message.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use anyhow::{Context as _, ensure};
 use mailtwin_tests::{
     cluster::Cluster,
     corpus,
-    dovecot::Dovecot,
+    cyrus::Cyrus,
+    dovecot::{Dovecot, Version},
     files,
     lab::Lab,
     process,
+    server::Server,
     split::{Side, Uids},
 };
 use serde_json::Value;
@@ -278,5 +283,44 @@ fn expect(lab: &Lab, cluster: &Cluster, serials: &[&str]) -> anyhow::Result<()> 
         let there = Side::read(lab, server, "u1")?.counts();
         ensure!(there == expected, "{}: {there:?}", server.name());
     }
+    Ok(())
+}
+
+/// Why no UID is left to the message that a client has seen: neither server can tell that it was not.
+#[test]
+fn no_server_proves_that_a_message_was_not_shown() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let dovecot = Dovecot::start(lab, "dovecot", Version::V23)?;
+        let new = dovecot.maildir("ann").join("new");
+        dovecot.deliver("ann", &corpus::short("shown"))?;
+        show_read_only(&dovecot)?;
+        ensure!(fs::read_dir(&new)?.count() == 1, "it was shown, and lies in new/ all the same");
+        dovecot.imap("ann")?.select("INBOX")?;
+        ensure!(fs::read_dir(&new)?.count() == 0, "only SELECT moves it");
+
+        let cyrus = Cyrus::start(lab, "cyrus")?;
+        cyrus.create_user("ann")?;
+        cyrus.deliver("ann", &corpus::short("shown"))?;
+        let recent = || {
+            let told = cyrus.told("ann")?;
+            let inbox = told.iter().find(|answer| answer.name == "MAILBOX").context("an INBOX")?;
+            let value = inbox.values.first().and_then(|value| value.get("RECENTUID"));
+            let uid = value.and_then(|value| value.as_text()).context("RECENTUID")?;
+            anyhow::Ok(String::from_utf8_lossy(uid).into_owned())
+        };
+        show_read_only(&cyrus)?;
+        ensure!(recent()? == "0", "it was shown, and RECENTUID does not know");
+        cyrus.imap("ann")?.select("INBOX")?;
+        ensure!(recent()? == "1", "only SELECT raises it");
+        Ok(())
+    })
+}
+
+/// A client looks at ann's only message, read-only.
+fn show_read_only(server: &impl Server) -> anyhow::Result<()> {
+    let mut imap = server.imap("ann")?;
+    imap.examine("INBOX")?;
+    let shown = imap.uid_fetch("1:*", "(UID BODY.PEEK[HEADER])")?;
+    ensure!(shown.iter().any(|message| message.uid == Some(1)), "UID 1 is shown");
     Ok(())
 }
