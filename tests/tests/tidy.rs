@@ -233,3 +233,23 @@ fn every_warning_and_error_has_a_code_that_is_explained() -> anyhow::Result<()> 
     let unused: Vec<String> = unused.map(str::to_owned).collect();
     expect_none("codes of log lines that nothing logs", &unused)
 }
+
+/// Whose mail it is, is logged where something is wrong, and not in passing.
+#[test]
+fn no_line_of_level_info_names_an_account() -> anyhow::Result<()> {
+    let is_ours =
+        |name: &str| is_rust(name) && !name.starts_with("tests/") && !name.ends_with("/tests.rs");
+    let (mut found, mut lines) = (Vec::new(), 0);
+    for (name, text) in files()?.iter().filter(|(name, _)| is_ours(name)) {
+        for rest in text.split(&format!("{}!(", "info")).skip(1) {
+            let call = rest.split_once(");").map_or(rest, |(call, _)| call);
+            let words: Vec<&str> = call.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+            lines += 1;
+            if ["account", "mailbox", "subject"].iter().any(|word| words.contains(word)) {
+                found.push(format!("{name}: {}", call.lines().next().unwrap_or_default()));
+            }
+        }
+    }
+    ensure!(lines > 30, "{lines} lines are found");
+    expect_none("lines of level INFO that name an account", &found)
+}

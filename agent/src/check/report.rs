@@ -232,10 +232,11 @@ pub(crate) async fn repair(
                 }
                 let repaired = mender.carry_out(plan).await;
                 report.repaired += repaired.done.len() as u64;
+                tracing::info!(replica = %name, differences = repaired.done.len(), "repaired");
                 report.found += repaired.left.len() as u64;
                 for done in &repaired.done {
                     let CheckDifference { account, mailbox, uid, kind, repair, .. } = done;
-                    tracing::info!(replica = %name, account, ?mailbox, ?uid, kind, repair, "repaired");
+                    tracing::debug!(replica = %name, account, ?mailbox, ?uid, kind, repair, "repaired");
                 }
                 report.differences.extend(repaired.left);
             }

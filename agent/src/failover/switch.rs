@@ -290,7 +290,8 @@ async fn prove(agent: &Agent, to: &str, live: bool) -> Result<Vec<Proven>, Strin
                 left = Some(still);
                 let some: Vec<String> =
                     accounts.iter().take(NAMED).map(ToString::to_string).collect();
-                tracing::info!(accounts = accounts.len(), first = some.join(", "), "not equal yet");
+                tracing::info!(accounts = accounts.len(), "not equal yet");
+                tracing::debug!(first = some.join(", "), "not equal yet");
                 // Somebody still writes: that is replicated like everything else.
                 sleep(AGAIN_AFTER).await;
             }
