@@ -1,7 +1,7 @@
 //! Dovecot's dot-locks: a file beside the one it guards, made only where there is none, that says
 //! `<pid>:<host>`.
 
-use std::{sync::Arc, time::Duration};
+use std::{fs::File, sync::Arc, time::Duration};
 
 use mailtwin_disk::clock::Clock;
 use rustix::{
@@ -49,6 +49,8 @@ pub(crate) struct DotLock<'a> {
     dir: &'a Dir,
     name: &'static [u8],
     inode: u64,
+    /// Open, so that no other file gets its inode while that is taken for ours.
+    _file: File,
 }
 
 impl Locker {
@@ -106,7 +108,7 @@ impl Locker {
         let mode = Mode::from_raw_mode(0o644);
         let file = dir.create_whole(name, owner, mode, content.as_bytes())?;
         let stat = rustix::fs::fstat(&file).map_err(during("stat", &dir.at(name)))?;
-        Ok(DotLock { dir, name, inode: stat.st_ino })
+        Ok(DotLock { dir, name, inode: stat.st_ino, _file: file })
     }
 
     fn is_abandoned(
@@ -178,6 +180,11 @@ fn take_away(dir: &Dir, name: &[u8]) -> Result<(), StoreError> {
 }
 
 impl DotLock<'_> {
+    /// The lock's inode: no other file's while this is held.
+    pub(crate) fn inode(&self) -> u64 {
+        self.inode
+    }
+
     /// Whether nobody took it from us.
     pub(crate) fn is_ours(&self) -> Result<bool, StoreError> {
         Ok(self.dir.stat(self.name)?.is_some_and(|stat| stat.st_ino == self.inode))
@@ -247,6 +254,21 @@ mod tests {
         lock.check().unwrap();
         drop(lock);
         assert!(dir.stat(NAME).unwrap().is_none());
+    }
+
+    /// Its inode must not become another's while we believe it to be ours.
+    #[test]
+    fn a_lock_that_somebody_replaced_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap().unwrap();
+        for _ in 0..20 {
+            let lock = locker(0).take(&dir, NAME, b"x", dir.owner().unwrap()).unwrap();
+            set_again(&dir, "1:elsewhere", 0);
+            lock.check().unwrap_err();
+            drop(lock);
+            assert!(dir.stat(NAME).unwrap().is_some());
+            dir.remove(NAME).unwrap();
+        }
     }
 
     #[test]

@@ -235,8 +235,12 @@ impl Engine {
                 above.sync()?;
             }
         }
+        let ours: BTreeSet<u64> = locks.iter().map(DotLock::inode).collect();
         for (_, to) in renames {
-            if let Some(dir) = self.cx.mailbox_dir(root, to)? {
+            // Whoever sees that ours is gone may have its own there at once.
+            if let Some(dir) = self.cx.mailbox_dir(root, to)?
+                && dir.stat(uidlist::LOCK)?.is_some_and(|stat| ours.contains(&stat.st_ino))
+            {
                 dir.remove(uidlist::LOCK)?;
             }
         }
