@@ -361,7 +361,7 @@ fn alerts_of_mail_fire_and_clear_and_the_dashboard_shows_it() -> anyhow::Result<
 
         lose_mail(lab, &mut pair)?;
         prometheus.wait_firing(lab, &["MailtwinBrakeEngaged"])?;
-        expect_data(&prometheus)?;
+        expect_data(lab, &prometheus)?;
         pair.agent.replctl(lab, &["brake", "release"])?.expect(0)?;
         prometheus.wait_clear(lab, &["MailtwinBrakeEngaged"])?;
         pair.wait_equal(lab)?;
@@ -393,16 +393,19 @@ fn lose_mail(lab: &Lab, pair: &mut Pair) -> anyhow::Result<()> {
 }
 
 /// Every query of the dashboard is understood and has data.
-fn expect_data(prometheus: &Prometheus) -> anyhow::Result<()> {
-    let mut without = Vec::new();
-    for (panel, query) in queries()? {
-        let samples = prometheus.query(&query).with_context(|| panel.clone())?;
-        if samples.is_empty() {
-            without.push(format!("{panel}: {query}"));
+fn expect_data(lab: &Lab, prometheus: &Prometheus) -> anyhow::Result<()> {
+    // An agent that was just started has some figures only after a while.
+    lab.wait("every panel has data", || {
+        let mut without = Vec::new();
+        for (panel, query) in queries()? {
+            let samples = prometheus.query(&query).with_context(|| panel.clone())?;
+            if samples.is_empty() {
+                without.push(format!("{panel}: {query}"));
+            }
         }
-    }
-    ensure!(without.is_empty(), "panels without data:\n{}", without.join("\n"));
-    Ok(())
+        let lacking = || format!("panels without data:\n{}", without.join("\n"));
+        Ok(if without.is_empty() { Ok(()) } else { Err(lacking()) })
+    })
 }
 
 #[test]
