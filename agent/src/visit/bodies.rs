@@ -7,10 +7,10 @@ use mailtwin_logic::{
     ids::{Account, MailboxId, Uid},
     limits::CHUNK_OCTETS,
 };
-use mailtwin_store::{MailStore, Octets, StoreError};
+use mailtwin_store::{MailStore, Octets, Reader, StoreError};
 
 /// Chunks read in one go by a store worker.
-const GULP_CHUNKS: usize = 4;
+const GULP_CHUNKS: usize = 8;
 
 /// Blocking; lives on store workers.
 pub(crate) struct Bodies {
@@ -19,6 +19,8 @@ pub(crate) struct Bodies {
     mailbox: MailboxId,
     left: VecDeque<(Uid, u64)>,
     current: Option<(Octets, Uid, u64)>,
+    /// Octets of all that was not read yet.
+    octets: u64,
 }
 
 impl Bodies {
@@ -29,15 +31,20 @@ impl Bodies {
         mailbox: MailboxId,
         messages: Vec<(Uid, u64)>,
     ) -> Self {
-        Self { store, account, mailbox, left: messages.into(), current: None }
+        let octets = messages.iter().fold(0, |sum: u64, (_, octets)| sum.saturating_add(*octets));
+        Self { store, account, mailbox, left: messages.into(), current: None, octets }
     }
 
     /// The next chunks; none at the end.
     pub(crate) fn gulp(&mut self) -> Result<Vec<Bytes>, StoreError> {
+        let (store, account) = (Arc::clone(&self.store), self.account.clone());
+        let mut reader = store.reader(&account, self.mailbox);
         let mut chunks = Vec::new();
         while chunks.len() < GULP_CHUNKS {
-            let mut chunk = BytesMut::zeroed(CHUNK_OCTETS);
-            let filled = self.fill(&mut chunk)?;
+            let left = usize::try_from(self.octets).unwrap_or(usize::MAX);
+            let mut chunk = BytesMut::zeroed(left.min(CHUNK_OCTETS));
+            let filled = self.fill(&mut chunk, &mut reader)?;
+            self.octets = self.octets.saturating_sub(filled as u64);
             if filled == 0 {
                 break;
             }
@@ -47,15 +54,14 @@ impl Bodies {
         Ok(chunks)
     }
 
-    fn fill(&mut self, chunk: &mut [u8]) -> Result<usize, StoreError> {
+    fn fill(&mut self, chunk: &mut [u8], reader: &mut Reader<'_>) -> Result<usize, StoreError> {
         let mut filled = 0;
         while filled < chunk.len() {
             let Some((octets, uid, left)) = self.current.as_mut() else {
                 let Some((uid, octets)) = self.left.pop_front() else {
                     return Ok(filled);
                 };
-                let opened = self.store.open(&self.account, self.mailbox, uid);
-                let opened = opened.map_err(|error| error.of_message(uid))?;
+                let opened = reader(uid).map_err(|error| error.of_message(uid))?;
                 self.current = Some((opened, uid, octets));
                 continue;
             };

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use mailtwin_logic::ids::Guid;
+use mailtwin_logic::ids::{Guid, Uid};
 
 use crate::StoreError;
 
@@ -28,6 +28,9 @@ impl Octets {
         self.octets
     }
 }
+
+/// Opens one message after the other of one mailbox.
+pub type Reader<'a> = Box<dyn FnMut(Uid) -> Result<Octets, StoreError> + 'a>;
 
 impl Read for Octets {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

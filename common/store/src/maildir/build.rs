@@ -66,6 +66,7 @@ impl Engine {
         if let Some(build) = lock(&self.builds.0).get(&key) {
             return Ok(build.clone());
         }
+        self.disk()?;
         let owner = self.owner_in(&to.account)?;
         let parent = open_or_make(&self.cx.work_dir.join("build"))?;
         let name = format!("{}.{}", to.mailbox, random_id()?).into_bytes();

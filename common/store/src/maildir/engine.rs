@@ -409,6 +409,7 @@ impl Engine {
         account: &Account,
         id: MailboxId,
         uid: Uid,
+        near: &mut Option<Near>,
     ) -> Result<Octets, StoreError> {
         let book = self.settled_book(account)?;
         // Most often the message lies where it was seen last.
@@ -417,31 +418,67 @@ impl Engine {
             let cell = book.cell(&name);
             let mut guard = lock(&cell);
             if let Some(snapshot) = guard.as_mut().filter(|snapshot| snapshot.header.id == id)
-                && let Some(account) = self.cx.account_dir(account)?
-                && let Some(dir) = self.cx.mailbox_dir(&account, &name)?
-                && let Some(octets) = self.open_known(snapshot, &dir, uid)?
+                && let Some(near) = self.near(account, &name, near)?
+                && let Some(octets) = self.open_known(snapshot, near, uid)?
             {
                 return Ok(octets);
             }
         }
-        let opened =
-            self.visit_id(account, id, |_, snapshot, dir| self.open_known(snapshot, dir, uid));
+        *near = None;
+        let opened = self.visit_id(account, id, |name, snapshot, dir| {
+            let mut here = Near { name: name.clone(), dir: dir.again()?, place: None };
+            self.open_known(snapshot, &mut here, uid)
+        });
         opened?.ok_or_else(|| StoreError::NotFound {
             what: format!("message {uid} of mailbox {id} of {account}"),
         })
     }
 
+    /// The directory of a mailbox, opened unless it is open already.
+    fn near<'a>(
+        &self,
+        account: &Account,
+        name: &MailboxName,
+        near: &'a mut Option<Near>,
+    ) -> Result<Option<&'a mut Near>, StoreError> {
+        if near.as_ref().is_none_or(|near| near.name != *name) {
+            *near = None;
+            let Some(account) = self.cx.account_dir(account)? else { return Ok(None) };
+            let Some(dir) = self.cx.mailbox_dir(&account, name)? else { return Ok(None) };
+            *near = Some(Near { name: name.clone(), dir, place: None });
+        }
+        Ok(near.as_mut())
+    }
+
     fn open_known(
         &self,
         snapshot: &mut Snapshot,
-        dir: &Dir,
+        near: &mut Near,
         uid: Uid,
     ) -> Result<Option<Octets>, StoreError> {
         self.cx.shelf.load(snapshot, self.cx.clock.unix_ms())?;
         let Some(entry) = snapshot.entries().get(&uid) else { return Ok(None) };
-        let Some(place) = dir.sub(entry.place())? else { return Ok(None) };
+        let Some(place) = near.place(entry.place())? else { return Ok(None) };
         let Some((file, stat)) = place.read(&entry.name)? else { return Ok(None) };
         Ok(Some(Octets::new(u64::try_from(stat.st_size).unwrap_or(0), file)))
+    }
+}
+
+/// Where a reader found its last message, open: most often the next one lies there, too.
+#[derive(Debug)]
+pub(crate) struct Near {
+    name: MailboxName,
+    dir: Dir,
+    place: Option<(&'static [u8], Dir)>,
+}
+
+impl Near {
+    /// One of the mailbox's own directories.
+    fn place(&mut self, name: &'static [u8]) -> Result<Option<&Dir>, StoreError> {
+        if self.place.as_ref().is_none_or(|(open, _)| *open != name) {
+            self.place = self.dir.sub(name)?.map(|dir| (name, dir));
+        }
+        Ok(self.place.as_ref().map(|(_, dir)| dir))
     }
 }
 

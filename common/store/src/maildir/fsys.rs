@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::{Component, Path, PathBuf},
@@ -127,14 +127,24 @@ impl Owner {
     }
 
     /// Gives `file` to this owner; without privileges it is the owner's already.
-    pub(crate) fn give(self, file: &File, path: &Path) -> Result<(), StoreError> {
-        let is_root = rustix::process::geteuid().is_root();
-        if !may_give() || (is_root && self.uid == 0 && self.gid == 0) {
+    fn give(self, file: impl AsFd, stat: &Stat, path: &Path) -> Result<(), StoreError> {
+        if (stat.st_uid, stat.st_gid) == (self.uid, self.gid) || !may_give() {
             return Ok(());
         }
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
         rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(during("chown", path))
     }
+}
+
+/// Gives a file that was just made its mode and its owner, where it has not got them already (bits
+/// may have fallen to the umask), and tells its inode.
+fn settle(file: &File, owner: Owner, mode: Mode, path: &Path) -> Result<u64, StoreError> {
+    let stat = rustix::fs::fstat(file).map_err(during("look at", path))?;
+    if Mode::from_raw_mode(stat.st_mode & 0o7777) != mode {
+        rustix::fs::fchmod(file, mode).map_err(during("chmod", path))?;
+    }
+    owner.give(file, &stat, path)?;
+    Ok(stat.st_ino)
 }
 
 /// Whether files can be given to others: root may, and a daemon with the capability for it.
@@ -326,27 +336,23 @@ impl Dir {
 
     /// Makes a new file, given to `owner`; an existing one is the error `AlreadyExists`.
     pub(crate) fn create(&self, name: &[u8], owner: Owner) -> Result<File, StoreError> {
-        self.create_with(name, owner, owner.file_mode())
+        self.create_with(name, owner, owner.file_mode()).map(|(file, _)| file)
     }
 
-    /// [`Dir::create`] with a mode of its own.
+    /// [`Dir::create`] with a mode of its own; tells the file's inode, too.
     pub(crate) fn create_with(
         &self,
         name: &[u8],
         owner: Owner,
         mode: Mode,
-    ) -> Result<File, StoreError> {
+    ) -> Result<(File, u64), StoreError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let path = self.at(name);
         let fd =
             rustix::fs::openat(&self.fd, name, flags, mode).map_err(during("create", &path))?;
         let file = File::from(fd);
-        // Bits for others may have fallen to the umask.
-        if mode.as_raw_mode() & 0o077 != 0 {
-            rustix::fs::fchmod(&file, mode).map_err(during("chmod", &path))?;
-        }
-        owner.give(&file, &path)?;
-        Ok(file)
+        let inode = settle(&file, owner, mode, &path)?;
+        Ok((file, inode))
     }
 
     /// A file that appears under `name` with all of its content, or not at all; fails if there is
@@ -363,7 +369,7 @@ impl Dir {
         let (mut file, named) = match rustix::fs::openat(&self.fd, ".", flags, mode) {
             Ok(fd) => (File::from(fd), false),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-                (self.create_with(name, owner, mode)?, true)
+                (self.create_with(name, owner, mode)?.0, true)
             }
             Err(error) => return Err(during("create", &path)(error)),
         };
@@ -371,8 +377,7 @@ impl Dir {
         if named {
             return Ok(file);
         }
-        rustix::fs::fchmod(&file, mode).map_err(during("chmod", &path))?;
-        owner.give(&file, &path)?;
+        settle(&file, owner, mode, &path)?;
         let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
         rustix::fs::linkat(CWD, nameless, &self.fd, name, AtFlags::SYMLINK_FOLLOW)
             .map_err(during("create", &path))?;
@@ -420,7 +425,7 @@ impl Dir {
                 };
                 set.map_err(during("chmod", &path))?;
             }
-            owner.give(&File::from(dir.fd.try_clone().map_err(during("open", &path))?), &path)?;
+            owner.give(&dir.fd, &stat, &path)?;
         }
         Ok(dir)
     }

@@ -198,7 +198,7 @@ fn line(grave: &str, family: Family<'_>, rest: &[&str]) -> String {
 fn note(bucket: &Dir, lines: &str) -> Result<(), StoreError> {
     let mut file = match bucket.append(b"list") {
         Err(error) if is_absent(&error) => {
-            bucket.create_with(b"list", bucket.owner()?, rustix::fs::Mode::from_raw_mode(0o600))?
+            bucket.create_with(b"list", bucket.owner()?, rustix::fs::Mode::from_raw_mode(0o600))?.0
         }
         other => other?,
     };

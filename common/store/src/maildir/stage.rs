@@ -60,6 +60,7 @@ pub(crate) fn line_of(
 struct FileStaging {
     dir: Arc<Dir>,
     name: Vec<u8>,
+    inode: u64,
     /// `None` once finished.
     file: Option<File>,
     hash: Sha1,
@@ -100,9 +101,8 @@ impl Staging for FileStaging {
             return Err(StoreError::NotFound { what: self.what() });
         };
         rustix::fs::futimens(file, &date(self.date)).map_err(during("date", &path))?;
-        let inode = rustix::fs::fstat(file).map_err(during("stat", &path))?.st_ino;
         self.file = None;
-        Ok(Staged::new(got, self.octets, Place::File(path, inode)))
+        Ok(Staged::new(got, self.octets, Place::File(path, self.inode)))
     }
 }
 
@@ -132,6 +132,7 @@ impl Engine {
             let letters = names::Letters { flags, ..names::Letters::default() };
             return Ok((build.cur.clone(), names::compose(&base, &letters), build.owner));
         }
+        self.disk()?;
         let dir = self.staging_dir()?;
         let owner = self.owner_in(&destination.account)?;
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
@@ -143,12 +144,12 @@ impl Engine {
         destination: &Destination,
         record: &Record,
     ) -> Result<Box<dyn Staging>, StoreError> {
-        self.disk()?;
         let (dir, name, owner) = self.waiting_place(destination, record)?;
-        let file = dir.create(&name, owner)?;
+        let (file, inode) = dir.create_with(&name, owner, owner.file_mode())?;
         Ok(Box::new(FileStaging {
             dir,
             name,
+            inode,
             file: Some(file),
             hash: Sha1::new(),
             octets: 0,
@@ -167,7 +168,7 @@ impl Engine {
     ) -> Result<Option<Staged>, StoreError> {
         for (slot, uid) in self.cx.shelf.holding(record.guid)? {
             let Some((account, id)) = self.owner_of(slot) else { continue };
-            let held = match self.open(&account, id, uid) {
+            let held = match self.open(&account, id, uid, &mut None) {
                 Ok(octets) if octets.octets() == record.octets => octets,
                 Ok(_) | Err(_) => continue,
             };

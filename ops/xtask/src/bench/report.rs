@@ -132,8 +132,8 @@ pub(super) fn page(bench: &Bench, rows: &[Row]) -> String {
     let _ = writeln!(
         page,
         "Every figure is the median of {runs} runs, the peers' and ours interleaved. All trees lie on one ext4 with a\n\
-         journal in a loop-mounted image; before each run the source is read once, so that everybody finds it in\n\
-         the page cache, and the file system is synced. Old copies stay, because ext4 is slow for a while after\n\
+         journal in a loop-mounted image that is written past the page cache below it; before each run the source\n\
+         is read once, so that everybody finds it in the page cache, and the file system is synced. Old copies stay, because ext4 is slow for a while after\n\
          many files are deleted. Every copy is compared with its source, octet by octet.\n"
     );
     page.push_str("| what | peers | Mailtwin | ratio | must reach |\n|---|---|---|---|---|\n");
