@@ -75,6 +75,7 @@ async fn carry_out(
         to: to.clone(),
         expect: apply.expect,
         target: apply.target,
+        modseq: apply.modseq,
         keywords: apply.keywords,
         changes: apply.changes,
         staged: staged.into_iter().map(|(_, staged)| staged).collect(),

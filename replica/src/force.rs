@@ -11,7 +11,7 @@ use mailtwin_host::{
 use mailtwin_logic::{
     chain::Chain,
     ids::{Account, Epoch, ModSeq, Uid},
-    limits::UID_MARGIN,
+    limits::{MODSEQ_MARGIN, UID_MARGIN},
     mailbox::{Head, MailboxState, Record},
     plan::Mode,
     reconcile::{BaseMailbox, BaseRecord},
@@ -216,6 +216,7 @@ fn write_mailbox(
             to,
             expect: Some(state.head),
             target: Head { uid_next, ..state.head },
+            modseq: ModSeq(state.highest_modseq.0.saturating_add(MODSEQ_MARGIN)),
             keywords: delta.keywords,
             changes: Vec::new(),
             staged: Vec::new(),

@@ -18,7 +18,7 @@ use mailtwin_logic::{
     limits::{CHUNK_OCTETS, IN_FLIGHT, NODE_OCTETS_MAX, STREAMS_MAX},
     mailbox::MailboxName,
     wire::message::{
-        Beat, Control, FEATURES, Greeting, Hello, Refusal, Request, Standing, agree, decode, encode,
+        Beat, Control, Greeting, Hello, Refusal, Request, Standing, agree, decode, encode, features,
     },
 };
 use mailtwin_store::{Destination, MailStore};
@@ -271,7 +271,8 @@ fn greet(
             let work = context.work.clone().filter(|_| !context.fence.is_master());
             let work = work.ok_or_else(|| (Refusal::Role, "not ready yet".to_owned()))?;
             let (node, epoch) = (context.node.clone(), hello.epoch);
-            let (merged, features) = (context.fence.node().merged, hello.features & FEATURES);
+            let able = features(work.store.capabilities().sets_modseq);
+            let (merged, features) = (context.fence.node().merged, hello.features & able);
             Ok((Greeting::Welcome { version, node, epoch, features, merged }, work))
         }
         Err(FenceError::Fenced { known }) => {

@@ -122,6 +122,7 @@ pub fn build(user: &str, name: &str) -> Apply {
     let octets = user.bytes().chain(name.bytes());
     octets.enumerate().for_each(|(at, octet)| id[at % 16] ^= octet);
     Apply {
+        modseq: ModSeq(0),
         account: account(user),
         mailbox: MailboxId(id),
         name: mailbox(name),

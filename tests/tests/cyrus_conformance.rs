@@ -17,7 +17,7 @@ use mailtwin_cyrus::{
 };
 use mailtwin_disk::{clock::SystemClock, index::Index};
 use mailtwin_logic::{
-    ids::{Account, Guid, Uid, UidValidity},
+    ids::{Account, Guid, ModSeq, Uid, UidValidity},
     mailbox::{FileKey, Flags, Head, MailboxName},
     plan::Mode,
 };
@@ -53,6 +53,7 @@ fn a_masters_mailbox_is_not_made_anew_under_its_clients() -> anyhow::Result<()> 
         subject.deliver(&account, &name, b"Subject: stays\r\n\r\n");
         let before = subject.store.find(&account, &name)?.context("the mailbox")?;
         let batch = Batch {
+            modseq: ModSeq(0),
             to: Destination {
                 account: account.clone(),
                 mailbox: before.id,

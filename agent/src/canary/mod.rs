@@ -223,6 +223,7 @@ impl Canary {
                 to: Destination { account, mailbox, name, mode: Mode::Update },
                 expect: Some(delta.state.head),
                 target: delta.state.head,
+                modseq: ModSeq(0),
                 keywords: delta.keywords,
                 changes,
                 staged: Vec::new(),

@@ -29,7 +29,7 @@ use mailtwin_logic::{
     link::{Action, Input, Link, Outcome},
     pace::Pace,
     quarantine::{Reason, Step},
-    wire::message::{FEATURES, Hello, MODEL, Refusal, VERSION_MAX, VERSION_MIN},
+    wire::message::{Hello, MODEL, Refusal, VERSION_MAX, VERSION_MIN, features},
 };
 use mailtwin_store::MailStore;
 use tokio::{
@@ -318,7 +318,7 @@ impl Driver {
             model: MODEL,
             node: self.parts.node.clone(),
             epoch: self.parts.epoch,
-            features: FEATURES,
+            features: features(self.parts.store.capabilities().sets_modseq),
             log: self.parts.log.id(),
         };
         let (life, events, pulse) = (self.life, self.events.clone(), self.pulse.subscribe());

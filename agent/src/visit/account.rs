@@ -34,6 +34,9 @@ impl Visitor {
             };
             let (theirs, unread) = theirs?;
             let mut plan = plan::account(&ours.state, &theirs);
+            if self.shares_modseq() {
+                plan::raise_modseqs(&mut plan, &ours.state, &theirs);
+            }
             keep_unread(&mut plan, &ours);
             let held = self.hold_deletes(account, &ours.state, &theirs, &mut plan);
             self.note_equal(moment, account, (&ours, &theirs), &plan);
@@ -143,8 +146,8 @@ impl Visitor {
             other => other,
         };
         for key in &plan.write {
-            // The list of a mailbox that is yet to be built follows when it is there.
-            if !matches!(key, FileKey::Acl(name) if !there.contains(name)) {
+            // That of a mailbox that is yet to be built follows when it is there.
+            if key.mailbox().is_none_or(|name| there.contains(name)) {
                 note(self.write_file(account, key).await)?;
             }
         }

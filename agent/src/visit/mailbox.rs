@@ -133,7 +133,7 @@ impl Visitor {
             self.held.forget(account, state.id);
         }
         let known = self.held.get(account, state.id).filter(|known| known.name == *name);
-        if known.as_ref().is_some_and(|known| known.head == state.head) {
+        if known.as_ref().is_some_and(|known| self.is_equal(known, &state)) {
             return Ok(Some(Visited { dirty: Vec::new(), trouble: unreadable(&unread) }));
         }
         let since = known.as_ref().map_or(ModSeq(0), |known| known.modseq);
@@ -169,7 +169,7 @@ impl Visitor {
             return Ok(None); // stale: compare all records
         };
         if plan.mode == Mode::Build {
-            self.write_file(account, &FileKey::Acl(delta.state.name.clone())).await?;
+            self.write_files_of(account, &delta.state.name).await?;
         }
         if part.is_some() {
             // What is there by now stays there, whatever becomes of this connection.
@@ -178,13 +178,45 @@ impl Visitor {
         }
         if head == target {
             self.held.equal(account, &delta.state);
-            return Ok(Some(Visited { dirty: Vec::new(), trouble: unreadable(&unread) }));
+            // Annotations of messages that are new here could not be set before.
+            let dirty = if delta.annotated { account_first.dirty } else { Vec::new() };
+            return Ok(Some(Visited { dirty, trouble: unreadable(&unread) }));
         }
-        let bad = self.bad_messages(account, id, &found.bad).await?;
-        let conflict = self.conflict(account, &delta, &plan, head).await?;
-        let troubles = [held_back, bad, unreadable(&unread), conflict].into_iter().flatten();
+        let left = self.left_unequal(account, &delta, &plan, (head, &found.bad)).await?;
+        let troubles = [held_back, unreadable(&unread)].into_iter().flatten().chain(left);
         let trouble = troubles.reduce(Trouble::with);
         Ok(trouble.map(|trouble| Visited { dirty: Vec::new(), trouble: Some(trouble) }))
+    }
+
+    /// Whether the replica has what `state` says.
+    fn is_equal(&self, known: &Known, state: &MailboxState) -> bool {
+        let is_lower = self.shares_modseq() && known.modseq < state.highest_modseq;
+        known.head == state.head && !is_lower
+    }
+
+    /// Writes what belongs to a mailbox that was just built.
+    async fn write_files_of(
+        &self,
+        account: &Account,
+        name: &MailboxName,
+    ) -> Result<(), VisitError> {
+        for key in [FileKey::Acl, FileKey::Annotations] {
+            self.write_file(account, &key(name.clone())).await?;
+        }
+        Ok(())
+    }
+
+    /// Why a mailbox is not equal although everything that may be done was done.
+    async fn left_unequal(
+        &self,
+        account: &Account,
+        delta: &Delta,
+        plan: &Plan,
+        (head, bad): (Head, &BTreeMap<Uid, Trouble>),
+    ) -> Result<impl Iterator<Item = Trouble>, VisitError> {
+        let bad = self.bad_messages(account, delta.state.id, bad).await?;
+        let conflict = self.conflict(account, delta, plan, head).await?;
+        Ok(bad.into_iter().chain(conflict))
     }
 
     /// Compares with all of the replica's records.
@@ -274,6 +306,7 @@ impl Visitor {
                 mode: plan.mode,
                 expect,
                 target,
+                modseq: if self.shares_modseq() { delta.state.highest_modseq } else { ModSeq(0) },
                 keywords: delta.keywords.clone(),
                 changes,
                 last,

@@ -24,7 +24,7 @@ use mailtwin_logic::{
     limits::LISTED_PARTS_MAX,
     mailbox::MailboxName,
     quarantine::Step,
-    wire::message::{Failure, Remedy, Reply, told},
+    wire::message::{FEATURE_MODSEQ, Failure, Remedy, Reply, told},
 };
 use mailtwin_store::{MailStore, Reason, StoreError};
 
@@ -131,6 +131,11 @@ impl From<StoreError> for VisitError {
 }
 
 impl Visitor {
+    /// Whether MODSEQs of both sides are the mail servers' own.
+    pub(crate) fn shares_modseq(&self) -> bool {
+        self.connection.has(FEATURE_MODSEQ)
+    }
+
     /// Visits one target. What a long visit finds is told to `finds` meanwhile. `step` says how hard
     /// to try with what is set aside.
     pub(crate) async fn visit(

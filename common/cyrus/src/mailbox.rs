@@ -136,6 +136,12 @@ impl Mailbox {
         ])
     }
 
+    /// Letters of its options.
+    pub fn options(&self) -> &[u8] {
+        let options = self.fields.iter().find(|(key, _)| key == "OPTIONS");
+        options.and_then(|(_, value)| value.as_text()).unwrap_or_default()
+    }
+
     /// Whether it is a place in the hierarchy only, without messages.
     pub fn is_intermediate(&self) -> bool {
         self.kind.contains('i')

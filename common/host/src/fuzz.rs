@@ -124,7 +124,8 @@ pub fn requests(input: &[u8]) {
             }
             Some(Request::SetFile { account, key, .. }) => {
                 assert_account(&account);
-                if let FileKey::Acl(name) | FileKey::Sieve(name) = key {
+                if let FileKey::Acl(name) | FileKey::Sieve(name) | FileKey::Annotations(name) = key
+                {
                     assert_mailbox(&name);
                 }
             }

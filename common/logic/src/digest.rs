@@ -126,6 +126,12 @@ fn file_share(key: &FileKey, guid: Guid) -> u128 {
             hash.update(b"w");
             hash.update(name.as_octets());
         }
+        FileKey::Annotations(name) => {
+            hash.update(b"n");
+            hash.update(name.as_octets());
+        }
+        FileKey::Quota => hash.update(b"q"),
+        FileKey::Seen => hash.update(b"e"),
     }
     leading(&hash)
 }

@@ -31,7 +31,7 @@ pub const LISTING_PER_FRAME: usize = 400;
 /// Mailboxes visited at once on one link.
 pub const IN_FLIGHT: usize = 32;
 
-/// Longest account file (Sieve script, subscriptions, access list) that is replicated.
+/// Longest account file (Sieve script, subscriptions, access list, annotations) that is replicated.
 pub const FILE_OCTETS_MAX: u64 = 512 << 10;
 
 /// Keywords of one mailbox: what a Maildir file name has letters for.
@@ -77,3 +77,6 @@ pub const LISTED_PARTS_MAX: usize = 1 << 20;
 /// UIDs left out in each mailbox of a dead master that somebody else continues: it may have shown them
 /// to clients, for messages that nobody else has, and they must not become another message's.
 pub const UID_MARGIN: u32 = 1_000;
+
+/// MODSEQs left out likewise: clients that have seen them would not hear of what gets lower ones.
+pub const MODSEQ_MARGIN: u64 = 1_000_000;

@@ -245,6 +245,24 @@ pub enum FileKey {
     Sieve(MailboxName),
     /// Which Sieve script is active: the target of the link.
     SieveActive,
+    /// Annotations of one mailbox and its messages, as Cyrus has them (RFC 5464, RFC 5257).
+    Annotations(MailboxName),
+    /// Quota limits, as Cyrus has them.
+    Quota,
+    /// What the user has seen in mailboxes of others, as Cyrus has it.
+    Seen,
+}
+
+impl FileKey {
+    /// The mailbox that it belongs to; `None` for what belongs to the account.
+    pub fn mailbox(&self) -> Option<&MailboxName> {
+        match self {
+            Self::Acl(name) | Self::Annotations(name) => Some(name),
+            Self::Subscriptions | Self::Sieve(_) | Self::SieveActive | Self::Quota | Self::Seen => {
+                None
+            }
+        }
+    }
 }
 
 /// One such file: what it holds, by SHA-1.

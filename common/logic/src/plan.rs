@@ -304,6 +304,21 @@ pub fn account(master: &AccountState, replica: &AccountState) -> AccountPlan {
     plan
 }
 
+/// Adds visits of mailboxes that are equal but for the replica's HIGHESTMODSEQ, which is lower: a client
+/// that moves there would miss changes (RFC 7162).
+pub fn raise_modseqs(plan: &mut AccountPlan, master: &AccountState, replica: &AccountState) {
+    let theirs: BTreeMap<MailboxId, &MailboxState> =
+        replica.mailboxes.iter().map(|m| (m.id, m)).collect();
+    for ours in &master.mailboxes {
+        if let Some(held) = theirs.get(&ours.id)
+            && (held.head, &held.name) == (ours.head, &ours.name)
+            && held.highest_modseq < ours.highest_modseq
+        {
+            plan.visits.push((ours.clone(), Some(held.head)));
+        }
+    }
+}
+
 /// Takes every deletion of a mailbox out of a plan, and with it what would need its place; returns
 /// the names of the mailboxes that stay.
 pub fn hold(plan: &mut AccountPlan) -> Vec<MailboxName> {

@@ -103,6 +103,7 @@ macro_rules! conformance {
             what_is_kept_is_the_stores_own
             changes_give_the_head_of_the_same_records
             target_raises_uid_next
+            modseqs_are_raised_and_never_lowered
             build_is_invisible_until_its_last_batch
             abandoned_build_leaves_nothing
             build_begins_anew_when_it_is_repeated

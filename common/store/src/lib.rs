@@ -32,7 +32,7 @@ pub use describe::Description;
 pub use error::{Problem, ProblemKind, StoreError};
 pub use graves::Grave;
 pub use mailtwin_logic::quarantine::Reason;
-pub use staged::{Octets, Staged, Staging};
+pub use staged::{Octets, Reader, Staged, Staging};
 
 /// One account's or mailbox's mail, in whatever form a mail server keeps it.
 ///
@@ -73,8 +73,14 @@ pub trait MailStore: Send + Sync {
     /// Messages of a mailbox that the last look at it could not read, bounded in number.
     fn unreadable(&self, account: &Account, mailbox: MailboxId) -> Vec<Unreadable>;
 
+    /// Opens messages of one mailbox one after the other. It may keep a directory open, so it is
+    /// for one run of messages and not to be kept.
+    fn reader<'a>(&'a self, account: &'a Account, mailbox: MailboxId) -> Reader<'a>;
+
     /// Opens a message's octets.
-    fn open(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError>;
+    fn open(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError> {
+        self.reader(account, mailbox)(uid)
+    }
 
     /// Reads one of an account's files; `None` if it is not there.
     fn file(&self, account: &Account, key: &FileKey) -> Result<Option<Vec<u8>>, StoreError>;
@@ -179,7 +185,8 @@ pub trait MailStore: Send + Sync {
 pub struct Capabilities {
     /// Engine name, as in the configuration.
     pub engine: &'static str,
-    /// Whether MODSEQs of the mail server itself are kept equal.
+    /// Whether its MODSEQs are the mail server's own, which [`Batch::modseq`] raises: a client
+    /// that moves here knows those of the other server, and must not miss what happens next.
     pub sets_modseq: bool,
     /// Keywords a mailbox can hold.
     pub keywords_max: usize,
@@ -214,6 +221,8 @@ pub struct Delta {
     /// Every keyword of the mailbox in the store's own order (Maildir: of the letters), so that
     /// an engine of the same kind can keep it.
     pub keywords: Vec<Keyword>,
+    /// Whether messages of `records` have annotations, which are in the account's files.
+    pub annotated: bool,
     /// Whether `records` is all there is, rather than what changed.
     pub complete: bool,
     /// New and changed records, by UID.
@@ -246,6 +255,9 @@ pub struct Batch {
     /// UIDVALIDITY and UIDNEXT it shall have afterwards, once `last` is set. Its `messages` and
     /// `digest` are not looked at.
     pub target: Head,
+    /// HIGHESTMODSEQ shall be no lower afterwards, once `last` is set. Only engines that have
+    /// [`Capabilities::sets_modseq`] look at it.
+    pub modseq: ModSeq,
     /// The master's keywords in its own order.
     pub keywords: Vec<Keyword>,
     /// In order; expunges and updates first, additions by ascending UID.

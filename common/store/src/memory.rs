@@ -25,8 +25,8 @@ use mailtwin_logic::{
 };
 
 use crate::{
-    Batch, Capabilities, Delta, Destination, Grave, Listing, MailStore, Octets, Problem, Staged,
-    Staging, StoreError, Unreadable, guid_of, staged::Place,
+    Batch, Capabilities, Delta, Destination, Grave, Listing, MailStore, Octets, Problem, Reader,
+    Staged, Staging, StoreError, Unreadable, guid_of, staged::Place,
 };
 
 pub use client::{Letter, Snapshot};
@@ -160,7 +160,7 @@ impl MemoryStore {
         let tear = self.take_tear(batch.changes.len());
         let torn = carry_out(there, &batch, octets.clone(), &mut gone, tear);
         if torn.is_ok() && batch.last {
-            there.become_like(batch.target, &batch.keywords);
+            there.become_like(batch.target, batch.modseq, &batch.keywords);
         }
         let head = there.head();
         inner.remember(&batch, octets);
@@ -191,7 +191,7 @@ impl MemoryStore {
         let tear = self.take_tear(batch.changes.len());
         carry_out(&mut building, &batch, octets.clone(), &mut Vec::new(), tear)?;
         if batch.last {
-            building.become_like(batch.target, &batch.keywords);
+            building.become_like(batch.target, batch.modseq, &batch.keywords);
         }
         let head = building.head();
         inner.remember(&batch, octets);
@@ -358,7 +358,7 @@ fn no_mailbox(account: &Account, id: MailboxId) -> StoreError {
 
 impl MailStore for MemoryStore {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { engine: "memory", sets_modseq: false, keywords_max: usize::MAX }
+        Capabilities { engine: "memory", sets_modseq: true, keywords_max: usize::MAX }
     }
 
     fn verify(&self) -> Result<(), StoreError> {
@@ -403,13 +403,15 @@ impl MailStore for MemoryStore {
         Vec::new()
     }
 
-    fn open(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError> {
-        self.trip(Call::Open, account, Some(mailbox))?;
-        let inner = self.inner();
-        let there = inner.by_id(account, mailbox).and_then(|mailbox| mailbox.get(uid));
-        let message = there.ok_or_else(|| missing(account, uid))?;
-        self.faults().trip_message(Call::Open, message.record.guid)?;
-        Ok(Octets::new(message.record.octets, Cursor::new(Arc::clone(&message.octets))))
+    fn reader<'a>(&'a self, account: &'a Account, mailbox: MailboxId) -> Reader<'a> {
+        Box::new(move |uid| {
+            self.trip(Call::Open, account, Some(mailbox))?;
+            let inner = self.inner();
+            let there = inner.by_id(account, mailbox).and_then(|mailbox| mailbox.get(uid));
+            let message = there.ok_or_else(|| missing(account, uid))?;
+            self.faults().trip_message(Call::Open, message.record.guid)?;
+            Ok(Octets::new(message.record.octets, Cursor::new(Arc::clone(&message.octets))))
+        })
     }
 
     fn file(&self, account: &Account, key: &FileKey) -> Result<Option<Vec<u8>>, StoreError> {

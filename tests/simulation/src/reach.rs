@@ -9,8 +9,8 @@ use mailtwin_logic::{
     plan::Step,
 };
 use mailtwin_store::{
-    Batch, Capabilities, Delta, Destination, Grave, Listing, MailStore, Octets, Problem, Staged,
-    Staging, StoreError, Unreadable, memory::MemoryStore,
+    Batch, Capabilities, Delta, Destination, Grave, Listing, MailStore, Octets, Problem, Reader,
+    Staged, Staging, StoreError, Unreadable, memory::MemoryStore,
 };
 
 /// Whom a replica has served. Clones share it.
@@ -100,8 +100,8 @@ impl MailStore for Reached {
         self.read().delta(account, mailbox, since)
     }
 
-    fn open(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError> {
-        self.read().open(account, mailbox, uid)
+    fn reader<'a>(&'a self, account: &'a Account, mailbox: MailboxId) -> Reader<'a> {
+        Box::new(move |uid| self.read().open(account, mailbox, uid))
     }
 
     fn file(&self, account: &Account, key: &FileKey) -> Result<Option<Vec<u8>>, StoreError> {

@@ -2,7 +2,7 @@
 
 use mailtwin_host::codes::LedgerKind;
 use mailtwin_logic::{
-    ids::{Account, MailboxId, Uid, UidValidity},
+    ids::{Account, MailboxId, ModSeq, Uid, UidValidity},
     limits::{SLICE_CHANGES, SLICE_OCTETS, UID_MARGIN},
     mailbox::{AccountState, Head, MailboxName, MailboxState, Record},
     plan::{Change, Mode},
@@ -390,7 +390,8 @@ fn batch(
     last: bool,
 ) -> Batch {
     // Keywords that are new here are appended to the mailbox's own.
-    Batch { to, expect, target, keywords: Vec::new(), changes, staged, last }
+    let (modseq, keywords) = (ModSeq(0), Vec::new());
+    Batch { to, expect, target, modseq, keywords, changes, staged, last }
 }
 
 /// A mailbox for what is poured: another identity than the one that was deleted here, and the same

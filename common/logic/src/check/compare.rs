@@ -138,6 +138,9 @@ fn files(account: &Account, ours: &AccountState, theirs: &AccountState, out: &mu
             FileKey::SieveActive => String::from("active Sieve script"),
             FileKey::Acl(name) => format!("access list of {name}"),
             FileKey::Sieve(name) => format!("Sieve script {name}"),
+            FileKey::Annotations(name) => format!("annotations of {name}"),
+            FileKey::Quota => String::from("quota limits"),
+            FileKey::Seen => String::from("what was seen in mailboxes of others"),
         };
         let mark = |guid: Option<&Guid>| guid.map_or(0, |guid| mark_of(*guid));
         out.push(Difference {

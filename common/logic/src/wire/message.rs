@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     check::{Inspect, Inspected},
     digest::Digest,
-    ids::{Account, Epoch, Guid, LogId, LogSeq, MailboxId, Uid, UidValidity},
+    ids::{Account, Epoch, Guid, LogId, LogSeq, MailboxId, ModSeq, Uid, UidValidity},
     limits::{BLOCKERS_MAX, LISTING_PER_FRAME, SLICE_CHANGES, TOLD_MAX, WIRE_KEYWORDS_MAX},
     mailbox::{FileKey, FileState, Head, Keyword, MailboxName, MailboxState, Record},
     plan::{Change, Mode, Step},
@@ -28,8 +28,13 @@ pub const MODEL: u16 = 1;
 pub const FEATURE_CHECK: u64 = 1;
 /// Feature bit: takes [`Control::Standing`] and answers [`Request::About`].
 pub const FEATURE_STANDING: u64 = 2;
-/// Every ability of this build.
-pub const FEATURES: u64 = FEATURE_CHECK | FEATURE_STANDING;
+/// Feature bit: MODSEQs are the mail server's own, and can be compared with the other side's.
+pub const FEATURE_MODSEQ: u64 = 4;
+
+/// Every ability of this build, beside a mail server whose MODSEQs it can set, or not.
+pub const fn features(sets_modseq: bool) -> u64 {
+    FEATURE_CHECK | FEATURE_STANDING | if sets_modseq { FEATURE_MODSEQ } else { 0 }
+}
 
 /// What a node says first, on stream 0; the agent begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -248,6 +253,8 @@ pub struct Apply {
     pub expect: Option<Head>,
     /// The master's head.
     pub target: Head,
+    /// The master's HIGHESTMODSEQ; 0 without [`FEATURE_MODSEQ`].
+    pub modseq: ModSeq,
     /// The master's keywords in its order; at most `limits::WIRE_KEYWORDS_MAX`.
     #[serde(deserialize_with = "at_most::<_, _, WIRE_KEYWORDS_MAX>")]
     pub keywords: Vec<Keyword>,
@@ -441,6 +448,7 @@ mod tests {
     fn lists_that_are_too_long_are_refused_before_they_take_memory() {
         let head = Head::default();
         let apply = |keywords: usize, changes: usize| Apply {
+            modseq: ModSeq(0),
             account: Account::new("ann").unwrap(),
             mailbox: MailboxId([1; 16]),
             name: MailboxName::inbox(),

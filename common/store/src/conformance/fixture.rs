@@ -98,6 +98,7 @@ impl<'a> At<'a> {
             to: self.to(mode),
             expect: self.head(),
             target: head(7, next, &[]),
+            modseq: ModSeq(0),
             keywords: Vec::new(),
             staged: staged.collect(),
             changes: changes.into_iter().chain(records.into_iter().map(Change::Add)).collect(),

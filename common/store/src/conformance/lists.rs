@@ -168,9 +168,21 @@ pub fn files_are_written_and_removed(make: Make<'_>) {
         FileKey::Acl(name("Work")),
         FileKey::Sieve(name("main.sieve")),
         FileKey::SieveActive,
+        FileKey::Annotations(name("Work")),
+        FileKey::Quota,
+        FileKey::Seen,
     ];
-    let contents: [&[u8]; 4] =
-        [b"V\t2\n\nWork\n", b"user=bob lr\n", b"keep;\n", b"sieve/main.sieve"];
+    let contents: [&[u8]; 7] = [
+        b"V\t2\n\nWork\n",
+        b"user=bob lr\n",
+        b"keep;\n",
+        b"sieve/main.sieve",
+        b"%(ENTRY /comment USERID \"\" VALUE \"of all\")\n\
+          %(ENTRY /specialuse USERID ann VALUE \\Sent)\n",
+        b"%(FOLDER INBOX STORAGE 100000 MESSAGE 5000)\n",
+        b"%(UNIQUEID 00112233445566778899aabb LASTREAD 1700000000 LASTUID 7 LASTCHANGE 1700000001 \
+          SEENUIDS 1:3,7)\n",
+    ];
     for (key, content) in keys.iter().zip(contents) {
         assert_eq!(store.file(&ann(), key).expect("file"), None, "{key:?}");
         store.set_file(&ann(), key, Some(content)).expect("set");

@@ -8,9 +8,9 @@ use mailtwin_logic::{
 
 use super::{
     KEEP, Make,
-    fixture::{At, ann, apply, body, flag, head, record},
+    fixture::{At, ann, apply, body, flag, head, name, record},
 };
-use crate::{Reason, StoreError, guid_of};
+use crate::{Batch, Reason, StoreError, guid_of};
 
 /// A batch that was planned for another head is refused before anything is changed.
 pub fn stale_plan_changes_nothing(make: Make<'_>) {
@@ -115,6 +115,33 @@ pub fn target_raises_uid_next(make: Make<'_>) {
     assert_eq!(work.add(&[(200, "b")]).uid_next, Uid(201));
 }
 
+/// HIGHESTMODSEQ is no lower than a batch says, with and without a change, where the engine can.
+pub fn modseqs_are_raised_and_never_lowered(make: Make<'_>) {
+    let subject = make();
+    let work = At::new(&*subject, 1, "Work");
+    let highest = || {
+        let store = subject.store();
+        let state = store.find(&ann(), &name("Work")).expect("find").expect("it is there");
+        state.highest_modseq.0
+    };
+    let with = |mode, changes, adds: &[(u32, &str)], modseq| {
+        work.apply(Batch { modseq: ModSeq(modseq), ..work.batch(mode, changes, adds) })
+    };
+    with(Mode::Build, Vec::new(), &[(1, "a")], 1000).expect("build");
+    let sets = subject.store().capabilities().sets_modseq;
+    assert!(!sets || highest() >= 1000);
+    let before = highest();
+    with(Mode::Update, Vec::new(), &[], before + 1000).expect("raise");
+    assert!(!sets || highest() >= before + 1000);
+    let before = highest();
+    with(Mode::Update, Vec::new(), &[(2, "b")], before + 1000).expect("add");
+    assert!(!sets || highest() >= before + 1000);
+    let before = highest();
+    with(Mode::Update, vec![Change::Expunge(Uid(1))], &[], 1).expect("expunge");
+    with(Mode::Update, Vec::new(), &[], u64::MAX).expect("nonsense");
+    assert!(highest() > before);
+}
+
 /// A mailbox that is built over several batches is not seen before the last one.
 pub fn build_is_invisible_until_its_last_batch(make: Make<'_>) {
     let subject = make();
@@ -178,7 +205,7 @@ pub fn build_refuses_a_place_that_is_taken(make: Make<'_>) {
     let reason = error.expect_err("it is taken").reason();
     assert!(matches!(reason, Reason::Conflict | Reason::Name | Reason::Busy), "{reason}");
     assert_eq!(work.head(), Some(before));
-    subject.create(&ann(), &super::fixture::name("New"));
+    subject.create(&ann(), &name("New"));
     let usurper = At::new(&*subject, 3, "New");
     assert!(usurper.apply(usurper.batch(Mode::Build, Vec::new(), &[(1, "z")])).is_err());
     // An INBOX with mail in it is a mailbox like any other.

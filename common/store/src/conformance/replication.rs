@@ -143,7 +143,9 @@ fn carry_out(
         let staged = stage(master, replica, &to, &changes)?;
         let keywords = delta.keywords.clone();
         let to = to.clone();
-        let now = apply(replica, Batch { to, expect, target, keywords, changes, staged, last })?;
+        let modseq = delta.state.highest_modseq;
+        let batch = Batch { to, expect, target, modseq, keywords, changes, staged, last };
+        let now = apply(replica, batch)?;
         if last {
             return Ok(now);
         }

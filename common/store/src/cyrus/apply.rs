@@ -22,6 +22,9 @@ use super::{
 };
 use crate::{Batch, Destination, StoreError};
 
+/// MODSEQs have 63 bits (RFC 7162, 3.1.3).
+pub(super) const MODSEQ_MAX: u64 = u64::MAX >> 1;
+
 /// Mailboxes changed at the same time: Cyrus waits for the disk with each message.
 const AT_ONCE: usize = 4;
 
@@ -105,7 +108,11 @@ impl Cyrus {
         };
         let before = snapshot.mailbox.clone();
         let news = work.changed.values().filter(|(_, is_new)| *is_new).map(|(record, _)| record);
-        let modseq = next_modseq(&before, news.clone());
+        let is_changed = !work.changed.is_empty() || !work.expunged.is_empty();
+        let told = if batch.last { batch.modseq.0 } else { 0 };
+        let own =
+            if is_changed { next_modseq(&before, news.clone()) } else { before.highest_modseq };
+        let modseq = own.max(told).min(MODSEQ_MAX);
         let last = news.clone().map(|record| record.uid).next_back().unwrap_or_default();
         let target = Uid(batch.target.uid_next.0.saturating_sub(1));
         let last_uid = last.0.max(before.last_uid).max(if batch.last { target.0 } else { 0 });
@@ -121,8 +128,7 @@ impl Cyrus {
         for uid in &work.kept {
             snapshot.mark(*uid, false);
         }
-        let unchanged = work.changed.is_empty() && work.expunged.is_empty();
-        if unchanged && last_uid == before.last_uid {
+        if !is_changed && (last_uid, modseq) == (before.last_uid, before.highest_modseq) {
             return Ok(snapshot.head());
         }
         let snapshot = &*snapshot;
@@ -219,7 +225,7 @@ impl Cyrus {
         }
         self.index.commit(notes).map_err(index_failed)?;
         let news = work.changed.values().map(|(record, _)| record);
-        let highest_modseq = next_modseq(&before, news);
+        let highest_modseq = next_modseq(&before, news).max(batch.modseq.0).min(MODSEQ_MAX);
         let last = records.keys().next_back().map_or(0, |uid| uid.0);
         let target = if batch.last { batch.target } else { snapshot.head() };
         let floor = if target.uid_validity.0 == before.uid_validity { before.last_uid } else { 0 };
@@ -281,7 +287,7 @@ impl Cyrus {
 /// that a client that comes from there misses less.
 pub(super) fn next_modseq<'a>(before: &Mailbox, news: impl Iterator<Item = &'a Record>) -> u64 {
     let told = news.map(|record| record.modseq.0).max().unwrap_or(0);
-    told.max(before.highest_modseq.saturating_add(1)).min(u64::MAX >> 1)
+    told.max(before.highest_modseq.saturating_add(1)).min(MODSEQ_MAX)
 }
 
 /// Refuses what cannot be carried out, before anything is changed.

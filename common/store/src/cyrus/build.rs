@@ -91,6 +91,7 @@ impl Cyrus {
         let last_uid = last.max(batch.target.uid_next.0.saturating_sub(1));
         let now = self.clock.unix_ms() / 1000;
         let (messages, highest_modseq) = first_messages(&building.records, now);
+        let highest_modseq = highest_modseq.max(batch.modseq.0).min(super::apply::MODSEQ_MAX);
         let new = Mailbox { last_uid, highest_modseq, ..new };
         let mut notes = IndexBatch::default();
         for uid in self.held(id)?.keys() {

@@ -16,7 +16,7 @@ use mailtwin_logic::{
     mailbox::{FileKey, FileState, MailboxName},
 };
 
-use super::{Cell, Cyrus, acl, index_failed, server::User};
+use super::{Cell, Cyrus, acl, extras, index_failed, server::User};
 use crate::{StoreError, guid_of};
 
 /// How Dovecot's list of subscriptions begins.
@@ -43,7 +43,11 @@ impl Cyrus {
         for snapshot in cell.boxes.values() {
             let content = acl::content(&snapshot.mailbox.acl, account.as_str());
             add(FileKey::Acl(snapshot.name.clone()), content)?;
+            let key = FileKey::Annotations(snapshot.name.clone());
+            add(key, extras::annotations(snapshot))?;
         }
+        add(FileKey::Quota, extras::quota(account, user))?;
+        add(FileKey::Seen, extras::seen(user))?;
         add(FileKey::SieveActive, active(user))?;
         for (file, guid, _) in &user.scripts {
             if let Some(key) = script_key(file) {
@@ -86,6 +90,11 @@ impl Cyrus {
                 let Ok(stem) = stem(name) else { return Ok(None) };
                 self.server.script(account.as_str(), &format!("{stem}{SCRIPT}"))?
             }
+            FileKey::Annotations(name) => {
+                self.find_one(account, cell, name)?.and_then(extras::annotations)
+            }
+            FileKey::Quota => extras::quota(account, &user()?),
+            FileKey::Seen => extras::seen(&user()?),
         })
     }
 
@@ -96,7 +105,11 @@ impl Cyrus {
         key: &FileKey,
         content: Option<&[u8]>,
     ) -> Result<(), StoreError> {
+        let mut is_whole = true;
         match key {
+            FileKey::Annotations(name) => is_whole = self.annotate(account, cell, name, content)?,
+            FileKey::Quota => self.limit(account, cell, content)?,
+            FileKey::Seen => self.mark_seen(account, content)?,
             FileKey::Subscriptions => self.subscribe(account, cell, content)?,
             FileKey::Acl(name) => self.set_rights(account, cell, name, content)?,
             FileKey::Sieve(name) => return self.set_script(account, cell, name, content),
@@ -107,7 +120,9 @@ impl Cyrus {
         let mut batch = IndexBatch::default();
         match content {
             Some(content) => {
-                let means = guid_of(means.as_deref().unwrap_or_default());
+                // What is not all there yet is not taken for it: the rest is tried again.
+                let means = is_whole.then(|| guid_of(means.as_deref().unwrap_or_default()));
+                let means = means.unwrap_or_default();
                 batch.put(&memory_key(account, key), &[&means.0[..], content].concat());
             }
             None => batch.delete(&memory_key(account, key)),
@@ -123,6 +138,10 @@ impl Cyrus {
         content: Option<Vec<u8>>,
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let memory = self.index.get(&memory_key(account, key)).map_err(index_failed)?;
+        let is_own = matches!(key, FileKey::Annotations(_) | FileKey::Quota | FileKey::Seen);
+        if is_own && memory.is_none() && !self.server.options.is_master {
+            return Ok(None); // not replication's, so that it may not take it away
+        }
         let means = guid_of(content.as_deref().unwrap_or_default());
         let written = memory.as_deref().and_then(|memory| memory.split_at_checked(20));
         let written = written.filter(|(guid, _)| *guid == means.0).map(|(_, text)| text.to_vec());
@@ -230,8 +249,16 @@ fn memory_key(account: &Account, key: &FileKey) -> Vec<u8> {
         FileKey::Acl(name) => [b"a", name.as_octets()].concat(),
         FileKey::Sieve(name) => [b"v", name.as_octets()].concat(),
         FileKey::SieveActive => b"x".to_vec(),
+        FileKey::Annotations(name) => [b"n", name.as_octets()].concat(),
+        FileKey::Quota => b"q".to_vec(),
+        FileKey::Seen => b"e".to_vec(),
     };
     [b"cyrus/file/", account.as_str().as_bytes(), b"\0", &which].concat()
+}
+
+/// Whether a mailbox is the account's.
+pub(super) fn is_own(account: &Account, name: &[u8]) -> bool {
+    own(account, name).is_some()
 }
 
 /// The folder of an internal name, if it is the account's.

@@ -12,7 +12,7 @@ use mailtwin_logic::{
 };
 
 use super::{
-    Cell, Cyrus,
+    Cell, Cyrus, extras, files,
     server::User,
     snapshot::{Snapshot, id_of},
 };
@@ -338,13 +338,14 @@ fn not_carried(account: &Account, cell: &Cell, user: &User, problems: &mut Vec<P
         });
     };
     for snapshot in cell.boxes.values().filter(|snapshot| snapshot.is_annotated()) {
-        let detail = "annotations of mailboxes and messages are not replicated";
-        tell(Some(&snapshot.name), "annotations", detail);
+        if extras::annotations(snapshot).is_none() {
+            let detail = "all annotations here together are too long to be replicated";
+            tell(Some(&snapshot.name), "annotations", detail);
+        }
     }
-    for root in &user.quotas {
-        tell(None, root, "quota limits are not replicated: set them on each node");
-    }
-    if user.has_seen {
-        tell(None, "seen state", "what this user has seen in others' mailboxes is not replicated");
+    let others = user.subscribed.iter().filter(|name| !files::is_own(account, name));
+    for name in others {
+        let detail = "subscriptions to mailboxes of others are not replicated";
+        tell(None, &name.escape_ascii().to_string(), detail);
     }
 }

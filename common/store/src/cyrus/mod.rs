@@ -13,6 +13,7 @@
 mod acl;
 mod apply;
 mod build;
+mod extras;
 mod feed;
 mod files;
 mod inspect;
@@ -42,8 +43,8 @@ use mailtwin_logic::{
 };
 
 use crate::{
-    Batch, Capabilities, Delta, Destination, Grave, Listing, MailStore, Octets, Problem, Staged,
-    Staging, StoreError, Unreadable,
+    Batch, Capabilities, Delta, Destination, Grave, Listing, MailStore, Octets, Problem, Reader,
+    Staged, Staging, StoreError, Unreadable,
     maildir::{
         fsys::Dir,
         graves,
@@ -237,7 +238,7 @@ fn no_message(account: &Account, uid: Uid) -> StoreError {
 
 impl MailStore for Cyrus {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { engine: "cyrus", sets_modseq: false, keywords_max: KEYWORDS_MAX }
+        Capabilities { engine: "cyrus", sets_modseq: true, keywords_max: KEYWORDS_MAX }
     }
 
     fn verify(&self) -> Result<(), StoreError> {
@@ -281,8 +282,8 @@ impl MailStore for Cyrus {
         Vec::new()
     }
 
-    fn open(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError> {
-        self.open_one(account, mailbox, uid)
+    fn reader<'a>(&'a self, account: &'a Account, mailbox: MailboxId) -> Reader<'a> {
+        Box::new(move |uid| self.open_one(account, mailbox, uid))
     }
 
     fn file(&self, account: &Account, key: &FileKey) -> Result<Option<Vec<u8>>, StoreError> {

@@ -32,10 +32,10 @@ pub(super) struct User {
     pub(super) subscribed: Vec<Vec<u8>>,
     /// File name, GUID, and whether it is the active one's compiled form.
     pub(super) scripts: Vec<(String, Guid, bool)>,
-    /// Quota roots.
-    pub(super) quotas: Vec<String>,
-    /// Whether there are marks of readers that are not the owner.
-    pub(super) has_seen: bool,
+    /// Quotas of their roots.
+    pub(super) quotas: Vec<Value>,
+    /// What was seen in mailboxes of others.
+    pub(super) seen: Vec<Value>,
 }
 
 /// What became of a fetch.
@@ -127,11 +127,8 @@ impl Server {
                     found.subscribed.extend(names.filter_map(|n| Some(n.as_text()?.to_vec())));
                 }
                 "SIEVE" => found.scripts.extend(script(value)),
-                "QUOTA" => {
-                    let root = value.text_of("ROOT").unwrap_or_default();
-                    found.quotas.push(root.escape_ascii().to_string());
-                }
-                "SEEN" => found.has_seen = true,
+                "QUOTA" => found.quotas.push(value.clone()),
+                "SEEN" => found.seen.push(value.clone()),
                 _ => {}
             }
         }

@@ -171,9 +171,15 @@ impl Snapshot {
         self.records.get(&uid)
     }
 
-    /// Whether somebody has made annotations here, which replication does not carry.
+    /// Whether there can be something in [`super::extras::annotations`].
     pub(super) fn is_annotated(&self) -> bool {
-        self.mailbox.annotated || !self.annotations.is_empty()
+        let mailbox = &self.mailbox;
+        mailbox.annotated || mailbox.options() != b"P" || !self.annotations.is_empty()
+    }
+
+    /// Messages with annotations.
+    pub(super) fn annotations(&self) -> impl Iterator<Item = (Uid, &Value)> {
+        self.annotations.iter().map(|(uid, list)| (*uid, list))
     }
 
     /// Sets who put a message here; tells whether that is news.
@@ -188,11 +194,13 @@ impl Snapshot {
         let gone = |(uid, at): (&Uid, &ModSeq)| (!complete && *at > since).then_some(*uid);
         let all = self.records.values().flat_map(|record| record.keywords.iter());
         let keywords: BTreeSet<Keyword> = all.map(str::to_owned).collect();
+        let records: Vec<Record> = self.records.values().filter(changed).cloned().collect();
         Delta {
             state: self.state(),
             keywords: keywords.into_iter().collect(),
+            annotated: records.iter().any(|record| self.annotations.contains_key(&record.uid)),
             complete,
-            records: self.records.values().filter(changed).cloned().collect(),
+            records,
             expunged: self.tombstones.iter().filter_map(gone).collect(),
         }
     }

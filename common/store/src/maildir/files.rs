@@ -1,5 +1,8 @@
 //! An account's files beside its mailboxes: subscriptions, access lists, Sieve scripts and which of
 //! them is active.
+//!
+//! What only Cyrus has a use for lies in files of our own, which Dovecot does not look at: so it comes
+//! back when a Cyrus is the master again.
 
 use std::{
     ffi::OsStr,
@@ -25,6 +28,9 @@ use crate::{Problem, ProblemKind, StoreError, guid_of};
 pub(crate) const SUBSCRIPTIONS: &[u8] = b"subscriptions";
 const SUBSCRIPTIONS_LOCK: &[u8] = b"subscriptions.lock";
 pub(crate) const ACL: &[u8] = b"dovecot-acl";
+const ANNOTATIONS: &[u8] = b"mailtwin-annotations";
+const QUOTA: &[u8] = b"mailtwin-quota";
+const SEEN: &[u8] = b"mailtwin-seen";
 pub(crate) const SIEVE: &[u8] = b"sieve";
 pub(crate) const SIEVE_ACTIVE: &[u8] = b".dovecot.sieve";
 pub(crate) const SCRIPT_SUFFIX: &[u8] = b".sieve";
@@ -58,22 +64,24 @@ fn guid(
     Ok(Some(guid))
 }
 
-/// Adds a mailbox's access list, if it has one.
-pub(crate) fn acl(
+/// Adds what belongs to one mailbox.
+pub(crate) fn of_mailbox(
     book: &Book,
     mailbox: &Dir,
     name: &MailboxName,
     cx: &Context,
     files: &mut Vec<FileState>,
 ) -> Result<(), StoreError> {
-    let key = FileKey::Acl(name.clone());
-    if let Some(guid) = guid(cx, book, mailbox, ACL, &key)? {
-        files.push(FileState { key, guid });
+    let keys = [FileKey::Acl(name.clone()), FileKey::Annotations(name.clone())];
+    for (key, file) in keys.into_iter().zip([ACL, ANNOTATIONS]) {
+        if let Some(guid) = guid(cx, book, mailbox, file, &key)? {
+            files.push(FileState { key, guid });
+        }
     }
     Ok(())
 }
 
-/// Adds everything but access lists.
+/// Adds what belongs to no mailbox.
 pub(crate) fn list(
     cx: &Context,
     book: &Book,
@@ -90,6 +98,8 @@ pub(crate) fn list(
         }
     };
     add(dir, SUBSCRIPTIONS, FileKey::Subscriptions);
+    add(dir, QUOTA, FileKey::Quota);
+    add(dir, SEEN, FileKey::Seen);
     let Some(home) = home(cx, account)? else { return Ok(()) };
     for path in scripts(&home)? {
         let key = MailboxName::new(path.as_os_str().as_bytes());
@@ -219,12 +229,9 @@ impl Engine {
             return Ok(());
         };
         let owner = dir.owner()?;
-        let held = match key {
-            FileKey::Subscriptions => {
-                Some(self.cx.locker.take(&dir, SUBSCRIPTIONS_LOCK, SUBSCRIPTIONS, owner)?)
-            }
-            FileKey::Acl(_) | FileKey::Sieve(_) | FileKey::SieveActive => None,
-        };
+        let is_locked = *key == FileKey::Subscriptions;
+        let take = || self.cx.locker.take(&dir, SUBSCRIPTIONS_LOCK, SUBSCRIPTIONS, owner);
+        let held = is_locked.then(take).transpose()?;
         match (content, key) {
             (Some(target), FileKey::SieveActive) => {
                 if !is_below(target) {
@@ -272,11 +279,17 @@ impl Engine {
         let absent = |what: &'static str| StoreError::NotFound { what: what.into() };
         match key {
             FileKey::Subscriptions => Ok(Some((dir, SUBSCRIPTIONS.to_vec()))),
-            FileKey::Acl(mailbox) => match self.cx.mailbox_dir(&dir, mailbox)? {
-                Some(dir) => Ok(Some((dir, ACL.to_vec()))),
-                None if write => Err(absent("the mailbox of an access list")),
-                None => Ok(None),
-            },
+            FileKey::Quota => Ok(Some((dir, QUOTA.to_vec()))),
+            FileKey::Seen => Ok(Some((dir, SEEN.to_vec()))),
+            FileKey::Acl(mailbox) | FileKey::Annotations(mailbox) => {
+                let is_acl = matches!(key, FileKey::Acl(_));
+                let name = if is_acl { ACL } else { ANNOTATIONS };
+                match self.cx.mailbox_dir(&dir, mailbox)? {
+                    Some(dir) => Ok(Some((dir, name.to_vec()))),
+                    None if write => Err(absent("the mailbox of an access list or annotations")),
+                    None => Ok(None),
+                }
+            }
             FileKey::SieveActive => {
                 let place = if write { self.made_home(account) } else { home(&self.cx, account) };
                 match place? {

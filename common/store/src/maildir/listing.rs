@@ -109,7 +109,13 @@ impl Engine {
                         }
                         self.warm(&cell, snapshot);
                     }
-                    files::acl(book, &mailbox, name, &self.cx, &mut seen.listing.state.files)?;
+                    files::of_mailbox(
+                        book,
+                        &mailbox,
+                        name,
+                        &self.cx,
+                        &mut seen.listing.state.files,
+                    )?;
                 }
                 Err(error @ StoreError::WrongStore { .. }) => return Err(error),
                 Err(error) if error.is_fatal() => return Err(error),

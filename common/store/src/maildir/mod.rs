@@ -53,8 +53,8 @@ use mailtwin_logic::{
 };
 
 use crate::{
-    Batch, Capabilities, Delta, Destination, Grave, Listing, MailStore, Octets, Problem, Staged,
-    Staging, StoreError, Unreadable, staged::Place,
+    Batch, Capabilities, Delta, Destination, Grave, Listing, MailStore, Octets, Problem, Reader,
+    Staged, Staging, StoreError, Unreadable, staged::Place,
 };
 use engine::{Context, Engine};
 use fsys::during;
@@ -255,6 +255,7 @@ impl MailStore for Maildir {
             Ok(Delta {
                 state: snapshot.state(name),
                 keywords: snapshot.table.names().collect(),
+                annotated: false,
                 complete,
                 records,
                 expunged: expunged.collect(),
@@ -266,8 +267,9 @@ impl MailStore for Maildir {
         self.engine.unreadable(account, mailbox)
     }
 
-    fn open(&self, account: &Account, mailbox: MailboxId, uid: Uid) -> Result<Octets, StoreError> {
-        self.engine.open(account, mailbox, uid)
+    fn reader<'a>(&'a self, account: &'a Account, mailbox: MailboxId) -> Reader<'a> {
+        let mut near = None;
+        Box::new(move |uid| self.engine.open(account, mailbox, uid, &mut near))
     }
 
     fn file(&self, account: &Account, key: &FileKey) -> Result<Option<Vec<u8>>, StoreError> {

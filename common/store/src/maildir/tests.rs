@@ -222,7 +222,11 @@ impl Subject for Opened {
         let path = match key {
             FileKey::Subscriptions => root.join("subscriptions"),
             FileKey::Acl(name) => self.site.mailbox(account, name).join("dovecot-acl"),
-            FileKey::Sieve(_) | FileKey::SieveActive => panic!("no test does so"),
+            FileKey::Sieve(_)
+            | FileKey::SieveActive
+            | FileKey::Annotations(_)
+            | FileKey::Quota
+            | FileKey::Seen => panic!("no test does so"),
         };
         match content {
             Some(content) => write(&path, content),

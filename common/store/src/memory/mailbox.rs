@@ -173,7 +173,7 @@ impl Mailbox {
 
     /// Takes UIDVALIDITY, UIDNEXT and the order of keywords from the master. Within a UIDVALIDITY
     /// UIDNEXT never falls.
-    pub(super) fn become_like(&mut self, target: Head, keywords: &[Keyword]) {
+    pub(super) fn become_like(&mut self, target: Head, modseq: ModSeq, keywords: &[Keyword]) {
         let floor = if target.uid_validity == self.uid_validity {
             self.uid_next
         } else {
@@ -185,6 +185,7 @@ impl Mailbox {
         let own = own.into_iter().filter(|keyword| !keywords.contains(keyword));
         self.keywords.extend(own);
         self.version();
+        self.highest = self.highest.max(modseq);
     }
 
     pub(super) fn delta(&self, name: &MailboxName, since: ModSeq) -> Delta {
@@ -198,7 +199,7 @@ impl Mailbox {
         };
         expunged.sort_unstable();
         let (state, keywords) = (self.state(name), self.keywords.clone());
-        Delta { state, keywords, complete, records, expunged }
+        Delta { state, keywords, annotated: false, complete, records, expunged }
     }
 
     fn version(&mut self) -> ModSeq {

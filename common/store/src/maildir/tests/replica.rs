@@ -56,6 +56,7 @@ fn send(store: &Maildir, order: Order<'_>) -> Result<Head, StoreError> {
     let staged = staged.collect();
     let (uid_validity, uid_next) = (UidValidity(777), Uid(order.next));
     let batch = Batch {
+        modseq: ModSeq(0),
         to,
         expect: order.expect,
         target: Head { uid_validity, uid_next, ..Head::default() },
