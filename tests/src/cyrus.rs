@@ -18,6 +18,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use mailtwin_disk::clock::Clock;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     dovecot::PASSWORD,
@@ -26,6 +27,7 @@ use crate::{
     lab::{self, Lab, MAIL_USER},
     lmtp,
     process::{Launch, Process},
+    random::Random,
 };
 
 /// The admin, as whom our daemons log in.
@@ -175,6 +177,41 @@ impl Cyrus {
                 stat.rsplit(") ").next().is_some_and(|state| !state.starts_with(['Z', 'X']));
             Ok(if lives && !stat.is_empty() { Err(stat) } else { Ok(()) })
         })
+    }
+
+    /// kill -9 of one of the processes that work for our daemons: those that take in replication, and
+    /// those in which the admin is logged in over IMAP. Tells whether there was one.
+    pub fn kill_one_that_serves_us(&self, random: &mut Random) -> anyhow::Result<bool> {
+        let config = format!("{}/imapd.conf", self.dir.display());
+        let mut serving = Vec::new();
+        for process in fs::read_dir("/proc").context("read /proc")?.flatten() {
+            let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let read = |file: &str| {
+                String::from_utf8_lossy(&fs::read(process.path().join(file)).unwrap_or_default())
+                    .into_owned()
+            };
+            let words = read("cmdline");
+            let is_its = words.contains(&config) && !words.contains("unshare");
+            // What Cyrus notes of its sessions has the numbers that they have in its own namespace.
+            let status = read("status");
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            let inside = numbers.and_then(|numbers| numbers.split_whitespace().last());
+            let session = inside.map(|pid| self.dir.join("conf/proc").join(pid));
+            let session = session.and_then(|file| fs::read_to_string(file).ok());
+            let is_admins =
+                session.is_some_and(|session| session.contains(&format!("\t{ADMIN}\t")));
+            let serves_us = words.contains("sync_server") || (words.contains("imapd") && is_admins);
+            if is_its && serves_us {
+                serving.extend(Pid::from_raw(pid));
+            }
+        }
+        if serving.is_empty() {
+            return Ok(false);
+        }
+        let victim = serving[random.below(serving.len())];
+        Ok(kill_process(victim, Signal::KILL).is_ok())
     }
 
     /// The file with the number of the first process of its namespaces, as it is outside of them.

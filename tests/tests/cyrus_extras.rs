@@ -214,6 +214,11 @@ fn a_maildir_keeps_for_a_cyrus_what_dovecot_does_not_know() -> anyhow::Result<()
         })?;
         nodes[0].replctl(lab, &["sync"])?.expect(0)?;
         nodes[0].replctl(lab, &["check", "--level", "full"])?.expect(0)?;
+        // What it does not show is said before there is one.
+        let told = nodes[0].replctl(lab, &["doctor", "--for", "fs"])?.stdout;
+        for words in ["annotations: user.ann", "quota limits: ann", "MODSEQs"] {
+            ensure!(told.contains(words), "{words} in {told}");
+        }
         nodes.iter_mut().try_for_each(Node::stop)?;
         drop(nodes);
 

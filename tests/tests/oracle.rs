@@ -94,22 +94,47 @@ fn random_work_on_a_cyrus_pair_ends_equal_whatever_daemon_dies() -> anyhow::Resu
         let go_on = AtomicBool::new(true);
         let (tally, killed) = thread::scope(|scope| {
             scope.spawn(|| workload::browse(lab, &replica, &accounts, &go_on, workload.seed));
+            let cyruses =
+                scope.spawn(|| kill_processes([&master, &replica], &go_on, (lab, workload.seed)));
             let work = scope.spawn(|| {
                 let tally = workload.run(lab, &AtomicBool::new(false));
                 go_on.store(false, Ordering::Relaxed);
                 tally
             });
             let killed = kill_now_and_then(lab, &mut nodes, &go_on, workload.seed);
-            let tally = work.join().map_err(|_| anyhow::anyhow!("the workload panicked"));
-            tally.and_then(|tally| Ok((tally?, killed?)))
+            let panicked = || anyhow::anyhow!("a thread panicked");
+            let sessions = cyruses.join().map_err(|_| panicked()).flatten();
+            let tally = work.join().map_err(|_| panicked()).flatten();
+            tally.and_then(|tally| Ok((tally, (killed?, sessions?))))
         })?;
-        ensure!(killed > 1, "daemons were killed meanwhile: {killed}");
+        ensure!(killed.0 > 1 && killed.1 > 2, "daemons and processes were killed: {killed:?}");
         tally.expect_no_loss(&master, &accounts)?;
+        // A Cyrus process that dies between a change and its line in the sync log leaves none: only a
+        // scan finds such a change, and an agent begins with one.
+        nodes[0].crash(lab, AGENT)?;
         oracle::wait_equal(lab, &master, &replica, &accounts)?;
         nodes[0].replctl(lab, &["drain"])?.expect(0)?;
         nodes[0].replctl(lab, &["check", "--level", "deep"])?.expect(0)?;
         Ok(())
     })
+}
+
+/// kill -9 of what in both Cyruses works for our daemons, until `go_on` is cleared; returns how many.
+///
+/// A service of which five processes die within ten seconds is switched off by Cyrus until it is restarted.
+fn kill_processes(
+    cyruses: [&Cyrus; 2],
+    go_on: &AtomicBool,
+    (lab, seed): (&Lab, u64),
+) -> anyhow::Result<usize> {
+    let (mut random, mut killed) = (Random::new(seed), 0);
+    while go_on.load(Ordering::Relaxed) {
+        lab.clock().pause(std::time::Duration::from_millis(2_600));
+        for cyrus in cyruses {
+            killed += usize::from(cyrus.kill_one_that_serves_us(&mut random)?);
+        }
+    }
+    Ok(killed)
 }
 
 /// kill -9 of the agent or of the replica daemon until `go_on` is cleared; returns how often.

@@ -138,6 +138,11 @@ struct Cell {
     is_listed: bool,
 }
 
+/// Refuses a mailbox's `dovecot-acl` that no list of Cyrus's can stand for, and says why.
+pub fn check_rights(content: &[u8]) -> Result<(), &'static str> {
+    acl::list(Some(content), "owner").map(drop)
+}
+
 impl Cyrus {
     /// Opens the store; the server need not run yet.
     pub fn open(

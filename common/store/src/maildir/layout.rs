@@ -412,6 +412,11 @@ pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
 
 impl Layout {
     /// A mailbox's directory, below its account's.
+    /// Refuses a name that no mailbox can have in this layout.
+    pub fn check_name(self, name: &MailboxName) -> Result<(), StoreError> {
+        self.directory(name).map(drop)
+    }
+
     pub(crate) fn directory(self, name: &MailboxName) -> Result<PathBuf, StoreError> {
         if name.is_inbox() {
             return Ok(PathBuf::new());

@@ -135,6 +135,20 @@ pub(crate) struct Doctor {
     /// How Dovecot's `doveconf` is run, by the shell.
     #[arg(long, value_name = "COMMAND", default_value = "doveconf")]
     pub(crate) doveconf: String,
+    /// Also look for mail that a node beside this mail server could not hold.
+    #[arg(long = "for", value_name = "SERVER")]
+    pub(crate) other: Option<OtherServer>,
+}
+
+/// A mail server that another node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OtherServer {
+    Cyrus,
+    /// Dovecot with Maildir++, its default layout.
+    #[value(name = "maildir++")]
+    Maildir,
+    /// Dovecot with `LAYOUT=fs`.
+    Fs,
 }
 
 /// What is meant of all that lies in a graveyard.

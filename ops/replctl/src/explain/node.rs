@@ -59,6 +59,8 @@ fn doctor() -> Vec<Topic> {
             "replctl doctor, on that node.";
         Version => "The versions of programs and peers.", "Upgrade the older side.";
         Status => "What replctl status complains about.", "replctl status.";
+        OtherServer => "What a node beside another mail server could not hold of the mail here.",
+            "What is set aside there needs another name or place here, before the move.";
     }
 }
 

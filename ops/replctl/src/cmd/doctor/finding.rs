@@ -43,6 +43,8 @@ pub(crate) enum Code {
     StoreAccess,
     /// Where messages are staged.
     WorkDir,
+    /// What another mail server could not hold.
+    OtherServer,
     /// What kind of file system the mail is on.
     FileSystem,
     /// `fs.inotify.max_user_watches`.
@@ -121,6 +123,7 @@ impl Code {
             Self::PeerReadiness => "peer-readiness",
             Self::Version => "version",
             Self::Status => "status",
+            Self::OtherServer => "other-server",
         }
     }
 }

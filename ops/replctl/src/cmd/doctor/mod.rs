@@ -8,6 +8,7 @@ mod cyrus;
 mod daemons;
 mod finding;
 mod limits;
+mod other;
 mod peers;
 mod server;
 mod space;
@@ -82,12 +83,40 @@ async fn look(args: &args::Doctor, config: &Config) -> Vec<Finding> {
     findings.extend(limits::judge(&limits::gather(role, walked.mailboxes, walked.cut_short)));
     let server = server::gather(&args.doveconf);
     findings.extend(server::judge(&server, config, &walked.keywords_full));
+    if let Some(other) = args.other {
+        findings.extend(elsewhere(config, other, &server).await);
+    }
     if let Some(cyrus) = config.cyrus.clone() {
         let asked = tokio::task::spawn_blocking(move || cyrus::judge(&cyrus::gather(&cyrus)));
         findings.extend(asked.await.unwrap_or_default());
     }
     findings.extend(others(config, role, key.as_ref(), &facts).await);
     findings
+}
+
+/// What a node beside another mail server could not hold.
+async fn elsewhere(
+    config: &Config,
+    server: args::OtherServer,
+    here: &server::Facts,
+) -> Vec<Finding> {
+    let (layout, root) = (config.store.layout, walk::mail_dir(&config.store.root));
+    let saves_crlf = here
+        .settings
+        .as_ref()
+        .ok()
+        .and_then(|all| all.get("mail_save_crlf"))
+        .map(|value| value == "yes");
+    let look: Box<dyn FnOnce() -> Vec<Finding> + Send> = match (config.cyrus.clone(), root) {
+        (Some(cyrus), _) if server != args::OtherServer::Cyrus => {
+            Box::new(move || other::of_cyrus(&cyrus, server))
+        }
+        (None, Some(root)) if server == args::OtherServer::Cyrus => {
+            Box::new(move || other::of_maildir(&root, layout, saves_crlf))
+        }
+        _ => return vec![Finding::ok(Code::OtherServer, "the same kind of server is here")],
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
 }
 
 /// Asks the daemons of this node; those that do not answer are absent.
