@@ -77,12 +77,12 @@ impl Stream {
     }
 }
 
-/// What the agent needs to know of a store's error. A full disk or a wrong store is the whole
-/// replica's trouble, not one mailbox's.
+/// What the agent needs to know of a store's error. A full disk, a wrong store or a mail server that is
+/// away is the whole replica's trouble, not one mailbox's.
 fn failure(error: &StoreError) -> Failure {
     let reason = error.reason();
     let remedy = match reason {
-        _ if error.is_fatal() => Remedy::Reconnect,
+        _ if error.is_fatal() || error.is_away() => Remedy::Reconnect,
         Reason::Full | Reason::WrongStore => Remedy::Reconnect,
         Reason::Busy
         | Reason::Missing

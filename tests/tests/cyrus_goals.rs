@@ -75,6 +75,13 @@ fn a_dead_replica_is_waited_for_and_a_drain_without_it_fails() -> anyhow::Result
         let drained = agent.replctl(lab, &["drain", "--timeout", "3s"])?;
         ensure!(drained.code == Some(1), "a drain that failed says so: {drained:?}");
         ensure!(agent.daemon()?.is_running() && copy.daemon()?.is_running(), "nobody gave up");
+        // One server is away: that is said once, and not of each mailbox.
+        lab.wait("status says that Cyrus does not answer", || {
+            let told = agent.replctl(lab, &["status"])?.stdout;
+            Ok(if told.contains("connect to Cyrus") { Ok(()) } else { Err(told) })
+        })?;
+        let listed = agent.replctl(lab, &["--output", "json", "quarantine", "list"])?.stdout;
+        ensure!(!listed.contains("connect to Cyrus"), "nothing is set aside: {listed}");
         replica.resume(lab)?;
         oracle::wait_equal(lab, &master, &replica, &accounts)?;
         agent.replctl(lab, &["drain"])?.expect(0)?;

@@ -122,6 +122,7 @@ impl From<StoreError> for VisitError {
         let reason = error.reason();
         let trouble = Trouble::new(reason, format!("master: {}", Chain(&error)));
         match error {
+            _ if error.is_away() => Self::Replica(trouble),
             // A store that is not the one it was has nothing to say about any mailbox (I2).
             _ if reason == Reason::WrongStore => Self::Replica(trouble),
             StoreError::Message { uid, .. } => Self::Message(uid, trouble),

@@ -160,6 +160,15 @@ impl StoreError {
             if !matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
     }
 
+    /// Whether the mail server does not answer: no mailbox is at fault, and none has to be set aside.
+    pub fn is_away(&self) -> bool {
+        if let Self::Message { source, .. } = self {
+            return source.is_away();
+        }
+        matches!(self, Self::Server { source, .. }
+            if matches!(**source, LinkError::Connect { .. }))
+    }
+
     /// The same error, told of message `uid` if it can be the fault of one message alone.
     #[must_use]
     pub fn of_message(self, uid: Uid) -> Self {
