@@ -33,6 +33,11 @@ pub fn snapshots(input: &[u8]) {
     fuzz::snapshots(input);
 }
 
+/// A file of what only Cyrus has, as another node may send it.
+pub fn extras(input: &[u8]) {
+    crate::cyrus::fuzz_extras(input);
+}
+
 #[cfg(test)]
 mod tests {
     use mailtwin_fuzz::{replay, replay_some};
@@ -55,6 +60,11 @@ mod tests {
     #[test]
     fn places() {
         replay("places", super::places);
+    }
+
+    #[test]
+    fn extras() {
+        replay("extras", super::extras);
     }
 
     #[test]

@@ -296,6 +296,14 @@ fn maps(mut content: &[u8]) -> Result<Vec<Value>, &'static str> {
     Ok(maps)
 }
 
+/// What is read is written so that it is read as the same.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    let Ok(extras) = Extras::parse(input) else { return };
+    let content = joined(extras.lines()).unwrap_or_default();
+    assert_eq!(Extras::parse(&content), Ok(extras));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

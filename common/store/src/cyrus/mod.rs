@@ -138,6 +138,9 @@ struct Cell {
     is_listed: bool,
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use extras::fuzz as fuzz_extras;
+
 /// Refuses a mailbox's `dovecot-acl` that no list of Cyrus's can stand for, and says why.
 pub fn check_rights(content: &[u8]) -> Result<(), &'static str> {
     acl::list(Some(content), "owner").map(drop)
