@@ -397,6 +397,19 @@ impl Server for Dovecot {
         Ok(())
     }
 
+    /// `G` in the header of its uidlist.
+    fn identity(&self, account: &str, mailbox: &str) -> anyhow::Result<String> {
+        let path = self.mailbox_dir(account, mailbox).join("dovecot-uidlist");
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let mut words = text.lines().next().unwrap_or_default().split(' ');
+        let id = words.find_map(|word| word.strip_prefix('G'));
+        Ok(id.with_context(|| format!("no identity in {}", path.display()))?.to_owned())
+    }
+
+    fn shows_all(&self, account: &str, shown: usize) -> anyhow::Result<bool> {
+        Ok(shown == files::messages(&self.maildir(account))?.len())
+    }
+
     fn imap(&self, account: &str) -> anyhow::Result<Imap> {
         Self::imap(self, account)
     }

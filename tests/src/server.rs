@@ -43,6 +43,12 @@ pub trait Server: Debug + Send + Sync {
     /// editor would; says what it did.
     fn edit_script(&self, account: &str, random: &mut Random) -> anyhow::Result<String>;
 
+    /// The identity that it gave a mailbox, which stays over a change of name.
+    fn identity(&self, account: &str, mailbox: &str) -> anyhow::Result<String>;
+
+    /// Whether IMAP can be believed when it shows `shown` messages of an account.
+    fn shows_all(&self, account: &str, shown: usize) -> anyhow::Result<bool>;
+
     /// Stops it; what it wrote stays.
     fn stop(&mut self) -> anyhow::Result<()>;
 

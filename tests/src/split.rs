@@ -4,18 +4,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     ops::RangeInclusive,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 
-use crate::{corpus, dovecot::Dovecot, files, lab::Lab, oracle};
+use crate::{lab::Lab, oracle, server::Server};
 
 /// One account on one node at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Side {
-    /// Mailboxes by the identity that Dovecot gave them.
+    /// Mailboxes by the identity that the server gave them.
     pub mailboxes: BTreeMap<String, Mailbox>,
 }
 
@@ -33,17 +32,16 @@ pub type Presented = (String, String, u32, u32);
 
 impl Side {
     /// Reads an account that nobody changes, by IMAP.
-    pub fn read(lab: &Lab, server: &Dovecot, account: &str) -> anyhow::Result<Self> {
+    pub fn read(lab: &Lab, server: &dyn Server, account: &str) -> anyhow::Result<Self> {
         lab.wait("IMAP shows all that is on disk", || {
             let seen = oracle::Account::read(server, account)?;
             let shown: usize = seen.mailboxes.values().map(|m| m.messages.len()).sum();
-            let there = files::messages(&server.maildir(account))?.len();
-            if shown != there {
-                return Ok(Err(format!("{shown} of {there} messages")));
+            if !server.shows_all(account, shown)? {
+                return Ok(Err(format!("{shown} messages")));
             }
             let mut side = Self::default();
             for (name, seen) in seen.mailboxes {
-                let id = identity(server, account, &name)?;
+                let id = server.identity(account, &name)?;
                 let twice = side.mailboxes.insert(id.clone(), Mailbox { name, seen });
                 ensure!(twice.is_none(), "two mailboxes of {account} are {id}");
             }
@@ -80,6 +78,11 @@ impl Side {
         counts
     }
 
+    /// The serial number of every message, by the SHA-1 of its octets.
+    pub fn serials_by_sha1(&self) -> BTreeMap<String, String> {
+        self.all().map(|(_, _, message)| (message.sha1.clone(), serial(message))).collect()
+    }
+
     /// Every message as clients know it.
     pub fn presented(&self, account: &str) -> BTreeMap<Presented, String> {
         let mailboxes = self.mailboxes.values();
@@ -95,15 +98,6 @@ impl Side {
 
 fn serial(message: &oracle::Message) -> String {
     message.serial.clone().unwrap_or_else(|| message.sha1.clone())
-}
-
-/// The identity that Dovecot gave a mailbox: `G` in the header of its uidlist.
-fn identity(server: &Dovecot, account: &str, mailbox: &str) -> anyhow::Result<String> {
-    let path = server.mailbox_dir(account, mailbox).join("dovecot-uidlist");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let mut words = text.lines().next().unwrap_or_default().split(' ');
-    let id = words.find_map(|word| word.strip_prefix('G'));
-    Ok(id.with_context(|| format!("no identity in {}", path.display()))?.to_owned())
 }
 
 /// What one account went through, from the promotion to the old master's return.
@@ -254,21 +248,4 @@ impl Uids {
         }
         Ok(())
     }
-}
-
-/// The serial number of every message file of an account, by the SHA-1 of its octets.
-pub fn serials_by_sha1(
-    server: &Dovecot,
-    account: &str,
-) -> anyhow::Result<BTreeMap<String, String>> {
-    let mut serials = BTreeMap::new();
-    for path in files::messages(&server.maildir(account))? {
-        let octets = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let serial = corpus::serial(&octets);
-        serials.insert(
-            files::sha1(&octets),
-            serial.with_context(|| format!("no serial in {}", path.display()))?,
-        );
-    }
-    Ok(serials)
 }

@@ -44,6 +44,12 @@ pub fn meaning(internal: &[u8]) -> Named {
     Named::Folder { user, folder: parts.join(&b'/') }
 }
 
+/// Whether an internal name is that of a mailbox that was deleted and is kept for a while.
+pub fn is_deleted(internal: &[u8]) -> bool {
+    let domain = internal.iter().position(|&octet| octet == b'!').map_or(0, |at| at + 1);
+    internal.get(domain..).is_some_and(|name| name.starts_with(b"DELETED."))
+}
+
 /// The internal name of a user's folder; `virtual_domains`: whether what follows an `@` is one.
 pub fn internal(user: &str, folder: &[u8], virtual_domains: bool) -> Result<Vec<u8>, &'static str> {
     let (user, domain) = match user.rsplit_once('@').filter(|_| virtual_domains) {

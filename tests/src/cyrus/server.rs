@@ -81,6 +81,24 @@ impl Server for Cyrus {
         Self::store_config(self)
     }
 
+    /// Its UNIQUEID.
+    fn identity(&self, account: &str, mailbox: &str) -> anyhow::Result<String> {
+        let parts = mailbox.split('/').map(|part| part.replace('.', "^"));
+        let parts: Vec<String> = parts.filter(|part| part != "INBOX").collect();
+        let at = ["user".to_owned(), account.to_owned()].into_iter().chain(parts);
+        let at = at.collect::<Vec<_>>().join(".");
+        let told = self.told(account)?;
+        let values = told.iter().filter_map(|answer| answer.values.first());
+        let mut ids = values.filter(|value| value.text_of("MBOXNAME") == Some(at.as_bytes()));
+        let id = ids.next().and_then(|value| value.text_of("UNIQUEID"));
+        Ok(String::from_utf8_lossy(id.with_context(|| format!("no mailbox {at}"))?).into_owned())
+    }
+
+    /// It is the server that says what there is.
+    fn shows_all(&self, _account: &str, _shown: usize) -> anyhow::Result<bool> {
+        Ok(true)
+    }
+
     /// Nobody makes one by looking.
     fn has_inbox(&self, _account: &str) -> bool {
         true

@@ -1,6 +1,8 @@
 //! A mailbox that is not there yet: collected, then shown whole.
 
-use mailtwin_cyrus::mailbox::Mailbox;
+use std::collections::BTreeMap;
+
+use mailtwin_cyrus::{mailbox::Mailbox, names};
 use mailtwin_disk::index::Batch as IndexBatch;
 use mailtwin_logic::{
     ids::{Account, Uid},
@@ -12,6 +14,7 @@ use super::{
     Cell, Cyrus,
     apply::{Work, check_new, check_staged, first_messages},
     index_failed, note_held,
+    snapshot::Snapshot,
 };
 use crate::{Batch, Staged, StoreError};
 
@@ -83,8 +86,8 @@ impl Cyrus {
         }
         self.ensure_parents(account, cell, name)?;
         let at = self.internal(account, cell, name)??;
-        let unique_id = mailtwin_cyrus::names::unique_id(id.0);
-        self.free_identity(&unique_id, &at)?;
+        let unique_id = names::unique_id(id.0);
+        self.free_identity(account, (&unique_id, name), &at)?;
         let acl = format!("{account}\t{OWNER_RIGHTS}\t").into_bytes();
         let new = Mailbox::new(at.clone(), unique_id, batch.target.uid_validity.0, acl);
         let last = building.records.last().map_or(0, |record| record.uid.0);
@@ -168,21 +171,49 @@ impl Cyrus {
             if self.server.by_name(&at)?.is_some() {
                 continue;
             }
-            let unique_id = mailtwin_cyrus::names::unique_id(crate::maildir::random_id()?.0);
+            let unique_id = names::unique_id(crate::maildir::random_id()?.0);
             self.server.bring(&at, &[], &Mailbox::place(&at, &unique_id), None)?;
         }
         Ok(())
     }
 
-    /// Takes a mailbox's identity away from a place in the hierarchy. Where others are below what is
-    /// deleted, Cyrus leaves such a place with it, and then takes the mailbox under no other name.
-    fn free_identity(&self, unique_id: &str, at: &[u8]) -> Result<(), StoreError> {
+    /// Takes a mailbox's identity away from what else has it: Cyrus takes the mailbox under no other
+    /// name. Where others are below what is deleted, it leaves a place in the hierarchy; and what a
+    /// client has deleted is kept under another name for a while.
+    fn free_identity(
+        &self,
+        account: &Account,
+        (unique_id, name): (&str, &MailboxName),
+        at: &[u8],
+    ) -> Result<(), StoreError> {
         let Some(there) = self.server.by_id(unique_id, at)? else { return Ok(()) };
-        if !there.is_intermediate() || there.name == at {
+        if there.name == at {
             return Ok(());
         }
-        let another = mailtwin_cyrus::names::unique_id(crate::maildir::random_id()?.0);
+        if names::is_deleted(&there.name) {
+            return self.forget_deleted(account, name, &there.name);
+        }
+        if !there.is_intermediate() {
+            return Ok(());
+        }
+        let another = names::unique_id(crate::maildir::random_id()?.0);
         self.server.bring(&there.name, &[], &Mailbox::place(&there.name, &another), None)
+    }
+
+    /// Removes what a client has deleted and the server has kept; copies of its messages go to the
+    /// graveyard, under the name that the mailbox had.
+    fn forget_deleted(
+        &self,
+        account: &Account,
+        name: &MailboxName,
+        kept: &[u8],
+    ) -> Result<(), StoreError> {
+        let Some((mailbox, messages)) = self.server.full(kept)? else { return Ok(()) };
+        let mut snapshot = Snapshot::new(mailbox.clone(), name.clone());
+        snapshot.learn(mailbox, messages, &BTreeMap::new());
+        let uids: Vec<Uid> = snapshot.records().map(|record| record.uid).collect();
+        self.bury(account, &snapshot, &uids)?;
+        self.server.apply("remove", "UNMAILBOX", &mailtwin_cyrus::Value::text(kept))
     }
 
     /// Makes an empty INBOX if there is none: without one, Cyrus takes neither another mailbox of a
@@ -201,7 +232,7 @@ impl Cyrus {
             return Err(StoreError::InboxFirst { account: account.clone() });
         }
         let id = crate::maildir::random_id()?;
-        let unique_id = mailtwin_cyrus::names::unique_id(id.0);
+        let unique_id = names::unique_id(id.0);
         let acl = format!("{account}\t{OWNER_RIGHTS}\t").into_bytes();
         let now = u32::try_from(self.clock.unix_ms() / 1000).unwrap_or(1);
         let make = |at: Vec<u8>| {
