@@ -5,6 +5,7 @@
 //! users, and none of its many processes outlives it. The first process there is a shell: a signal
 //! that comes with a parent's death does not reach who has changed its user, as Cyrus's master does.
 
+mod own;
 mod server;
 
 use std::{
@@ -19,6 +20,8 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use mailtwin_disk::clock::Clock;
 use rustix::process::{Pid, Signal, kill_process};
+
+pub use own::Held;
 
 use crate::{
     dovecot::PASSWORD,

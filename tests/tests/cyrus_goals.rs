@@ -89,16 +89,6 @@ fn a_dead_replica_is_waited_for_and_a_drain_without_it_fails() -> anyhow::Result
     })
 }
 
-/// The directory of a mailbox of ann's.
-fn mailbox_dir(server: &Cyrus, name: &str) -> anyhow::Result<PathBuf> {
-    let told = server.told("ann")?;
-    let mut values = told.iter().filter_map(|answer| answer.values.first());
-    let value = values.find(|value| value.text_of("MBOXNAME") == Some(name.as_bytes()));
-    let id = value.and_then(|value| value.text_of("UNIQUEID")).context("its UNIQUEID")?;
-    let id = String::from_utf8(id.to_vec())?;
-    Ok(server.spool().join("uuid").join(&id[..1]).join(&id[1..2]).join(&id))
-}
-
 #[test]
 fn a_mailbox_that_the_replica_cannot_read_holds_up_no_other() -> anyhow::Result<()> {
     Lab::run(|lab| {
@@ -109,7 +99,7 @@ fn a_mailbox_that_the_replica_cannot_read_holds_up_no_other() -> anyhow::Result<
         imap.create("Broken")?;
         imap.append("Broken", &corpus::short("first")).finish()?;
         oracle::wait_equal(lab, &master, &replica, &accounts)?;
-        let index = mailbox_dir(&replica, "user.ann.Broken")?.join("cyrus.index");
+        let index = replica.mailbox_dir("ann", "user.ann.Broken")?.join("cyrus.index");
         let sound = fs::read(&index).with_context(|| format!("read {}", index.display()))?;
         files::overwrite(&index, b"not an index")?;
         imap.append("Broken", &corpus::short("second")).finish()?;

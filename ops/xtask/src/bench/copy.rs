@@ -108,7 +108,8 @@ fn prepare(bench: &Bench, source: &Path) -> Result<()> {
     bench.image.settle()
 }
 
-fn read_all(dir: &Path) -> Result<()> {
+/// Brings all of it into the page cache.
+pub(super) fn read_all(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

@@ -29,8 +29,8 @@ pub(super) struct Daemons {
 /// One node's side of a pair.
 struct Node<'a> {
     name: &'a str,
-    /// Folder of all homes.
-    mail: &'a Path,
+    /// The sections of its configuration that say where the mail is.
+    store: &'a str,
     listen: u16,
     metrics: [u16; 2],
     peer: &'a str,
@@ -46,14 +46,31 @@ impl Daemons {
         name: &str,
         [master, replica]: [&Path; 2],
     ) -> Result<Self> {
+        let stores = [master, replica].map(|mail| {
+            let mail = mail.display();
+            format!(
+                "[store]\nengine = \"maildir\"\nroot = \"{mail}/{{user}}/Maildir\"\n\
+                 home = \"{mail}/{{user}}\"\n"
+            )
+        });
+        Self::between(lab, binaries, name, stores.each_ref().map(String::as_str))
+    }
+
+    /// Starts them between two stores, which are said in words of their configurations.
+    pub(super) fn between(
+        lab: &Lab,
+        binaries: &Path,
+        name: &str,
+        [master, replica]: [&str; 2],
+    ) -> Result<Self> {
         let state = lab.mail_dir(name)?;
         let mut ports = [0; 6];
         for port in &mut ports {
             *port = lab.port()?;
         }
         let [a, b, metrics @ ..] = ports;
-        let node = |name, mail, listen, metrics, peer, peer_listen| {
-            let node = Node { name, mail, listen, metrics, peer, peer_listen };
+        let node = |name, store, listen, metrics, peer, peer_listen| {
+            let node = Node { name, store, listen, metrics, peer, peer_listen };
             node.prepare(lab, binaries, &state)
         };
         let on_master = node("mx1", master, a, [metrics[0], metrics[1]], "mx2", b)?;
@@ -90,14 +107,23 @@ impl Daemons {
     /// Waits until the replica has acked everything that is in the log.
     pub(super) fn settle(&self, lab: &Lab) -> Result<()> {
         lab.wait("the replica has no lag", || {
-            let page = tests::Node::page(self.agent_metrics, "/metrics")?;
-            let lag = "mailtwin_replica_lag_entries{replica=\"mx2\"} ";
-            let line = page.lines().find_map(|line| line.strip_prefix(lag));
-            Ok(match line {
-                Some("0") => Ok(()),
-                other => Err(format!("lag is {other:?}")),
-            })
+            let lag = self.lag()?;
+            Ok(if lag == Some(0) { Ok(()) } else { Err(format!("lag is {lag:?}")) })
         })
+    }
+
+    /// Entries of the log that the replica has not acked, as far as that is known.
+    pub(super) fn lag(&self) -> Result<Option<u64>> {
+        let page = tests::Node::page(self.agent_metrics, "/metrics")?;
+        let lag = "mailtwin_replica_lag_entries{replica=\"mx2\"} ";
+        let line = page.lines().find_map(|line| line.strip_prefix(lag));
+        Ok(line.and_then(|lag| lag.parse().ok()))
+    }
+
+    /// Ends both.
+    pub(super) fn stop(self) -> Result<()> {
+        self.agent.terminate().context("stop the agent")?;
+        self.replica.terminate().context("stop the replica daemon").map(drop)
     }
 }
 
@@ -136,19 +162,15 @@ impl Node<'_> {
     }
 
     fn configuration(&self, home: &Path) -> String {
-        let Self { name, mail, listen, metrics: [agent, replica], peer, peer_listen } = self;
-        let (home, mail) = (home.display(), mail.display());
+        let Self { name, store, listen, metrics: [agent, replica], peer, peer_listen } = self;
+        let home = home.display();
         format!(
             "config_version = 1
 [node]
 name = \"{name}\"
 state_dir = \"{home}/state\"
 run_dir = \"{home}/run\"
-[store]
-engine = \"maildir\"
-root = \"{mail}/{{user}}/Maildir\"
-home = \"{mail}/{{user}}\"
-[replica]
+{store}[replica]
 listen = \"127.0.0.1:{listen}\"
 [metrics]
 agent = \"127.0.0.1:{agent}\"

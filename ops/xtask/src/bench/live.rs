@@ -3,6 +3,7 @@
 
 use std::{
     fmt, fs,
+    net::SocketAddr,
     path::PathBuf,
     process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
@@ -26,7 +27,7 @@ use super::{
     tree,
 };
 
-const ACCOUNTS: usize = 20;
+pub(super) const ACCOUNTS: usize = 20;
 /// Connections that deliver at the same time.
 const CONNECTIONS: usize = 4;
 const MESSAGE_OCTETS: usize = 8192;
@@ -149,11 +150,10 @@ fn round(bench: &Bench, lab: &Lab, keeper: Keeper, load: Load, run: usize) -> Re
     let pair = Pair::start(bench, lab, keeper, run)?;
     pair.prime(bench, lab)?;
     let arrivals = pair.watch(bench)?;
-    let octets: Vec<Vec<u8>> =
-        (0..load.messages).map(|number| message(bench, number)).collect::<Result<_>>()?;
+    let octets = messages(bench, load.messages)?;
 
     let start = bench.clock.monotonic();
-    deliver(bench, &pair, &octets, load.rate)?;
+    deliver(bench, pair.master.lmtp_address(), &octets, load.rate)?;
     let last = bench.clock.monotonic();
 
     let mut given_up = false;
@@ -173,7 +173,7 @@ fn round(bench: &Bench, lab: &Lab, keeper: Keeper, load: Load, run: usize) -> Re
             waited => waited?,
         }
     }
-    let times = arrivals.times();
+    let times = arrivals.times()?;
     let complete = if given_up {
         bench.clock.monotonic()
     } else {
@@ -200,34 +200,51 @@ fn say(outcome: &Outcome) {
     ));
 }
 
-fn deliver(bench: &Bench, pair: &Pair, octets: &[Vec<u8>], rate: Option<u32>) -> Result<()> {
+/// Delivers to all accounts in turn; returns when each message was accepted.
+pub(super) fn deliver(
+    bench: &Bench,
+    server: SocketAddr,
+    octets: &[Vec<u8>],
+    rate: Option<u32>,
+) -> Result<Vec<Duration>> {
     let (next, start) = (AtomicUsize::new(0), bench.clock.monotonic());
-    let worker = || -> Result<()> {
-        let mut connection = lmtp::Connection::open(pair.master.lmtp_address())?;
+    let worker = || -> Result<Vec<(usize, Duration)>> {
+        let mut connection = lmtp::Connection::open(server)?;
+        let mut accepted = Vec::new();
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(message) = octets.get(number) else { return Ok(()) };
+            let Some(message) = octets.get(number) else { return Ok(accepted) };
             if let Some(rate) = rate {
                 let due = start + Duration::from_secs(1) * u32::try_from(number)? / rate;
                 bench.clock.pause(due.saturating_sub(bench.clock.monotonic()));
             }
             connection.deliver(&account(number), message)?;
+            accepted.push((number, bench.clock.monotonic()));
         }
     };
-    std::thread::scope(|scope| {
+    let panicked = |_| Err(anyhow::anyhow!("a delivering thread panicked"));
+    let mut accepted = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..CONNECTIONS).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().try_for_each(|worker| {
-            worker.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a delivering thread panicked")))
-        })
-    })
+        let each = workers.into_iter().map(|worker| worker.join().unwrap_or_else(panicked));
+        each.collect::<Result<Vec<_>>>()
+    })?
+    .concat();
+    accepted.sort_unstable();
+    Ok(accepted.into_iter().map(|(_, at)| at).collect())
 }
 
-fn account(number: usize) -> String {
+/// The account that a message goes to.
+pub(super) fn account(number: usize) -> String {
     format!("u{}", number % ACCOUNTS + 1)
 }
 
+/// The first `count` messages.
+pub(super) fn messages(bench: &Bench, count: usize) -> Result<Vec<Vec<u8>>> {
+    (0..count).map(|number| message(bench, number)).collect()
+}
+
 /// A message with line ends as on the wire.
-fn message(bench: &Bench, number: usize) -> Result<Vec<u8>> {
+pub(super) fn message(bench: &Bench, number: usize) -> Result<Vec<u8>> {
     let octets = bench.samples.message(u64::try_from(number)?, MESSAGE_OCTETS);
     let mut wire = Vec::with_capacity(octets.len() + octets.len() / 32);
     for line in octets.split_inclusive(|octet| *octet == b'\n') {
@@ -319,9 +336,8 @@ impl Pair {
     }
 
     fn stop(mut self) -> Result<()> {
-        if let Some(Daemons { agent, replica, .. }) = self.daemons.take() {
-            agent.terminate().context("stop the agent")?;
-            replica.terminate().context("stop the replica daemon")?;
+        if let Some(daemons) = self.daemons.take() {
+            daemons.stop()?;
         }
         self.master.stop()?;
         self.replica.stop()

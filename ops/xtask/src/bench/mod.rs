@@ -3,7 +3,9 @@
 mod arrivals;
 mod check;
 mod copy;
+mod cyrus;
 mod daemons;
+mod events;
 mod image;
 mod live;
 mod measure;
@@ -72,6 +74,8 @@ enum Suite {
     CheckMemory,
     /// Peak memory with few and many messages, and idling.
     Memory,
+    /// First copy, no-change pass and deliveries between two Cyruses, beside `sync_client`.
+    Cyrus,
     /// Moving the master's role, with and without messages that are not replicated yet.
     Switch,
 }
@@ -138,6 +142,7 @@ impl Suite {
             Self::Copy => copy::measure(bench),
             Self::Burst => live::burst(bench),
             Self::Steady => live::steady(bench),
+            Self::Cyrus => cyrus::measure(bench),
             Self::Check | Self::CheckMemory | Self::Memory | Self::Switch if bench.peers_only => {
                 Ok(Vec::new())
             }
