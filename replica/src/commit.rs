@@ -1,9 +1,10 @@
 //! Group commit: one thread applies what all streams of all sessions have ready, so that many
-//! mailboxes share one wait for the disk.
+//! mailboxes share one wait for the disk. A store that has no use for groups gets several threads,
+//! each of which applies one batch after the other.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
@@ -34,7 +35,7 @@ struct Job {
     done: oneshot::Sender<Result<Head, StoreError>>,
 }
 
-/// Handle to the thread; it ends when the last handle is dropped.
+/// Handle to the threads; they end when the last handle is dropped.
 #[derive(Clone, Debug)]
 pub struct Committer {
     lane: Lane,
@@ -65,7 +66,7 @@ impl std::fmt::Debug for Job {
 }
 
 impl Committer {
-    /// Starts the thread. `fatal` is cancelled when the disk failed to sync: nothing it said can
+    /// Starts the threads. `fatal` is cancelled when the disk failed to sync: nothing it said can
     /// be relied on any more, so the process must end.
     pub fn start(
         store: Arc<dyn MailStore>,
@@ -73,14 +74,21 @@ impl Committer {
         fatal: CancellationToken,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::sync_channel(QUEUE_MAX);
-        let coming = Arc::new(AtomicUsize::new(0));
-        let seen = Arc::clone(&coming);
+        let (queue, coming) = (Arc::new(Mutex::new(queue)), Arc::new(AtomicUsize::new(0)));
+        let lanes = store.lanes();
         let worker = Worker { store, metrics, fatal };
-        thread::Builder::new().name("commit".into()).spawn(move || {
-            while let Some(group) = gather(&queue, &seen) {
-                worker.apply(group);
-            }
-        })?;
+        for _ in 0..lanes {
+            let (queue, coming, worker) = (Arc::clone(&queue), Arc::clone(&coming), worker.clone());
+            let next = move || {
+                let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+                if lanes == 1 { gather(&queue, &coming) } else { Some(vec![queue.recv().ok()?]) }
+            };
+            thread::Builder::new().name("commit".into()).spawn(move || {
+                while let Some(group) = next() {
+                    worker.apply(group);
+                }
+            })?;
+        }
         Ok(Self { lane: Lane::Thread(jobs), coming })
     }
 

@@ -121,6 +121,12 @@ pub trait MailStore: Send + Sync {
     /// expunged goes to the graveyard.
     fn apply(&self, batches: Vec<Batch>) -> Vec<Result<Head, StoreError>>;
 
+    /// Calls of [`MailStore::apply`] that are worth making at the same time. One, where the batches
+    /// of a call share their waits for the disk; with more, each waits by itself and is a call.
+    fn lanes(&self) -> usize {
+        1
+    }
+
     /// Marks messages below `below` as replicated, durably: the master of the next epoch had every
     /// one of them when this node, which was the master, handed over. Without the mark they would be
     /// taken for mail that only this node has. Returns how many lacked it.

@@ -3,10 +3,7 @@
 //! Who put a message there is noted before Cyrus has it, by UID and GUID: after a crash in between,
 //! another message that came under that UID is not taken for replication's.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::collections::BTreeMap;
 
 use mailtwin_cyrus::mailbox::{EXPUNGED, Mailbox};
 use mailtwin_disk::index::Batch as IndexBatch;
@@ -25,9 +22,6 @@ use crate::{Batch, Destination, StoreError};
 /// MODSEQs have 63 bits (RFC 7162, 3.1.3).
 pub(super) const MODSEQ_MAX: u64 = u64::MAX >> 1;
 
-/// Mailboxes changed at the same time: Cyrus waits for the disk with each message.
-const AT_ONCE: usize = 4;
-
 /// A batch taken apart and found good.
 pub(super) struct Work {
     /// Records as they shall be, by UID, and whether each is new.
@@ -37,33 +31,7 @@ pub(super) struct Work {
 }
 
 impl Cyrus {
-    pub(super) fn apply_all(&self, batches: Vec<Batch>) -> Vec<Result<Head, StoreError>> {
-        let count = batches.len();
-        let work: Vec<_> =
-            batches.into_iter().map(|batch| std::sync::Mutex::new(Some(batch))).collect();
-        let next = AtomicUsize::new(0);
-        let run = || {
-            let mut done = Vec::new();
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(batch) = work.get(index).and_then(|batch| lock(batch).take()) else {
-                    return done;
-                };
-                done.push((index, self.apply_one(batch)));
-            }
-        };
-        let mut done: Vec<(usize, Result<Head, StoreError>)> = std::thread::scope(|scope| {
-            let others: Vec<_> = (1..count.min(AT_ONCE)).map(|_| scope.spawn(run)).collect();
-            let own = run();
-            let others = others.into_iter();
-            let others = others.flat_map(|thread| thread.join().expect("it does not panic"));
-            own.into_iter().chain(others.collect::<Vec<_>>()).collect()
-        });
-        done.sort_by_key(|(index, _)| *index);
-        done.into_iter().map(|(_, result)| result).collect()
-    }
-
-    fn apply_one(&self, batch: Batch) -> Result<Head, StoreError> {
+    pub(super) fn apply_one(&self, batch: Batch) -> Result<Head, StoreError> {
         self.verify_store()?;
         let account = batch.to.account.clone();
         let cell = self.cell(&account);

@@ -59,6 +59,10 @@ use build::Building;
 use server::Server;
 use snapshot::Snapshot;
 
+/// Mailboxes changed at the same time, each over a connection of its own: Cyrus waits for the disk with
+/// each message.
+const LANES: usize = 8;
+
 /// User flags that a mailbox of Cyrus can hold.
 const KEYWORDS_MAX: usize = 128;
 
@@ -330,7 +334,11 @@ impl MailStore for Cyrus {
     }
 
     fn apply(&self, batches: Vec<Batch>) -> Vec<Result<Head, StoreError>> {
-        self.apply_all(batches)
+        batches.into_iter().map(|batch| self.apply_one(batch)).collect()
+    }
+
+    fn lanes(&self) -> usize {
+        LANES
     }
 
     fn adopt(&self, account: &Account, mailbox: MailboxId, below: Uid) -> Result<u64, StoreError> {
