@@ -4,6 +4,9 @@ use std::fmt::Write as _;
 
 use crate::dlist::Value;
 
+/// Where new mailboxes are made.
+pub const NEW_PARTITION: &str = "default";
+
 /// The mark of a message that was expunged and not yet forgotten.
 pub const EXPUNGED: &[u8] = b"\\Expunged";
 
@@ -103,7 +106,7 @@ impl Mailbox {
             ("POP3_LAST_LOGIN", zero()),
             ("POP3_SHOW_AFTER", zero()),
             ("UIDVALIDITY", Value::number(uid_validity)),
-            ("PARTITION", Value::text("default")),
+            ("PARTITION", Value::text(NEW_PARTITION)),
             ("ACL", Value::text(&acl)),
             ("OPTIONS", Value::text("P")),
             ("CREATEDMODSEQ", Value::number(1)),
@@ -118,7 +121,7 @@ impl Mailbox {
             crc: (0, 0),
             kind: String::new(),
             acl,
-            partition: "default".to_owned(),
+            partition: NEW_PARTITION.to_owned(),
             annotated: false,
             fields: fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         }

@@ -39,6 +39,8 @@ pub enum Command<'a> {
     Apply(&'a str, &'a Value),
     /// Drops what this session has staged.
     Restart,
+    /// Nothing: it is answered if the session is still there.
+    Noop,
     /// Mailboxes that match, as IMAP names them; over IMAP only.
     List(&'a str),
 }
@@ -129,6 +131,7 @@ impl Session {
             Command::Get(name, value) => verb("GET", name, value),
             Command::Apply(name, value) => verb("APPLY", name, value),
             Command::Restart => wire.extend_from_slice(format!("{prefix}RESTART").as_bytes()),
+            Command::Noop => wire.extend_from_slice(b"NOOP"),
             Command::List(pattern) => {
                 wire.extend_from_slice(b"LIST \"\" ");
                 Value::text(pattern).encode(&mut wire);

@@ -14,6 +14,7 @@ use super::{
     Cell, Cyrus,
     apply::{Work, check_new, check_staged, first_messages},
     index_failed, note_held,
+    server::Session,
     snapshot::Snapshot,
 };
 use crate::{Batch, Staged, StoreError};
@@ -25,7 +26,10 @@ pub(super) const OWNER_RIGHTS: &str = "lrswipkxtecdan";
 #[derive(Debug, Default)]
 pub(super) struct Building {
     records: Vec<Record>,
+    /// What Cyrus does not have yet.
     staged: Vec<Staged>,
+    /// Where the others wait, so that they go to the disk while more are coming in.
+    session: Option<Session>,
 }
 
 impl Cyrus {
@@ -60,7 +64,11 @@ impl Cyrus {
         building.records.extend(work.changed.into_values().map(|(record, _)| record));
         building.staged.append(&mut batch.staged);
         if batch.last {
-            return self.show(account, cell, &batch, &building);
+            return self.show(account, cell, &batch, building);
+        }
+        building.session = self.server.send_ahead(building.session.take(), &building.staged)?;
+        if building.session.is_some() {
+            building.staged.clear();
         }
         let records = &building.records;
         let head = Head {
@@ -78,7 +86,7 @@ impl Cyrus {
         account: &Account,
         cell: &mut Cell,
         batch: &Batch,
-        building: &Building,
+        building: Building,
     ) -> Result<Head, StoreError> {
         let (id, name) = (batch.to.mailbox, &batch.to.name);
         if !name.is_inbox() {
@@ -104,7 +112,9 @@ impl Cyrus {
             note_held(&mut notes, id, record.uid, Some(record.guid));
         }
         self.index.commit(notes).map_err(index_failed)?;
-        self.server.bring(&at, &building.staged, &new.value(messages, None), None)?;
+        let change = (&at[..], &new.value(messages, None));
+        let session = building.session.map_or_else(|| self.server.session(), Ok)?;
+        self.server.finish(session, change, &building.staged, None)?;
         let shown = self.refresh_id_at(account, cell, &at, name)?;
         shown.ok_or(StoreError::Stale(None))
     }

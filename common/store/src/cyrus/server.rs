@@ -2,12 +2,12 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
 use mailtwin_cyrus::{
     Answer, Command, Dialect, File, Link, LinkError, Refusal, Value,
-    mailbox::{Mailbox, Message, guid_text},
+    mailbox::{Mailbox, Message, NEW_PARTITION, guid_text},
 };
 use mailtwin_disk::clock::Clock;
 use mailtwin_logic::ids::{Guid, Uid};
@@ -38,12 +38,25 @@ pub(super) struct User {
     pub(super) seen: Vec<Value>,
 }
 
+/// Connections on which messages may wait for a mailbox that is being collected: each is a process of
+/// the server's.
+const SESSIONS_MAX: usize = 16;
+
 /// What became of a fetch.
 #[derive(Debug)]
 pub(super) enum Fetched {
     Octets(Vec<u8>),
     /// The file is there, but not what it should be.
     Wrong,
+}
+
+/// A connection, and the messages that wait there for their mailbox.
+#[derive(Debug)]
+pub(super) struct Session {
+    link: Link,
+    sent: BTreeSet<Guid>,
+    /// One of those that are counted.
+    _counted: Arc<()>,
 }
 
 #[derive(Debug)]
@@ -53,44 +66,61 @@ pub(super) struct Server {
     imap: Mutex<Vec<Link>>,
     csync: Mutex<Vec<Link>>,
     separator: OnceLock<u8>,
+    sessions: Arc<()>,
 }
 
 impl Server {
     pub(super) fn new(options: CyrusOptions, clock: Arc<dyn Clock>) -> Self {
         let (imap, csync) = (Mutex::default(), Mutex::default());
-        Self { options, clock, imap, csync, separator: OnceLock::new() }
+        Self { options, clock, imap, csync, separator: OnceLock::new(), sessions: Arc::default() }
     }
 
-    /// The port that all but lists go to: what a master writes must stand in its sync log, so that
-    /// all replicas hear of it; what a replica writes must not.
+    /// The port that changes go to: what a master writes must stand in its sync log, so that all
+    /// replicas hear of it; what a replica writes must not. Reading costs `imapd` twice as much.
     fn dialect(&self) -> Dialect {
         if self.options.is_master { Dialect::Imap } else { Dialect::Csync }
     }
 
-    /// Does `work` on a connection. One that was kept may have ended meanwhile: then on another.
+    /// Does `work` on a connection.
     pub(super) fn with<T>(
         &self,
         dialect: Dialect,
-        mut work: impl FnMut(&mut Link) -> Result<T, LinkError>,
+        work: impl FnMut(&mut Link) -> Result<T, LinkError>,
     ) -> Result<T, LinkError> {
-        let pool = if dialect == Dialect::Imap { &self.imap } else { &self.csync };
+        let (link, done) = self.begin(dialect, work)?;
+        self.keep(dialect, link);
+        done
+    }
+
+    /// Begins with `work` on a connection, which is then still there. One that was kept may have ended
+    /// meanwhile: then on another.
+    fn begin<T>(
+        &self,
+        dialect: Dialect,
+        mut work: impl FnMut(&mut Link) -> Result<T, LinkError>,
+    ) -> Result<(Link, Result<T, LinkError>), LinkError> {
         loop {
-            let kept = pool.lock().expect("no panic while it is held").pop();
+            let kept = self.pool(dialect).pop();
             let is_kept = kept.is_some();
             let mut link = kept.map_or_else(|| self.open(dialect), Ok)?;
-            let done = work(&mut link);
-            match &done {
-                Err(error) if !error.is_refusal() && is_kept => continue,
-                Err(error) if !error.is_refusal() => {}
-                _ => {
-                    let mut pool = pool.lock().expect("no panic while it is held");
-                    if pool.len() < IDLE_MAX {
-                        pool.push(link);
-                    }
-                }
+            match work(&mut link) {
+                Err(error) if !error.is_refusal() && is_kept => {}
+                Err(error) if !error.is_refusal() => return Err(error),
+                done => return Ok((link, done)),
             }
-            return done;
         }
+    }
+
+    fn keep(&self, dialect: Dialect, link: Link) {
+        let mut pool = self.pool(dialect);
+        if pool.len() < IDLE_MAX {
+            pool.push(link);
+        }
+    }
+
+    fn pool(&self, dialect: Dialect) -> MutexGuard<'_, Vec<Link>> {
+        let pool = if dialect == Dialect::Imap { &self.imap } else { &self.csync };
+        pool.lock().expect("no panic while it is held")
     }
 
     fn open(&self, dialect: Dialect) -> Result<Link, LinkError> {
@@ -100,7 +130,7 @@ impl Server {
     }
 
     fn get(&self, name: &str, value: &Value) -> Result<Vec<Answer>, LinkError> {
-        self.with(self.dialect(), |link| link.run(&Command::Get(name, value)))
+        self.with(Dialect::Csync, |link| link.run(&Command::Get(name, value)))
     }
 
     /// One write that may be repeated.
@@ -269,39 +299,71 @@ impl Server {
         value: &Value,
         rebuilt: Option<&[Guid]>,
     ) -> Result<(), StoreError> {
+        let session = self.session()?;
+        self.finish(session, (name, value), staged, rebuilt)
+    }
+
+    /// A session in which nothing waits. It is there; should it break later, everything is planned anew.
+    pub(super) fn session(&self) -> Result<Session, StoreError> {
+        let begun = self.begin(self.dialect(), |link| link.run(&Command::Restart));
+        let begun = begun.and_then(|(link, done)| done.map(|_| link));
+        let link = begun.map_err(failed("begin", "a session"))?;
+        Ok(Session { link, sent: BTreeSet::new(), _counted: Arc::clone(&self.sessions) })
+    }
+
+    /// Has messages wait in a session, another if there is none yet; `None` if there are too many.
+    pub(super) fn send_ahead(
+        &self,
+        session: Option<Session>,
+        staged: &[Staged],
+    ) -> Result<Option<Session>, StoreError> {
+        if session.is_none() && Arc::strong_count(&self.sessions) > SESSIONS_MAX {
+            return Ok(None);
+        }
+        let mut session = session.map_or_else(|| self.session(), Ok)?;
+        upload(&mut session, staged, NEW_PARTITION)?;
+        Ok(Some(session))
+    }
+
+    /// [`Server::bring`] in a session where messages may wait already.
+    pub(super) fn finish(
+        &self,
+        mut session: Session,
+        (name, value): (&[u8], &Value),
+        staged: &[Staged],
+        rebuilt: Option<&[Guid]>,
+    ) -> Result<(), StoreError> {
         let what = name.escape_ascii().to_string();
-        let done = self.with(self.dialect(), |link| {
-            // Tells whether the connection is still there, before anything depends on it. One that
-            // breaks later is not tried again here: everything is planned anew.
-            link.run(&Command::Restart)?;
-            let done = upload(link, staged, value).and_then(|()| {
-                change(link, name, value, rebuilt).map_err(|error| {
-                    let is_poison = matches!(error, LinkError::Ended { .. });
-                    let why = "Cyrus ended the connection over its changes; its log says why";
-                    let poison = || StoreError::Corrupt { path: (&what).into(), why: why.into() };
-                    if is_poison { poison() } else { failed("change", &what)(error) }
-                })
-            });
-            let is_alive = match &done {
-                Ok(()) => true,
-                Err(StoreError::Server { source, .. }) => source.is_refusal(),
-                Err(_) => false,
-            };
-            if is_alive {
-                // Frees what was staged. A connection that breaks here is found out by the next.
-                let _ = link.run(&Command::Restart);
-            }
-            Ok(done)
+        let partition = value.text_of("PARTITION").unwrap_or_default();
+        let done = upload(&mut session, staged, &String::from_utf8_lossy(partition));
+        let done = done.and_then(|()| {
+            change(&mut session.link, name, value, rebuilt).map_err(|error| {
+                let is_poison = matches!(error, LinkError::Ended { .. });
+                let why = "Cyrus ended the connection over its changes; its log says why";
+                let poison = || StoreError::Corrupt { path: (&what).into(), why: why.into() };
+                if is_poison { poison() } else { failed("change", &what)(error) }
+            })
         });
-        done.map_err(failed("change", &what))?
+        let is_alive = match &done {
+            Ok(()) => true,
+            Err(StoreError::Server { source, .. }) => source.is_refusal(),
+            Err(_) => false,
+        };
+        // Frees what was staged.
+        if is_alive && session.link.run(&Command::Restart).is_ok() {
+            self.keep(self.dialect(), session.link);
+        }
+        done
     }
 }
 
-/// Sends messages, some at a time, so that they need little memory.
-fn upload(link: &mut Link, staged: &[Staged], value: &Value) -> Result<(), StoreError> {
-    let partition = value.text_of("PARTITION").unwrap_or_default();
-    let partition = String::from_utf8_lossy(partition).into_owned();
-    let mut sent = BTreeSet::new();
+/// Sends messages, each content once, some at a time, so that they need little memory.
+fn upload(session: &mut Session, staged: &[Staged], partition: &str) -> Result<(), StoreError> {
+    let Session { link, sent, .. } = session;
+    if !sent.is_empty() {
+        // It was left alone for a while: what it ends over later is then what comes later.
+        link.run(&Command::Noop).map_err(failed("upload", "messages"))?;
+    }
     let mut part = (Vec::new(), 0_usize);
     let mut send = |files: Vec<Value>| {
         let sent = link.run(&Command::Apply("MESSAGE", &Value::List(files)));
@@ -316,7 +378,7 @@ fn upload(link: &mut Link, staged: &[Staged], value: &Value) -> Result<(), Store
             part.1 = 0;
         }
         part.1 = part.1.saturating_add(octets.len());
-        let (partition, guid) = (partition.clone(), guid_text(staged.guid().0));
+        let (partition, guid) = (partition.to_owned(), guid_text(staged.guid().0));
         part.0.push(Value::File(File { partition, guid, octets }));
     }
     if part.0.is_empty() { Ok(()) } else { send(part.0) }
