@@ -4,7 +4,10 @@ use std::{
     fmt,
     io::{self, Read},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use mailtwin_logic::ids::{Guid, Uid};
@@ -60,13 +63,37 @@ pub struct Staged {
     guid: Guid,
     octets: u64,
     place: Place,
+    /// Dropped with it.
+    room: Option<Room>,
+}
+
+/// A part of the memory that an engine lets octets wait in; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Room {
+    used: Arc<AtomicU64>,
+    octets: u64,
+}
+
+impl Room {
+    /// Takes room, of which `max` octets may be `used`; `None` if so many are not left.
+    pub(crate) fn take(used: &Arc<AtomicU64>, octets: u64, max: u64) -> Option<Self> {
+        let more = |used: u64| used.checked_add(octets).filter(|used| *used <= max);
+        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Self { used: Arc::clone(used), octets })
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.octets, Ordering::Relaxed);
+    }
 }
 
 /// Where staged octets wait.
 pub(crate) enum Place {
     /// In a file, with its inode number.
     File(PathBuf, u64),
-    /// In memory (memory engine).
+    /// In memory.
     Memory(Arc<[u8]>),
     /// Already taken.
     Taken,
@@ -85,7 +112,13 @@ impl fmt::Debug for Place {
 impl Staged {
     /// Evidence that the octets at `place` hash to `guid`: only engines make it, after checking.
     pub(crate) fn new(guid: Guid, octets: u64, place: Place) -> Self {
-        Self { guid, octets, place }
+        Self { guid, octets, place, room: None }
+    }
+
+    /// The same, in memory that is counted.
+    pub(crate) fn within(mut self, room: Room) -> Self {
+        self.room = Some(room);
+        self
     }
 
     /// What they hash to.
@@ -115,5 +148,20 @@ impl Drop for Staged {
             // A leftover is found and removed at the next start.
             let _ = std::fs::remove_file(path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_given_back() {
+        let used = Arc::default();
+        let first = Room::take(&used, 6, 10);
+        assert!(first.is_some() && Room::take(&used, 5, 10).is_none());
+        let staged = Staged::new(Guid::default(), 6, Place::Taken);
+        drop(first.map(|room| staged.within(room)));
+        assert!(Room::take(&used, 10, 10).is_some() && Room::take(&used, u64::MAX, 10).is_none());
     }
 }

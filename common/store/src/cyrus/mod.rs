@@ -26,7 +26,7 @@ mod steps;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -129,6 +129,8 @@ pub struct Cyrus {
     problems: Mutex<BTreeMap<Option<Account>, Vec<Problem>>>,
     /// Where octets are held, as far as they were seen.
     bodies: Mutex<BTreeMap<Guid, (Account, MailboxId, Uid)>>,
+    /// Octets that wait in memory.
+    room: Arc<AtomicU64>,
 }
 
 /// What is known of one account.
@@ -166,7 +168,8 @@ impl Cyrus {
         let graveyard = Graveyard::new(&options.work_dir, options.graveyard);
         let server = Server::new(options, Arc::clone(&clock));
         let (cells, problems, bodies) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(Self { server, index, clock, keeper, graveyard, cells, problems, bodies })
+        let room = Arc::default();
+        Ok(Self { server, index, clock, keeper, graveyard, cells, problems, bodies, room })
     }
 
     fn cell(&self, account: &Account) -> Arc<Mutex<Cell>> {

@@ -1,4 +1,4 @@
-//! Octets on their way: in files of our own until Cyrus gets them.
+//! Octets on their way: in memory, or in files of our own, until Cyrus gets them.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -16,13 +16,21 @@ use sha1::{Digest as _, Sha1};
 
 use super::{Cyrus, lock, no_mailbox, no_message, server::Fetched};
 use crate::{
-    Destination, Octets, Staged, Staging, StoreError, maildir::fsys::during, staged::Place,
+    Destination, Octets, Staged, Staging, StoreError,
+    maildir::fsys::during,
+    staged::{Place, Room},
 };
 
 /// Where they wait, below the working directory: a node's two daemons keep out of each other's way.
 pub(super) fn dir(is_master: bool) -> &'static str {
     if is_master { "staging-master" } else { "staging-replica" }
 }
+
+/// Octets that wait in memory, altogether; beyond, they wait in files.
+const ROOM_OCTETS: u64 = 32 << 20;
+
+/// Octets of a message that may wait in memory.
+const SMALL_OCTETS: u64 = 256 << 10;
 
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
@@ -37,26 +45,33 @@ pub(super) fn sweep(staging: &Path) -> Result<(), StoreError> {
 
 /// Reads staged octets, to be sent.
 pub(super) fn read(staged: &Staged) -> Result<Vec<u8>, StoreError> {
-    let what = || StoreError::NotFound { what: format!("staged message {}", staged.guid()) };
-    let Place::File(path, _) = staged.place() else { return Err(what()) };
-    let octets = fs::read(path).map_err(during("read", path))?;
+    let what = format!("staged message {}", staged.guid());
+    let octets = match staged.place() {
+        Place::Memory(octets) => octets.to_vec(),
+        Place::File(path, _) => fs::read(path).map_err(during("read", path))?,
+        Place::Taken => return Err(StoreError::NotFound { what }),
+    };
     // Cyrus ends the connection over octets that are not what their GUID says.
     let got = crate::guid_of(&octets);
     if got != staged.guid() {
-        let what = format!("staged message {}", path.display());
         return Err(StoreError::Mismatch { what, want: staged.guid(), got });
     }
     Ok(octets)
 }
 
 struct Intake {
-    path: PathBuf,
     /// `None` once finished.
-    file: Option<File>,
+    taken: Option<Taken>,
     hash: Sha1,
     octets: u64,
     want: (Guid, u64),
     what: String,
+}
+
+/// Where the octets of a message are as they come in.
+enum Taken {
+    File(PathBuf, File),
+    Memory(Vec<u8>, Room),
 }
 
 impl Staging for Intake {
@@ -67,8 +82,14 @@ impl Staging for Intake {
             return Err(StoreError::Mismatch { what, want: self.want.0, got: Guid::default() });
         }
         self.hash.update(octets);
-        let Some(file) = &mut self.file else { return Ok(()) };
-        file.write_all(octets).map_err(during("write", &self.path))
+        match &mut self.taken {
+            Some(Taken::File(path, file)) => file.write_all(octets).map_err(during("write", path)),
+            Some(Taken::Memory(all, _)) => {
+                all.extend_from_slice(octets);
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     fn finish(mut self: Box<Self>) -> Result<Staged, StoreError> {
@@ -77,16 +98,20 @@ impl Staging for Intake {
             let (what, want) = (self.what.clone(), self.want.0);
             return Err(StoreError::Mismatch { what, want, got });
         }
-        self.file = None;
-        Ok(Staged::new(got, self.octets, Place::File(self.path.clone(), 0)))
+        let staged = |place| Staged::new(got, self.octets, place);
+        Ok(match self.taken.take() {
+            Some(Taken::File(path, _)) => staged(Place::File(path, 0)),
+            Some(Taken::Memory(all, room)) => staged(Place::Memory(all.into())).within(room),
+            None => staged(Place::Taken),
+        })
     }
 }
 
 impl Drop for Intake {
     fn drop(&mut self) {
-        if self.file.is_some() {
+        if let Some(Taken::File(path, _)) = &self.taken {
             // A leftover is removed at the next start.
-            let _ = fs::remove_file(&self.path);
+            let _ = fs::remove_file(path);
         }
     }
 }
@@ -97,19 +122,29 @@ impl Cyrus {
         destination: &Destination,
         record: &Record,
     ) -> Result<Box<dyn Staging>, StoreError> {
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}.{serial}", std::process::id());
-        let path = self.server.options.work_dir.join(dir(self.server.options.is_master)).join(name);
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(&path);
+        let small = record.octets <= SMALL_OCTETS;
+        let room = || Room::take(&self.room, record.octets, ROOM_OCTETS);
+        let taken = match small.then(room).flatten() {
+            Some(room) => Taken::Memory(Vec::new(), room),
+            None => self.staging_file()?,
+        };
         Ok(Box::new(Intake {
-            file: Some(file.map_err(during("create", &path))?),
-            path,
+            taken: Some(taken),
             hash: Sha1::new(),
             octets: 0,
             want: (record.guid, record.octets),
             what: format!("message {} for {}", record.uid, destination.account),
         }))
+    }
+
+    fn staging_file(&self) -> Result<Taken, StoreError> {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}.{serial}", std::process::id());
+        let path = self.server.options.work_dir.join(dir(self.server.options.is_master)).join(name);
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(&path);
+        let file = file.map_err(during("create", &path))?;
+        Ok(Taken::File(path, file))
     }
 
     /// Copies octets that some mailbox of this store holds.

@@ -4,6 +4,7 @@
 use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -21,6 +22,8 @@ pub(super) struct Daemons {
     pub(super) agent: Process,
     /// On the replica's.
     pub(super) replica: Process,
+    /// When they were started, by the lab's clock.
+    pub(super) started: Duration,
     agent_metrics: u16,
     /// The master's configuration.
     pub(super) master_config: PathBuf,
@@ -85,6 +88,7 @@ impl Daemons {
             Process::start(lab, &launch)
         };
         Ok(Self {
+            started: lab.clock().monotonic(),
             replica: start("mailtwin-replica", &on_replica)?,
             agent: start("mailtwin-agent", &on_master)?,
             agent_metrics: metrics[0],

@@ -153,6 +153,12 @@ Notes:
 - *Live pair* is two Dovecots and both daemons (or Dovecot's replicator) on one machine, so that all of them share its
   processors. On the master a message has arrived when its name shows in new/ or cur/; on the replica when
   the lock under which it was placed is released, which Mailtwin does once file, name and list are synced.
+- *Cyrus* is a Cyrus 3.6.1 on either side, configured alike for both: one channel of the sync log, `sync_client` as it is by itself
+  (deflate, no TLS) but for `sync_repeat_interval: 0s`, with which it is fastest; Mailtwin over TLS. A first copy ends when
+  `sync_client` does, or when the replica has acked everything. The pass is `replctl check --level quick`, with both daemons
+  running: it compares for each mailbox of every user what the two servers tell of its state, as `sync_client -A` does. A delivery is
+  accepted with LMTP's 250, and durable when the replica's server has synced and closed the mailbox's index. Every copy is
+  compared with its master by UIDs and GUIDs.
 - CPU is user and system time of all processes of a tool, to 10 ms; writing back dirty pages is the kernel's and
   counted for nobody.
 ";

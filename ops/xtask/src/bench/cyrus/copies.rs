@@ -66,15 +66,14 @@ fn copy_all(
     [master, replica]: [&Cyrus; 2],
     total: usize,
 ) -> Result<Duration> {
-    let start = bench.clock.monotonic();
     let daemons = daemons(bench, lab, name, [master, replica])?;
+    let taken = || lab.clock().monotonic().saturating_sub(daemons.started);
     // Before anything was looked at, there is nothing to be acked either.
     while !(daemons.lag().is_ok_and(|lag| lag == Some(0)) && spooled(replica)? == total) {
-        let taken = bench.clock.monotonic().saturating_sub(start);
-        ensure!(taken < COPY_LIMIT, "there are {} of {total} messages", spooled(replica)?);
+        ensure!(taken() < COPY_LIMIT, "there are {} of {total} messages", spooled(replica)?);
         bench.clock.pause(LOOK_EVERY);
     }
-    let wall = bench.clock.monotonic().saturating_sub(start);
+    let wall = taken();
     daemons.stop()?;
     Ok(wall)
 }
