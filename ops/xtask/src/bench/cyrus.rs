@@ -5,7 +5,7 @@ mod copies;
 mod deliveries;
 mod landings;
 
-use std::{fmt, process::Command, time::Duration};
+use std::{collections::BTreeMap, fmt, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use mailtwin_tests::{
@@ -87,7 +87,7 @@ fn held(server: &Cyrus) -> Result<Vec<Held>> {
 }
 
 fn count(held: &[Held]) -> usize {
-    held.iter().flat_map(Held::values).map(|messages| messages.len()).sum()
+    held.iter().flat_map(Held::values).map(BTreeMap::len).sum()
 }
 
 /// Checks that the replica has the master's messages, under their UIDs and GUIDs, in all mailboxes.
