@@ -95,7 +95,7 @@ impl Cyrus {
         self.ensure_parents(account, cell, name)?;
         let at = self.internal(account, cell, name)??;
         let unique_id = names::unique_id(id.0);
-        self.free_identity(account, (&unique_id, name), &at)?;
+        let is_deleted = self.free_identity(account, (&unique_id, name), &at)?;
         let acl = format!("{account}\t{OWNER_RIGHTS}\t").into_bytes();
         let new = Mailbox::new(at.clone(), unique_id, batch.target.uid_validity.0, acl);
         let last = building.records.last().map_or(0, |record| record.uid.0);
@@ -114,7 +114,7 @@ impl Cyrus {
         self.index.commit(notes).map_err(index_failed)?;
         let change = (&at[..], &new.value(messages, None));
         let session = building.session.map_or_else(|| self.server.session(), Ok)?;
-        self.server.finish(session, change, &building.staged, None)?;
+        self.server.finish(session, change, &building.staged, is_deleted.then_some(&[]))?;
         let shown = self.refresh_id_at(account, cell, &at, name)?;
         shown.ok_or(StoreError::Stale(None))
     }
@@ -189,30 +189,34 @@ impl Cyrus {
 
     /// Takes a mailbox's identity away from what else has it: Cyrus takes the mailbox under no other
     /// name. Where others are below what is deleted, it leaves a place in the hierarchy; and what a
-    /// client has deleted is kept under another name for a while.
+    /// client has deleted is kept under another name for a while. Tells whether the latter stands at
+    /// `at` now, and has to be taken away there: from where it was, its identity would not come back.
     fn free_identity(
         &self,
         account: &Account,
         (unique_id, name): (&str, &MailboxName),
         at: &[u8],
-    ) -> Result<(), StoreError> {
-        let Some(there) = self.server.by_id(unique_id, at)? else { return Ok(()) };
+    ) -> Result<bool, StoreError> {
+        let Some(there) = self.server.by_id(unique_id, at)? else { return Ok(false) };
         if there.name == at {
-            return Ok(());
+            return Ok(false);
         }
         if names::is_deleted(&there.name) {
-            return self.forget_deleted(account, name, &there.name);
+            self.bury_deleted(account, name, &there.name)?;
+            self.rename(&there, at)?;
+            return Ok(true);
         }
         if !there.is_intermediate() {
-            return Ok(());
+            return Ok(false);
         }
         let another = names::unique_id(crate::maildir::random_id()?.0);
-        self.server.bring(&there.name, &[], &Mailbox::place(&there.name, &another), None)
+        let place = Mailbox::place(&there.name, &another);
+        self.server.bring(&there.name, &[], &place, None).map(|()| false)
     }
 
-    /// Removes what a client has deleted and the server has kept; copies of its messages go to the
-    /// graveyard, under the name that the mailbox had.
-    fn forget_deleted(
+    /// Copies the messages of what a client has deleted and the server has kept into the graveyard,
+    /// under the name that the mailbox had.
+    fn bury_deleted(
         &self,
         account: &Account,
         name: &MailboxName,
@@ -222,8 +226,7 @@ impl Cyrus {
         let mut snapshot = Snapshot::new(mailbox.clone(), name.clone());
         snapshot.learn(mailbox, messages, &BTreeMap::new());
         let uids: Vec<Uid> = snapshot.records().map(|record| record.uid).collect();
-        self.bury(account, &snapshot, &uids)?;
-        self.server.apply("remove", "UNMAILBOX", &mailtwin_cyrus::Value::text(kept))
+        self.bury(account, &snapshot, &uids)
     }
 
     /// Makes an empty INBOX if there is none: without one, Cyrus takes neither another mailbox of a

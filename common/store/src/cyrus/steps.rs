@@ -114,7 +114,7 @@ impl Cyrus {
         Ok(())
     }
 
-    fn rename(&self, mailbox: &Mailbox, to: &[u8]) -> Result<(), StoreError> {
+    pub(super) fn rename(&self, mailbox: &Mailbox, to: &[u8]) -> Result<(), StoreError> {
         let value = Value::map([
             ("OLDMBOXNAME", Value::text(&mailbox.name)),
             ("NEWMBOXNAME", Value::text(to)),
