@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
-    daemon, dovecot24, files,
+    corpus, daemon, dovecot24, files,
     gate::Hook,
     imap::Imap,
     lab::{Lab, MAIL_USER},
@@ -404,6 +404,17 @@ impl Server for Dovecot {
         let mut words = text.lines().next().unwrap_or_default().split(' ');
         let id = words.find_map(|word| word.strip_prefix('G'));
         Ok(id.with_context(|| format!("no identity in {}", path.display()))?.to_owned())
+    }
+
+    fn serials_by_guid(&self, account: &str) -> anyhow::Result<BTreeMap<String, String>> {
+        let mut serials = BTreeMap::new();
+        for path in files::messages(&self.maildir(account))? {
+            let octets = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            let serial = corpus::serial(&octets);
+            let serial = serial.with_context(|| format!("no serial in {}", path.display()))?;
+            serials.insert(files::sha1(&octets), serial);
+        }
+        Ok(serials)
     }
 
     fn shows_all(&self, account: &str, shown: usize) -> anyhow::Result<bool> {

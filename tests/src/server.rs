@@ -46,6 +46,9 @@ pub trait Server: Debug + Send + Sync {
     /// The identity that it gave a mailbox, which stays over a change of name.
     fn identity(&self, account: &str, mailbox: &str) -> anyhow::Result<String>;
 
+    /// The serial number of every message of an account, by the SHA-1 of its octets as it keeps them.
+    fn serials_by_guid(&self, account: &str) -> anyhow::Result<BTreeMap<String, String>>;
+
     /// Whether IMAP can be believed when it shows `shown` messages of an account.
     fn shows_all(&self, account: &str, shown: usize) -> anyhow::Result<bool>;
 

@@ -78,11 +78,6 @@ impl Side {
         counts
     }
 
-    /// The serial number of every message, by the SHA-1 of its octets.
-    pub fn serials_by_sha1(&self) -> BTreeMap<String, String> {
-        self.all().map(|(_, _, message)| (message.sha1.clone(), serial(message))).collect()
-    }
-
     /// Every message as clients know it.
     pub fn presented(&self, account: &str) -> BTreeMap<Presented, String> {
         let mailboxes = self.mailboxes.values();

@@ -153,7 +153,10 @@ impl<S: Server> Story<'_, S> {
         self.work(old)?;
         let past = self.deliver_past_the_gate(new)?;
         let theirs = self.read(old)?;
-        let known: Vec<_> = theirs.iter().map(Side::serials_by_sha1).collect();
+        let mut known = Vec::new();
+        for account in &self.cluster.accounts {
+            known.push(self.cluster.servers[old].serials_by_guid(account)?);
+        }
         self.cluster.servers[old].stop()?;
         self.cluster.force(self.lab, new)?;
         let status = self.cluster.nodes[new].ask(self.lab, &["status"])?;

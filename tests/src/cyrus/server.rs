@@ -15,7 +15,7 @@ use crate::{
     gate::Hook,
     imap::Imap,
     lab::{Lab, MAIL_USER},
-    lmtp,
+    lmtp, oracle,
     random::Random,
     server::Server,
 };
@@ -92,6 +92,13 @@ impl Server for Cyrus {
         let mut ids = values.filter(|value| value.text_of("MBOXNAME") == Some(at.as_bytes()));
         let id = ids.next().and_then(|value| value.text_of("UNIQUEID"));
         Ok(String::from_utf8_lossy(id.with_context(|| format!("no mailbox {at}"))?).into_owned())
+    }
+
+    /// It gives clients the octets that it keeps.
+    fn serials_by_guid(&self, account: &str) -> anyhow::Result<BTreeMap<String, String>> {
+        let seen = oracle::Account::read(self, account)?;
+        let messages = seen.mailboxes.into_values().flat_map(|mailbox| mailbox.messages);
+        Ok(messages.filter_map(|(_, message)| Some((message.sha1, message.serial?))).collect())
     }
 
     /// It is the server that says what there is.
