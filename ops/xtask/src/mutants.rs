@@ -132,7 +132,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         what: "what was equal once is equal for ever",
         file: VISIT,
-        from: "if known.is_some_and(|known| known.head == state.head) {",
+        from: "if known.as_ref().is_some_and(|known| self.is_equal(known, &state)) {",
         to: "if known.is_some() {",
     },
     Mutant {
@@ -169,9 +169,9 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         what: "a message that is left out is not told of",
         file: VISIT,
-        from: "let bad = self.bad_messages(account, id, &found.bad).await?;",
+        from: "let left = self.left_unequal(account, &delta, &plan, (head, &found.bad)).await?;",
         to: "if !found.bad.is_empty() { return Ok(Some(Visited::default())); }
-        let bad = None;",
+        let left = self.left_unequal(account, &delta, &plan, (head, &found.bad)).await?;",
     },
     Mutant {
         what: "messages that a restored master has forgotten are expunged",
@@ -382,4 +382,18 @@ fn remove_all_but(dir: &Path, kept: &BTreeSet<PathBuf>) -> Result<()> {
 #[expect(clippy::disallowed_methods, reason = "a scratch copy need not be durable")]
 fn overwrite(path: &Path, content: &str) -> Result<()> {
     fs::write(path, content).with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bug_still_has_its_place() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        for Mutant { what, file, from, .. } in MUTANTS.iter().chain(syncs::SYNCS) {
+            let whole = fs::read_to_string(root.join(file)).unwrap();
+            assert_eq!(whole.matches(from).count(), 1, "{what}: {from:?} in {file}");
+        }
+    }
 }
