@@ -121,7 +121,7 @@ fn random_work_on_a_cyrus_pair_ends_equal_whatever_daemon_dies() -> anyhow::Resu
 
 /// kill -9 of what in both Cyruses works for our daemons, until `go_on` is cleared; returns how many.
 ///
-/// A service of which five processes die within ten seconds is switched off by Cyrus until it is restarted.
+/// Not too often: Cyrus then refuses connections to that service for good.
 fn kill_processes(
     cyruses: [&Cyrus; 2],
     go_on: &AtomicBool,

@@ -76,7 +76,7 @@ impl Server {
     }
 
     /// The port that changes go to: what a master writes must stand in its sync log, so that all
-    /// replicas hear of it; what a replica writes must not. Reading costs `imapd` twice as much.
+    /// replicas hear of it; what a replica writes must not. Reading costs `imapd` three times as much.
     fn dialect(&self) -> Dialect {
         if self.options.is_master { Dialect::Imap } else { Dialect::Csync }
     }

@@ -114,7 +114,13 @@ async fn elsewhere(
         (None, Some(root)) if server == args::OtherServer::Cyrus => {
             Box::new(move || other::of_maildir(&root, layout, saves_crlf))
         }
-        _ => return vec![Finding::ok(Code::OtherServer, "the same kind of server is here")],
+        _ => {
+            let what = "the same mail server is here: only another one's limits are looked for";
+            return vec![
+                Finding::note(Code::OtherServer, what)
+                    .because("names that another layout has no room for show in replctl status"),
+            ];
+        }
     };
     tokio::task::spawn_blocking(look).await.unwrap_or_default()
 }
