@@ -56,6 +56,13 @@ impl Node {
         Self::beside(lab, &stores.collect::<Vec<_>>())
     }
 
+    /// [`Node::beside`], and all of them running; the master last.
+    pub fn start_beside(lab: &Lab, servers: &[(&str, String)]) -> anyhow::Result<Vec<Self>> {
+        let mut nodes = Self::beside(lab, servers)?;
+        nodes.iter_mut().rev().try_for_each(|node| node.start(lab))?;
+        Ok(nodes)
+    }
+
     /// The same for servers of any kind: what they are called, and the sections of the configuration
     /// that tell of their store.
     pub fn beside(lab: &Lab, servers: &[(&str, String)]) -> anyhow::Result<Vec<Self>> {

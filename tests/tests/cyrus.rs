@@ -25,12 +25,10 @@ struct Pair {
 
 impl Pair {
     fn start(lab: &Lab, master: (&str, String), replica: (&str, String)) -> anyhow::Result<Self> {
-        let nodes: [Node; 2] = Node::beside(lab, &[master, replica])?
+        let nodes: [Node; 2] = Node::start_beside(lab, &[master, replica])?
             .try_into()
             .map_err(|_| anyhow::anyhow!("a node for each server"))?;
-        let [mut agent, mut copy] = nodes;
-        copy.start(lab)?;
-        agent.start(lab)?;
+        let [agent, copy] = nodes;
         Ok(Self { agent, copy })
     }
 

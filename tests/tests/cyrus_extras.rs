@@ -13,15 +13,6 @@ use mailtwin_tests::{
     server::Server as _,
 };
 
-/// Nodes beside a master and a replica, started.
-fn pair(lab: &Lab, stores: &[(&str, String)]) -> anyhow::Result<Vec<Node>> {
-    let mut nodes = Node::beside(lab, stores)?;
-    for (place, node) in nodes.iter_mut().enumerate().rev() {
-        node.start(lab).map_err(|error| error.context(format!("start node {place}")))?;
-    }
-    Ok(nodes)
-}
-
 /// One line for each annotation, limit and mark that a Cyrus has of `user`.
 fn extras(cyrus: &Cyrus, user: &str) -> anyhow::Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
@@ -102,7 +93,10 @@ fn annotations_limits_and_marks_come_along() -> anyhow::Result<()> {
         imap.command("SETMETADATA Sent (/private/specialuse \"\\\\Sent\")")?;
         imap.select("INBOX")?;
         imap.command("UID STORE 1 ANNOTATION (/comment (value.shared \"before\"))")?;
-        let nodes = pair(lab, &[("a", master.store_config()), ("b", replica.store_config())])?;
+        let nodes = Node::start_beside(
+            lab,
+            &[("a", master.store_config()), ("b", replica.store_config())],
+        )?;
         let both = (&master, &replica);
         wait_equal(lab, both, "ann", &["/specialuse", "before"], &[])?;
 
@@ -161,7 +155,10 @@ fn a_client_that_moves_to_the_other_cyrus_hears_of_what_comes() -> anyhow::Resul
         for number in 0..3 {
             master.deliver("ann", &corpus::short(&format!("{number}")))?;
         }
-        let mut nodes = pair(lab, &[("a", master.store_config()), ("b", replica.store_config())])?;
+        let mut nodes = Node::start_beside(
+            lab,
+            &[("a", master.store_config()), ("b", replica.store_config())],
+        )?;
         // Changes that are undone before anybody looks leave nothing but a higher MODSEQ.
         let mut imap = master.imap("ann")?;
         imap.select("INBOX")?;
@@ -206,7 +203,8 @@ fn a_maildir_keeps_for_a_cyrus_what_dovecot_does_not_know() -> anyhow::Result<()
         let mut imap = first.imap("ann")?;
         imap.select("INBOX")?;
         imap.command("UID STORE 1 ANNOTATION (/comment (value.shared \"kept\"))")?;
-        let mut nodes = pair(lab, &[("a", first.store_config()), ("b", middle.store_config())])?;
+        let mut nodes =
+            Node::start_beside(lab, &[("a", first.store_config()), ("b", middle.store_config())])?;
         let kept = middle.maildir("ann").join("mailtwin-annotations");
         lab.wait("the annotation lies beside the Maildir's mail", || {
             let content = fs::read_to_string(&kept).unwrap_or_default();
@@ -222,7 +220,8 @@ fn a_maildir_keeps_for_a_cyrus_what_dovecot_does_not_know() -> anyhow::Result<()
         nodes.iter_mut().try_for_each(Node::stop)?;
         drop(nodes);
 
-        let nodes = pair(lab, &[("b2", middle.store_config()), ("c", last.store_config())])?;
+        let nodes =
+            Node::start_beside(lab, &[("b2", middle.store_config()), ("c", last.store_config())])?;
         lab.wait("the other Cyrus has what the first had", || {
             let (ours, theirs) = (extras(&first, "ann")?, extras(&last, "ann")?);
             Ok(if ours == theirs { Ok(()) } else { Err(format!("{ours:#?}\n{theirs:#?}")) })

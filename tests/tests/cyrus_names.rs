@@ -68,8 +68,7 @@ fn replicate(lab: &Lab, ours: Naming, theirs: Naming, user: &str) -> anyhow::Res
     replica.set_password(user)?;
     master.deliver(user, &corpus::short("before"))?;
     let stores = [("a", master.store_config()), ("b", replica.store_config())];
-    let mut nodes = Node::beside(lab, &stores)?;
-    nodes.iter_mut().rev().try_for_each(|node| node.start(lab))?;
+    let nodes = Node::start_beside(lab, &stores)?;
     let wait = |what: &str, wanted: &[&str]| {
         lab.wait(what, || {
             let (ours, theirs) = (ours.state(&master, user)?, theirs.state(&replica, user));

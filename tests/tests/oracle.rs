@@ -88,8 +88,7 @@ fn random_work_on_a_cyrus_pair_ends_equal_whatever_daemon_dies() -> anyhow::Resu
             accounts.iter().try_for_each(|account| server.add_account(account, is_master))?;
         }
         let stores = [&master, &replica].map(|server| (server.name(), server.store_config()));
-        let mut nodes = Node::beside(lab, &stores)?;
-        nodes.iter_mut().rev().try_for_each(|node| node.start(lab))?;
+        let mut nodes = Node::start_beside(lab, &stores)?;
         let workload = Workload::usual(lab, &master, &accounts);
         let go_on = AtomicBool::new(true);
         let (tally, killed) = thread::scope(|scope| {

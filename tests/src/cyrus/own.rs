@@ -65,11 +65,7 @@ impl Cyrus {
 
     /// The directory of a user's mailbox, given by its internal name.
     pub fn mailbox_dir(&self, user: &str, name: &str) -> anyhow::Result<PathBuf> {
-        let told = self.told(user)?;
-        let mut values = told.iter().filter_map(|answer| answer.values.first());
-        let value = values.find(|value| value.text_of("MBOXNAME") == Some(name.as_bytes()));
-        let id = value.and_then(|value| value.text_of("UNIQUEID")).context("its UNIQUEID")?;
-        let id = String::from_utf8(id.to_vec())?;
+        let id = self.unique_id(user, name)?;
         Ok(self.spool().join("uuid").join(&id[..1]).join(&id[1..2]).join(&id))
     }
 }

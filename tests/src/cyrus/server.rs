@@ -29,6 +29,15 @@ impl Cyrus {
         link.with_context(|| format!("log in to {} as its admin", self.name))
     }
 
+    /// The UNIQUEID of a user's mailbox, given by its internal name.
+    pub(super) fn unique_id(&self, user: &str, name: &str) -> anyhow::Result<String> {
+        let told = self.told(user)?;
+        let mut values = told.iter().filter_map(|answer| answer.values.first());
+        let value = values.find(|value| value.text_of("MBOXNAME") == Some(name.as_bytes()));
+        let id = value.and_then(|value| value.text_of("UNIQUEID"));
+        Ok(String::from_utf8(id.with_context(|| format!("a mailbox {name}"))?.to_vec())?)
+    }
+
     /// All that it tells of a user.
     pub fn told(&self, user: &str) -> anyhow::Result<Vec<Answer>> {
         let told = self.link()?.run(&Command::Get("USER", &Value::text(user)));
@@ -87,11 +96,7 @@ impl Server for Cyrus {
         let parts: Vec<String> = parts.filter(|part| part != "INBOX").collect();
         let at = ["user".to_owned(), account.to_owned()].into_iter().chain(parts);
         let at = at.collect::<Vec<_>>().join(".");
-        let told = self.told(account)?;
-        let values = told.iter().filter_map(|answer| answer.values.first());
-        let mut ids = values.filter(|value| value.text_of("MBOXNAME") == Some(at.as_bytes()));
-        let id = ids.next().and_then(|value| value.text_of("UNIQUEID"));
-        Ok(String::from_utf8_lossy(id.with_context(|| format!("no mailbox {at}"))?).into_owned())
+        self.unique_id(account, &at)
     }
 
     /// It gives clients the octets that it keeps.
