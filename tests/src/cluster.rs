@@ -70,6 +70,8 @@ impl<S: Server> Cluster<S> {
             node.start_both(lab)?;
         }
         cluster.wait_master(lab, 0)?;
+        // The master's gate was open before its agent was there to look at it.
+        cluster.nodes[0].wait_answers(lab)?;
         Ok(cluster)
     }
 

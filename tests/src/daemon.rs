@@ -273,6 +273,14 @@ impl Node {
         process::run(lab, &command, true)
     }
 
+    /// Waits until its agent, which was started, answers.
+    pub fn wait_answers(&self, lab: &Lab) -> anyhow::Result<()> {
+        lab.wait(&format!("the agent of {} answers", self.name), || {
+            let output = self.replctl(lab, &["log", "stat"])?;
+            Ok(if output.code == Some(0) { Ok(()) } else { Err(format!("{output:?}")) })
+        })
+    }
+
     /// The public key of this node, whose daemon runs, as an admin would copy it.
     pub fn key(&self, lab: &Lab) -> anyhow::Result<String> {
         lab.wait("the daemon shows its key", || {
