@@ -71,7 +71,7 @@ impl<S: Server> Cluster<S> {
         }
         cluster.wait_master(lab, 0)?;
         // The master's gate was open before its agent was there to look at it.
-        cluster.nodes[0].wait_answers(lab)?;
+        cluster.nodes[0].ask(lab, &["log", "stat"])?;
         Ok(cluster)
     }
 

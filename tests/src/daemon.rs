@@ -273,14 +273,6 @@ impl Node {
         process::run(lab, &command, true)
     }
 
-    /// Waits until its agent, which was started, answers.
-    pub fn wait_answers(&self, lab: &Lab) -> anyhow::Result<()> {
-        lab.wait(&format!("the agent of {} answers", self.name), || {
-            let output = self.replctl(lab, &["log", "stat"])?;
-            Ok(if output.code == Some(0) { Ok(()) } else { Err(format!("{output:?}")) })
-        })
-    }
-
     /// The public key of this node, whose daemon runs, as an admin would copy it.
     pub fn key(&self, lab: &Lab) -> anyhow::Result<String> {
         lab.wait("the daemon shows its key", || {
@@ -297,10 +289,15 @@ impl Node {
         Ok(())
     }
 
-    /// `replctl --output json` with more words, parsed.
+    /// `replctl --output json` with more words, parsed. A daemon that begins anew in another role does
+    /// not answer for a moment, and is waited for.
     pub fn ask(&self, lab: &Lab, words: &[&str]) -> anyhow::Result<Value> {
         let words: Vec<&str> = ["--output", "json"].iter().chain(words).copied().collect();
-        let output = self.replctl(lab, &words)?;
+        let output = lab.wait(&format!("{} answers", self.name), || {
+            let output = self.replctl(lab, &words)?;
+            let is_away = output.code == Some(3);
+            Ok(if is_away { Err(format!("{output:?}")) } else { Ok(output) })
+        })?;
         serde_json::from_str(&output.stdout).with_context(|| format!("read {output:?}"))
     }
 

@@ -153,7 +153,13 @@ impl Lab {
             let lines: Vec<&str> = text.lines().filter(|line| !line.contains(": Info: ")).collect();
             let first = lines.len().saturating_sub(LOG_LINES_SHOWN);
             let tail = lines.get(first..).unwrap_or_default().join("\n");
-            let _ = writeln!(shown, "---- {} ({} lines)\n{tail}", log.display(), lines.len());
+            let _ = writeln!(shown, "---- {} ({} lines)", log.display(), lines.len());
+            let is_grave = |line: &&&str| line.contains(" WARN ") || line.contains(" ERROR ");
+            let grave = lines.iter().take(first).rev().filter(is_grave).take(LOG_LINES_SHOWN);
+            for line in grave.collect::<Vec<_>>().into_iter().rev() {
+                let _ = writeln!(shown, "{line}\n...");
+            }
+            let _ = writeln!(shown, "{tail}");
         }
         shown
     }

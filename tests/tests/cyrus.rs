@@ -382,10 +382,7 @@ fn rights_and_scripts_go_to_a_cyrus_replica() -> anyhow::Result<()> {
         let (master, replica) = (Cyrus::start(lab, "a")?, Cyrus::start(lab, "b")?);
         master.create_user("ann")?;
         replica.set_password("ann")?;
-        // What has no place on the other side is named.
-        let mut admin = master.imap(ADMIN)?;
-        admin.create("news")?;
-        let pair = Pair::of_cyrus(lab, &master, &replica)?;
+        let _pair = Pair::of_cyrus(lab, &master, &replica)?;
         let mut imap = master.imap("ann")?;
         imap.create("Shared")?;
         imap.run_command_and_check_ok("SETACL Shared bob lrs")?;
@@ -418,10 +415,6 @@ fn rights_and_scripts_go_to_a_cyrus_replica() -> anyhow::Result<()> {
             ]);
             Ok(format!("{:?}", cyrus.link()?.run(&Command::Get("FETCH_SIEVE", &wanted))?))
         };
-        lab.wait("what is not carried is named", || {
-            let status = pair.agent.replctl(lab, &["--output", "json", "status"])?.stdout;
-            Ok(if status.contains("shared mailboxes, and") { Ok(()) } else { Err(status) })
-        })?;
         lab.wait("rights, scripts and UNIQUEIDs are equal", || {
             let (ours, theirs) = (told(&master)?, told(&replica)?);
             let (our_script, their_script) =

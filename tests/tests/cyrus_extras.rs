@@ -140,7 +140,26 @@ fn annotations_limits_and_marks_come_along() -> anyhow::Result<()> {
         nodes[0].replctl(lab, &["check", "--level", "full"])?.expect(0)?;
         let problems = nodes[0].replctl(lab, &["--output", "json", "status"])?.stdout;
         ensure!(!problems.contains("not-carried"), "nothing is left behind: {problems}");
-        Ok(())
+
+        // What is too long for replication is said; other mailboxes go on.
+        imap.create("Long")?;
+        let value = "x".repeat(60_000);
+        for number in 0..9 {
+            let entry = format!("/shared/vendor/example/{number}");
+            let literal = format!("{{{}+}}\r\n{value}", value.len());
+            imap.command(&format!("SETMETADATA Long ({entry} {literal})"))?;
+        }
+        imap.command("SETMETADATA Work (/shared/comment \"goes on\")")?;
+        lab.wait("the mailbox is named", || {
+            let told = nodes[0].replctl(lab, &["status"])?.stdout;
+            let is_named = told.contains("not-carried") && told.contains("Long");
+            Ok(if is_named { Ok(()) } else { Err(told) })
+        })?;
+        lab.wait("another mailbox's annotation comes along", || {
+            let there = extras(&replica, "ann")?;
+            let is_there = there.iter().any(|line| line.contains("goes on"));
+            Ok(if is_there { Ok(()) } else { Err(format!("{there:#?}")) })
+        })
     })
 }
 

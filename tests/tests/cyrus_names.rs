@@ -31,6 +31,12 @@ const DOMAINS: Naming = Naming {
     prefix: "",
 };
 
+const DOTTED_DOMAINS: Naming = Naming {
+    config: "virtdomains: userid\ndefaultdomain: example.org\nunixhierarchysep: no",
+    separator: '.',
+    prefix: "",
+};
+
 impl Naming {
     /// What clients call a mailbox.
     fn name(self, parts: &[&str]) -> String {
@@ -112,5 +118,6 @@ fn sides_that_name_in_different_ways() -> anyhow::Result<()> {
 #[test]
 fn users_of_virtual_domains() -> anyhow::Result<()> {
     Lab::run(|lab| replicate(lab, DOMAINS, DOMAINS, "jane@example.com"))?;
-    Lab::run(|lab| replicate(lab, DOMAINS, DOMAINS, "john.doe@example.com"))
+    Lab::run(|lab| replicate(lab, DOMAINS, DOMAINS, "john.doe@example.com"))?;
+    Lab::run(|lab| replicate(lab, DOTTED_DOMAINS, DOMAINS, "jane@mail.example.com"))
 }

@@ -255,7 +255,8 @@ fn takes_over<S: Server>(lab: &Lab, cluster: &mut Cluster<S>) -> anyhow::Result<
     };
     let ledger = lab.wait("what the old master had is copied back", || {
         let ledger = cluster.nodes[1].ask(lab, &["ledger"])?;
-        let done = merged(&ledger, "tail") + merged(&ledger, "clash") >= 7;
+        let copied = merged(&ledger, "tail") + merged(&ledger, "clash") >= 7;
+        let done = copied && merged(&ledger, "copied") > 0;
         Ok(if done { Ok(ledger) } else { Err(ledger.to_string()) })
     })?;
     cluster.wait_all_equal(lab, 1)?;

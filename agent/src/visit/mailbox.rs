@@ -25,6 +25,9 @@ use crate::link::connection::Stream;
 /// How often a mailbox that keeps changing is compared in one visit.
 const TRIES: usize = 6;
 
+/// How often it is built in one visit where something stands in its place.
+const BUILDS: usize = 2;
+
 /// How one apply ended.
 enum Applied {
     /// Durable; the replica's new head.
@@ -53,11 +56,23 @@ pub(super) struct Found {
     pub(super) checked: bool,
     messages: Option<u32>,
     octets: Option<u64>,
+    /// How often it was built and could not be given its place.
+    displaced: usize,
 }
 
 impl Found {
     fn size(&self, trouble: Trouble) -> Trouble {
         Trouble { messages: self.messages, octets: self.octets, ..trouble }
+    }
+
+    /// What follows a plan that was stale: `None` to compare all records. Where a mailbox cannot be built
+    /// because something stands in its place, only its account's list says whether that may go, and to
+    /// send all of its messages again would not help.
+    fn stale(&mut self, plan: &Plan, account_first: Visited) -> Option<Visited> {
+        self.displaced += usize::from(plan.mode == Mode::Build);
+        let detail = "another mailbox stands in its place on the replica".to_owned();
+        let trouble = Some(Trouble::new(Reason::Busy, detail));
+        (self.displaced >= BUILDS).then_some(Visited { trouble, ..account_first })
     }
 }
 
@@ -69,7 +84,8 @@ impl Visitor {
         step: Step,
     ) -> Result<Visited, VisitError> {
         let (bad, checked) = (BTreeMap::new(), false);
-        let mut found = Found { step, bad, checked, messages: None, octets: None };
+        let (messages, octets) = (None, None);
+        let mut found = Found { step, bad, checked, messages, octets, displaced: 0 };
         match self.become_equal(account, name, &mut found).await {
             Ok(Visited { dirty, trouble: Some(trouble) }) => {
                 Ok(Visited { dirty, trouble: Some(found.size(trouble)) })
@@ -166,7 +182,7 @@ impl Visitor {
         let part = plan::first_part(&mut plan, target);
         let upto = part.unwrap_or(target);
         let Some(head) = self.carry_out(account, &delta, &plan, (held, upto)).await? else {
-            return Ok(None); // stale: compare all records
+            return Ok(found.stale(&plan, account_first));
         };
         if plan.mode == Mode::Build {
             self.write_files_of(account, &delta.state.name).await?;

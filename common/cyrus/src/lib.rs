@@ -17,10 +17,12 @@ pub mod frame;
 pub mod fuzz;
 pub mod journal;
 pub mod link;
+pub mod listing;
 pub mod mailbox;
 pub mod names;
 pub mod session;
 
 pub use dlist::{File, Value};
 pub use link::{Link, LinkError, Login, Place};
+pub use listing::Listing;
 pub use session::{Answer, Command, Dialect, Outcome, Refusal};

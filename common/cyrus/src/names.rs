@@ -1,27 +1,32 @@
 //! Names: Cyrus's internal ones, the userids and folders they mean, and identities of 16 octets.
 //!
 //! Internally parts are joined by `.`, and a dot within a part is `^`, whatever clients see. A user's
-//! INBOX is `user.NAME`, in a virtual domain `example.org!user.NAME`.
+//! INBOX is `user.NAME`, in a virtual domain `example.org!user.NAME`. What is below neither `user` nor
+//! `DELETED` is shared: here it belongs to a user who cannot be, [`SHARED`], in each domain.
 
 /// Longest internal name that is made, in octets: Cyrus refuses some more.
 const INTERNAL_MAX: usize = 480;
 
+/// Whose mailboxes the shared ones are; in a virtual domain an `@` and that follow. Mail cannot be for
+/// such a user: what is behind the `+` of an address is a detail.
+pub const SHARED: &str = "+shared";
+
 /// What an internal name means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Named {
-    /// A user's mailbox.
+    /// A user's mailbox, or a shared one.
     Folder {
-        /// The userid, `jane@example.org`.
+        /// The userid, `jane@example.org`, or [`SHARED`].
         user: String,
-        /// Parts joined by `/`; empty: the INBOX.
+        /// Parts joined by `/`; empty: the INBOX, which shared mailboxes do not have.
         folder: Vec<u8>,
     },
-    /// A user's mailbox whose name cannot be told as parts joined by `/`.
+    /// A mailbox whose name cannot be told as parts joined by `/`.
     Odd {
-        /// The userid.
+        /// The userid, or [`SHARED`].
         user: String,
     },
-    /// Shared, or deleted and not yet gone.
+    /// Deleted and not yet gone.
     Other,
 }
 
@@ -31,17 +36,27 @@ pub fn meaning(internal: &[u8]) -> Named {
         Some(at) => (internal.get(..at), internal.get(at + 1..).unwrap_or_default()),
         None => (None, internal),
     };
-    let Some(rest) = rest.strip_prefix(b"user.") else { return Named::Other };
-    let mut parts = rest.split(|&octet| octet == b'.').map(dotted);
-    let user = parts.next().unwrap_or_default();
+    let mut parts = rest.split(|&octet| octet == b'.').map(dotted).peekable();
+    let user = match parts.peek().map(|first| &first[..]) {
+        None | Some(b"DELETED") => return Named::Other,
+        Some(b"user") => parts.nth(1).unwrap_or_default(),
+        Some(_) => SHARED.as_bytes().to_vec(),
+    };
     let domain = domain.map(|domain| [b"@", domain].concat()).unwrap_or_default();
+    let is_user = rest.starts_with(b"user.");
     let Ok(user) = String::from_utf8([user, domain].concat()) else { return Named::Other };
     let parts: Vec<Vec<u8>> = parts.collect();
     let odd = |part: &Vec<u8>| part.contains(&b'/') || matches!(&part[..], b"" | b"." | b"..");
-    if user.is_empty() || user.contains('/') || parts.iter().any(odd) {
+    let is_mixed_up = is_user == is_shared(&user);
+    if user.is_empty() || is_mixed_up || user.contains('/') || parts.iter().any(odd) {
         return Named::Odd { user };
     }
     Named::Folder { user, folder: parts.join(&b'/') }
+}
+
+/// Whether this stands for the shared mailboxes of a domain.
+pub fn is_shared(user: &str) -> bool {
+    user.strip_prefix(SHARED).is_some_and(|rest| rest.is_empty() || rest.starts_with('@'))
 }
 
 /// Whether an internal name is that of a mailbox that was deleted and is kept for a while.
@@ -52,21 +67,25 @@ pub fn is_deleted(internal: &[u8]) -> bool {
 
 /// The internal name of a user's folder; `virtual_domains`: whether what follows an `@` is one.
 pub fn internal(user: &str, folder: &[u8], virtual_domains: bool) -> Result<Vec<u8>, &'static str> {
-    let (user, domain) = match user.rsplit_once('@').filter(|_| virtual_domains) {
-        Some((user, domain)) => (user, format!("{domain}!")),
+    let (local, domain) = match user.rsplit_once('@').filter(|_| virtual_domains) {
+        Some((local, domain)) => (local, format!("{domain}!")),
         None => (user, String::new()),
     };
-    let mut name = domain.into_bytes();
-    name.extend_from_slice(b"user");
     let folders = folder.split(|&octet| octet == b'/').filter(|part| !part.is_empty());
-    for part in std::iter::once(user.as_bytes()).chain(folders) {
+    let above: &[&[u8]] = if is_shared(user) { &[] } else { &[b"user", local.as_bytes()] };
+    let parts: Vec<&[u8]> = above.iter().copied().chain(folders).collect();
+    if above.is_empty() && matches!(parts.first(), None | Some(&(b"user" | b"DELETED"))) {
+        return Err("a shared mailbox of Cyrus has a name, which is neither `user` nor `DELETED`");
+    }
+    let mut name = domain.into_bytes();
+    for (depth, part) in parts.into_iter().enumerate() {
         if part.contains(&b'^') {
             return Err("Cyrus keeps `^` for a dot");
         }
         if !part.iter().all(|octet| matches!(octet, b' '..=b'~') && !b"\"\\%/".contains(octet)) {
             return Err("Cyrus takes printable ASCII only, without \" \\ % /");
         }
-        name.push(b'.');
+        name.extend_from_slice(if depth == 0 { b"" } else { b"." });
         name.extend(part.iter().map(|&octet| if octet == b'.' { b'^' } else { octet }));
     }
     if user.is_empty() || name.len() > INTERNAL_MAX {
@@ -94,13 +113,33 @@ pub fn external(internal: &[u8], separator: u8) -> Vec<u8> {
     name
 }
 
+/// The internal name of what an admin sees over IMAP as `external`; `virtual_domains`: whether what
+/// follows an `@` is one.
+pub fn internal_of(external: &[u8], separator: u8, virtual_domains: bool) -> Vec<u8> {
+    let (rest, domain) = split_domain(external, virtual_domains);
+    let mut name = Vec::new();
+    if let Some(domain) = domain.strip_prefix(b"@") {
+        name = [domain, b"!"].concat();
+    }
+    name.extend(rest.iter().map(|&octet| match (separator, octet) {
+        (b'/', b'/') => b'.',
+        (b'/', b'.') => b'^',
+        _ => octet,
+    }));
+    name
+}
+
+fn split_domain(external: &[u8], virtual_domains: bool) -> (&[u8], &[u8]) {
+    match external.iter().rposition(|&octet| octet == b'@').filter(|_| virtual_domains) {
+        Some(at) => external.split_at(at),
+        None => (external, b""),
+    }
+}
+
 /// The userid whose INBOX an admin sees as `external`.
-pub fn user_of(external: &[u8], separator: u8) -> Option<String> {
+pub fn user_of(external: &[u8], separator: u8, virtual_domains: bool) -> Option<String> {
     let rest = external.strip_prefix(b"user")?.strip_prefix(&[separator])?;
-    let (name, domain) = match rest.iter().rposition(|&octet| octet == b'@') {
-        Some(at) => rest.split_at(at),
-        None => (rest, &b""[..]),
-    };
+    let (name, domain) = split_domain(rest, virtual_domains);
     if name.is_empty() || name.contains(&separator) {
         return None;
     }
@@ -169,6 +208,9 @@ mod tests {
                 "user.jane.W@example.org",
                 "user/jane/W@example.org",
             ),
+            ("news", SHARED, "news", "news", "news"),
+            ("users.a^b", SHARED, "users/a.b", "users.a^b", "users/a.b"),
+            ("b.c!news", "+shared@b.c", "news", "news@b.c", "news@b.c"),
         ];
         for (internal, user, folder, dots, slashes) in cases {
             let folder = folder.as_bytes().to_vec();
@@ -177,9 +219,17 @@ mod tests {
             assert_eq!(self::internal(user, &folder, true).unwrap(), internal.as_bytes());
             assert_eq!(external(internal.as_bytes(), b'.'), dots.as_bytes());
             assert_eq!(external(internal.as_bytes(), b'/'), slashes.as_bytes());
+            assert_eq!(internal_of(dots.as_bytes(), b'.', true), internal.as_bytes());
+            assert_eq!(internal_of(slashes.as_bytes(), b'/', true), internal.as_bytes());
         }
-        for other in ["shared.news", "DELETED.user.alice.x.6B005B06", "user^alice", "userx"] {
+        for other in ["DELETED.user.alice.x.6B005B06", "DELETED", "b.c!DELETED.news.6B005B06"] {
             assert_eq!(meaning(other.as_bytes()), Named::Other, "{other}");
+        }
+        for odd in ["user", "user.", "user.+shared.news", "b.c!user.+shared", "news..x"] {
+            assert!(matches!(meaning(odd.as_bytes()), Named::Odd { .. }), "{odd}");
+        }
+        for bad in ["", "user", "user/ann", "DELETED/x"] {
+            assert!(internal(SHARED, bad.as_bytes(), true).is_err(), "{bad}");
         }
         assert_eq!(meaning(b"user.alice.a/b"), Named::Odd { user: "alice".into() });
         for bad in ["a^b", "a\"b", "\u{e4}", "a%b", &"x".repeat(500)] {
@@ -199,7 +249,11 @@ mod tests {
             ("user/", b'/', None),
         ];
         for (external, separator, want) in cases {
-            assert_eq!(user_of(external.as_bytes(), separator).as_deref(), want, "{external}");
+            assert_eq!(
+                user_of(external.as_bytes(), separator, true).as_deref(),
+                want,
+                "{external}"
+            );
         }
     }
 

@@ -54,6 +54,30 @@ pub struct Answer {
     pub values: Vec<Value>,
 }
 
+impl Answer {
+    /// The name that a line of LIST tells, and whether it is a place in the hierarchy only.
+    pub fn listed(&self) -> Option<(&[u8], bool)> {
+        let ("LIST", [flags, _, name]) = (&self.name[..], &self.values[..]) else { return None };
+        let is_place = |flag: &Value| {
+            let flag = flag.as_text().unwrap_or_default();
+            [&b"\\Noselect"[..], b"\\NonExistent"].iter().any(|f| f.eq_ignore_ascii_case(flag))
+        };
+        Some((name.as_text()?, flags.as_list()?.iter().any(is_place)))
+    }
+
+    /// The internal names that a line of LSUB tells.
+    pub fn subscribed(&self) -> impl Iterator<Item = &[u8]> {
+        let names = self.values.first().and_then(Value::as_list).unwrap_or_default();
+        // What tells the form of Cyrus's own file is told like a name.
+        names.iter().filter_map(Value::as_text).filter(|name| *name != b"VER")
+    }
+
+    /// What a line of LIST says to stand between the parts of a name.
+    pub fn separator(&self) -> Option<u8> {
+        self.values.get(1)?.as_text()?.first().copied()
+    }
+}
+
 /// A command that the server refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]

@@ -132,6 +132,7 @@ fn file_share(key: &FileKey, guid: Guid) -> u128 {
         }
         FileKey::Quota => hash.update(b"q"),
         FileKey::Seen => hash.update(b"e"),
+        FileKey::SubscribedOfOthers => hash.update(b"o"),
     }
     leading(&hash)
 }

@@ -251,6 +251,8 @@ pub enum FileKey {
     Quota,
     /// What the user has seen in mailboxes of others, as Cyrus has it.
     Seen,
+    /// To which mailboxes of others the user has subscribed, as Cyrus has it.
+    SubscribedOfOthers,
 }
 
 impl FileKey {
@@ -258,9 +260,12 @@ impl FileKey {
     pub fn mailbox(&self) -> Option<&MailboxName> {
         match self {
             Self::Acl(name) | Self::Annotations(name) => Some(name),
-            Self::Subscriptions | Self::Sieve(_) | Self::SieveActive | Self::Quota | Self::Seen => {
-                None
-            }
+            Self::Subscriptions
+            | Self::Sieve(_)
+            | Self::SieveActive
+            | Self::Quota
+            | Self::Seen
+            | Self::SubscribedOfOthers => None,
         }
     }
 }

@@ -141,6 +141,7 @@ fn files(account: &Account, ours: &AccountState, theirs: &AccountState, out: &mu
             FileKey::Annotations(name) => format!("annotations of {name}"),
             FileKey::Quota => String::from("quota limits"),
             FileKey::Seen => String::from("what was seen in mailboxes of others"),
+            FileKey::SubscribedOfOthers => String::from("subscriptions to mailboxes of others"),
         };
         let mark = |guid: Option<&Guid>| guid.map_or(0, |guid| mark_of(*guid));
         out.push(Difference {

@@ -171,8 +171,9 @@ pub fn files_are_written_and_removed(make: Make<'_>) {
         FileKey::Annotations(name("Work")),
         FileKey::Quota,
         FileKey::Seen,
+        FileKey::SubscribedOfOthers,
     ];
-    let contents: [&[u8]; 7] = [
+    let contents: [&[u8]; 8] = [
         b"V\t2\n\nWork\n",
         b"user=bob lr\n",
         b"keep;\n",
@@ -182,6 +183,7 @@ pub fn files_are_written_and_removed(make: Make<'_>) {
         b"%(FOLDER INBOX STORAGE 100000 MESSAGE 5000)\n",
         b"%(UNIQUEID 00112233445566778899aabb LASTREAD 1700000000 LASTUID 7 LASTCHANGE 1700000001 \
           SEENUIDS 1:3,7)\n",
+        b"%(MBOXNAME news.linux)\n%(MBOXNAME user.ben.Work)\n",
     ];
     for (key, content) in keys.iter().zip(contents) {
         assert_eq!(store.file(&ann(), key).expect("file"), None, "{key:?}");

@@ -13,7 +13,7 @@ use mailtwin_logic::{
 use super::{
     Cell, Cyrus,
     apply::{Work, check_new, check_staged, first_messages},
-    index_failed, note_held,
+    files, index_failed, note_held,
     server::Session,
     snapshot::Snapshot,
 };
@@ -96,7 +96,8 @@ impl Cyrus {
         let at = self.internal(account, cell, name)??;
         let unique_id = names::unique_id(id.0);
         let is_deleted = self.free_identity(account, (&unique_id, name), &at)?;
-        let acl = format!("{account}\t{OWNER_RIGHTS}\t").into_bytes();
+        let acl = files::owner(account).map(|owner| format!("{owner}\t{OWNER_RIGHTS}\t"));
+        let acl = acl.unwrap_or_default().into_bytes();
         let new = Mailbox::new(at.clone(), unique_id, batch.target.uid_validity.0, acl);
         let last = building.records.last().map_or(0, |record| record.uid.0);
         let last_uid = last.max(batch.target.uid_next.0.saturating_sub(1));
@@ -230,12 +231,15 @@ impl Cyrus {
     }
 
     /// Makes an empty INBOX if there is none: without one, Cyrus takes neither another mailbox of a
-    /// user's nor a script.
+    /// user's nor a script. Shared mailboxes need none.
     pub(super) fn ensure_inbox(
         &self,
         account: &Account,
         cell: &mut Cell,
     ) -> Result<(), StoreError> {
+        if files::owner(account).is_none() {
+            return Ok(());
+        }
         let inbox = MailboxName::inbox();
         let at = self.internal(account, cell, &inbox)??;
         if self.server.by_name(&at)?.is_some_and(|there| !there.is_intermediate()) {

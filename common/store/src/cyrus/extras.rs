@@ -1,5 +1,5 @@
-//! What only Cyrus has, as files: annotations, quota limits, and what a user has seen in mailboxes of
-//! others.
+//! What only Cyrus has, as files: annotations, quota limits, and what of mailboxes of others a user has
+//! seen and subscribed to.
 //!
 //! A file is one map of the replication protocol to a line, in the protocol's own form
 //! ([`mailtwin_cyrus::dlist`]), lines sorted. A Maildir keeps it without a look at it.
@@ -17,7 +17,7 @@ use mailtwin_logic::{
 };
 
 use super::{
-    Cell, Cyrus,
+    Cell, Cyrus, files,
     server::User,
     snapshot::{Snapshot, message_of},
 };
@@ -126,6 +126,29 @@ pub(super) fn quota(account: &Account, user: &User) -> Option<Vec<u8>> {
 /// The file of what a user has seen in mailboxes of others; `None` if that is nothing.
 pub(super) fn seen(user: &User) -> Option<Vec<u8>> {
     joined(user.seen.iter().map(encode).collect())
+}
+
+/// The file of a user's subscriptions to mailboxes of others; `None` if there are none.
+pub(super) fn subscribed(account: &Account, user: &User) -> Option<Vec<u8>> {
+    let others = user.subscribed.iter().filter(|name| !files::is_own(account, name));
+    joined(others.map(|name| line(vec![("MBOXNAME", Value::text(name))])).collect())
+}
+
+/// What such a file means.
+pub(super) fn subscribed_in(
+    account: &Account,
+    content: Option<&[u8]>,
+) -> Result<BTreeSet<Vec<u8>>, StoreError> {
+    let refused =
+        |why| StoreError::Name { name: format!("subscriptions of {account} to others"), why };
+    let maps = maps(content.unwrap_or_default()).map_err(refused)?;
+    let names = maps.iter().map(|map| map.text_of("MBOXNAME").map(<[u8]>::to_vec));
+    let names = names.collect::<Option<BTreeSet<_>>>();
+    let names = names.ok_or_else(|| refused("a line has no MBOXNAME"))?;
+    if names.iter().any(|name| files::is_own(account, name)) {
+        return Err(refused("one is the user's own"));
+    }
+    Ok(names)
 }
 
 /// The limits of a quota, by resource.

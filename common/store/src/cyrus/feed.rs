@@ -131,6 +131,7 @@ mod tests {
             Target::Account(account("ben")),
             Target::Account(account("cid")),
             Target::Account(account("dan")),
+            Target::Account(account("+shared")),
             Target::Mailbox(account("ann"), MailboxName::inbox()),
         ];
         let mut found = targets(text);

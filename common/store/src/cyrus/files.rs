@@ -17,21 +17,26 @@ use mailtwin_logic::{
 };
 
 use super::{Cell, Cyrus, acl, extras, index_failed, server::User};
-use crate::{StoreError, guid_of};
+use crate::{Problem, ProblemKind, StoreError, guid_of};
 
 /// How Dovecot's list of subscriptions begins.
 const HEADING: &[u8] = b"V\t2\n\n";
+
+/// How often subscriptions are looked at and mended.
+const SUBSCRIBE_TRIES: usize = 4;
 
 const SCRIPT: &str = ".script";
 const COMPILED: &str = ".bc";
 const SIEVE: &str = ".sieve";
 
 impl Cyrus {
+    /// The files; what has no place in one is told of.
     pub(super) fn list_files(
         &self,
         account: &Account,
         user: &User,
         cell: &Cell,
+        problems: &mut Vec<Problem>,
     ) -> Result<Vec<FileState>, StoreError> {
         let mut files = Vec::new();
         let mut add = |key: FileKey, content: Option<Vec<u8>>| {
@@ -41,13 +46,18 @@ impl Cyrus {
         };
         add(FileKey::Subscriptions, subscriptions(account, user))?;
         for snapshot in cell.boxes.values() {
-            let content = acl::content(&snapshot.mailbox.acl, account.as_str());
+            let content = acl::content(&snapshot.mailbox.acl, owner(account));
             add(FileKey::Acl(snapshot.name.clone()), content)?;
             let key = FileKey::Annotations(snapshot.name.clone());
-            add(key, extras::annotations(snapshot))?;
+            let annotations = extras::annotations(snapshot);
+            if annotations.is_none() && snapshot.is_annotated() {
+                problems.push(too_long(account, &snapshot.name));
+            }
+            add(key, annotations)?;
         }
         add(FileKey::Quota, extras::quota(account, user))?;
         add(FileKey::Seen, extras::seen(user))?;
+        add(FileKey::SubscribedOfOthers, extras::subscribed(account, user))?;
         add(FileKey::SieveActive, active(user))?;
         for (file, guid, _) in &user.scripts {
             if let Some(key) = script_key(file) {
@@ -84,7 +94,7 @@ impl Cyrus {
             FileKey::SieveActive => active(&user()?),
             FileKey::Acl(name) => {
                 let snapshot = self.find_one(account, cell, name)?;
-                snapshot.and_then(|snapshot| acl::content(&snapshot.mailbox.acl, account.as_str()))
+                snapshot.and_then(|snapshot| acl::content(&snapshot.mailbox.acl, owner(account)))
             }
             FileKey::Sieve(name) => {
                 let Ok(stem) = stem(name) else { return Ok(None) };
@@ -95,6 +105,7 @@ impl Cyrus {
             }
             FileKey::Quota => extras::quota(account, &user()?),
             FileKey::Seen => extras::seen(&user()?),
+            FileKey::SubscribedOfOthers => extras::subscribed(account, &user()?),
         })
     }
 
@@ -110,7 +121,16 @@ impl Cyrus {
             FileKey::Annotations(name) => is_whole = self.annotate(account, cell, name, content)?,
             FileKey::Quota => self.limit(account, cell, content)?,
             FileKey::Seen => self.mark_seen(account, content)?,
-            FileKey::Subscriptions => self.subscribe(account, cell, content)?,
+            FileKey::Subscriptions => {
+                let names = subscribed(content)?.into_iter();
+                let names = names.map(|name| self.internal(account, cell, &name).flatten());
+                let wanted = names.collect::<Result<_, _>>()?;
+                self.subscribe(account, cell, &wanted, true)?;
+            }
+            FileKey::SubscribedOfOthers => {
+                let wanted = extras::subscribed_in(account, content)?;
+                self.subscribe(account, cell, &wanted, false)?;
+            }
             FileKey::Acl(name) => self.set_rights(account, cell, name, content)?,
             FileKey::Sieve(name) => return self.set_script(account, cell, name, content),
             FileKey::SieveActive => self.activate(account, content)?,
@@ -138,8 +158,11 @@ impl Cyrus {
         content: Option<Vec<u8>>,
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let memory = self.index.get(&memory_key(account, key)).map_err(index_failed)?;
-        let is_own = matches!(key, FileKey::Annotations(_) | FileKey::Quota | FileKey::Seen);
-        if is_own && memory.is_none() && !self.server.options.is_master {
+        let is_extra = matches!(
+            key,
+            FileKey::Annotations(_) | FileKey::Quota | FileKey::Seen | FileKey::SubscribedOfOthers
+        );
+        if is_extra && memory.is_none() && !self.server.options.is_master {
             return Ok(None); // not replication's, so that it may not take it away
         }
         let means = guid_of(content.as_deref().unwrap_or_default());
@@ -148,33 +171,37 @@ impl Cyrus {
         Ok(written.or(content))
     }
 
+    /// Makes a user's subscriptions to their own mailboxes, or to all others, those that are wanted.
     fn subscribe(
         &self,
         account: &Account,
         cell: &mut Cell,
-        content: Option<&[u8]>,
+        wanted: &BTreeSet<Vec<u8>>,
+        to_own: bool,
     ) -> Result<(), StoreError> {
-        let mut wanted = BTreeSet::new();
-        for name in subscribed(content)? {
-            wanted.insert(self.internal(account, cell, &name)??);
-        }
         if !wanted.is_empty() && self.server.options.inbox_first {
             // Cyrus keeps them elsewhere while there is no INBOX, and does not look there later.
             self.ensure_inbox(account, cell)?;
         }
-        let user = self.server.user(account.as_str())?;
-        let held: BTreeSet<Vec<u8>> =
-            user.subscribed.into_iter().filter(|name| own(account, name).is_some()).collect();
-        for (verb, name) in wanted
-            .difference(&held)
-            .map(|name| ("SUB", name))
-            .chain(held.difference(&wanted).map(|name| ("UNSUB", name)))
-        {
-            let value = Value::map([
-                ("USERID", Value::text(account.as_str())),
-                ("MBOXNAME", Value::text(name)),
-            ]);
-            self.server.apply("subscribe", verb, &value)?;
+        // While somebody looks at a list that Cyrus is about to make, it may lose what comes first.
+        for _ in 0..SUBSCRIBE_TRIES {
+            let user = self.server.user(account.as_str())?;
+            let held = user.subscribed.into_iter().filter(|name| is_own(account, name) == to_own);
+            let held: BTreeSet<Vec<u8>> = held.collect();
+            if held == *wanted {
+                break;
+            }
+            for (verb, name) in wanted
+                .difference(&held)
+                .map(|name| ("SUB", name))
+                .chain(held.difference(wanted).map(|name| ("UNSUB", name)))
+            {
+                let value = Value::map([
+                    ("USERID", Value::text(account.as_str())),
+                    ("MBOXNAME", Value::text(name)),
+                ]);
+                self.server.apply("subscribe", verb, &value)?;
+            }
         }
         Ok(())
     }
@@ -187,7 +214,7 @@ impl Cyrus {
         content: Option<&[u8]>,
     ) -> Result<(), StoreError> {
         let refused = |why| StoreError::Name { name: format!("rights of {account}/{name}"), why };
-        let acl = acl::list(content, account.as_str()).map_err(refused)?;
+        let acl = acl::list(content, owner(account)).map_err(refused)?;
         let Some(snapshot) = self.find_one(account, cell, name)? else {
             if content.is_none() {
                 return Ok(());
@@ -252,8 +279,24 @@ fn memory_key(account: &Account, key: &FileKey) -> Vec<u8> {
         FileKey::Annotations(name) => [b"n", name.as_octets()].concat(),
         FileKey::Quota => b"q".to_vec(),
         FileKey::Seen => b"e".to_vec(),
+        FileKey::SubscribedOfOthers => b"o".to_vec(),
     };
     [b"cyrus/file/", account.as_str().as_bytes(), b"\0", &which].concat()
+}
+
+/// Who may do everything unless somebody has said otherwise: nobody with shared mailboxes.
+pub(super) fn owner(account: &Account) -> Option<&str> {
+    Some(account.as_str()).filter(|user| !names::is_shared(user))
+}
+
+fn too_long(account: &Account, mailbox: &MailboxName) -> Problem {
+    Problem {
+        kind: ProblemKind::NotCarried,
+        account: Some(account.clone()),
+        mailbox: Some(mailbox.clone()),
+        object: "annotations".to_owned(),
+        detail: "all annotations here together are too long to be replicated".to_owned(),
+    }
 }
 
 /// Whether a mailbox is the account's.

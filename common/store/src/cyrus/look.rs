@@ -12,7 +12,7 @@ use mailtwin_logic::{
 };
 
 use super::{
-    Cell, Cyrus, extras, files,
+    Cell, Cyrus,
     server::User,
     snapshot::{Snapshot, id_of},
 };
@@ -27,35 +27,8 @@ const BODIES_MAX: usize = 1_000_000;
 impl Cyrus {
     pub(super) fn list_accounts(&self) -> Result<Vec<Account>, StoreError> {
         self.verify_store()?;
-        let separator = self.server.separator()?;
-        let pattern = format!("user{}%", char::from(separator));
-        let names = self.server.list(&pattern)?;
-        let users = names.iter().filter_map(|name| names::user_of(name, separator));
-        let accounts: BTreeSet<Account> =
-            users.filter_map(|user| Account::new(&user).ok()).collect();
-        let shared = self.shared(separator)?;
-        super::lock(&self.problems).insert(None, shared);
-        Ok(accounts.into_iter().collect())
-    }
-
-    /// Mailboxes that are no user's.
-    fn shared(&self, separator: u8) -> Result<Vec<Problem>, StoreError> {
-        let mut problems = Vec::new();
-        for (name, _) in self.server.list_all("%")? {
-            let top = name.split(|&octet| octet == separator).next().unwrap_or_default();
-            if top == b"user" || top == b"DELETED" {
-                continue;
-            }
-            problems.push(Problem {
-                kind: ProblemKind::NotCarried,
-                account: None,
-                mailbox: None,
-                object: top.escape_ascii().to_string(),
-                detail: "shared mailboxes, and what is below them, are not replicated".to_owned(),
-            });
-        }
-        problems.truncate(PROBLEMS_MAX);
-        Ok(problems)
+        let users = self.server.users()?;
+        Ok(users.iter().filter_map(|user| Account::new(user).ok()).collect())
     }
 
     pub(super) fn look_at_account(
@@ -86,11 +59,10 @@ impl Cyrus {
         if user.mailboxes.is_empty() && listing.unread.is_empty() {
             return Ok(None);
         }
-        listing.state.files = self.list_files(account, &user, cell)?;
+        listing.state.files = self.list_files(account, &user, cell, &mut problems)?;
         let AccountState { mailboxes, .. } = &mut listing.state;
         mailboxes.sort_by(|a, b| a.name.cmp(&b.name));
-        not_carried(account, cell, &user, &mut problems);
-        super::lock(&self.problems).insert(Some(account.clone()), problems);
+        super::lock(&self.problems).insert(account.clone(), problems);
         Ok(Some(listing))
     }
 
@@ -117,14 +89,11 @@ impl Cyrus {
         if cell.is_listed {
             return Ok(());
         }
-        let separator = self.server.separator()?;
-        let told: BTreeSet<Vec<u8>> =
-            user.mailboxes.iter().map(|m| names::external(&m.name, separator)).collect();
-        for (listed, name) in self.listed(account, separator)? {
-            let virtual_domain =
-                cell.virtual_domain.unwrap_or_else(|| account.as_str().contains('@'));
-            let at = names::internal(account.as_str(), name.as_octets(), virtual_domain);
-            let (false, Ok(at)) = (told.contains(&listed), at) else { continue };
+        let told: BTreeSet<&[u8]> = user.mailboxes.iter().map(|m| &m.name[..]).collect();
+        for (at, name) in self.listed(account, cell)? {
+            if told.contains(&at[..]) {
+                continue;
+            }
             if let Err(error) = self.server.full(&at) {
                 unread(listing, &name, &error)?;
             }
@@ -133,36 +102,38 @@ impl Cyrus {
         Ok(())
     }
 
-    /// A user's mailboxes as IMAP lists them: external names, and what they mean.
+    /// A user's mailboxes as IMAP lists them: internal names, and what they mean.
     fn listed(
         &self,
         account: &Account,
-        separator: u8,
+        cell: &Cell,
     ) -> Result<Vec<(Vec<u8>, MailboxName)>, StoreError> {
-        let separator = char::from(separator);
-        let (local, domain) = match account.as_str().rsplit_once('@') {
-            Some((local, domain)) => (local, format!("@{domain}")),
-            None => (account.as_str(), String::new()),
-        };
-        let local = if separator == '.' { local.replace('.', "^") } else { local.to_owned() };
-        let inbox = format!("user{separator}{local}");
         let mut found = Vec::new();
-        for pattern in [format!("{inbox}{domain}"), format!("{inbox}{separator}*{domain}")] {
-            for name in self.server.list(&pattern)? {
-                let folder = name.strip_prefix(inbox.as_bytes());
-                let folder = folder.and_then(|rest| rest.strip_suffix(domain.as_bytes()));
-                let Some(folder) = folder else { continue };
-                let folder = folder.strip_prefix(&[separator as u8][..]).unwrap_or(folder);
-                let parts = folder.iter().map(|&octet| match octet {
-                    b'^' if separator == '.' => b'.',
-                    octet if char::from(octet) == separator => b'/',
-                    octet => octet,
-                });
-                let parts: Vec<u8> = parts.collect();
-                found.extend(MailboxName::new(&parts).ok().map(|folder| (name, folder)));
+        if names::is_shared(account.as_str()) {
+            let listed = self.server.list_shared(account.as_str())?.into_iter();
+            found.extend(listed.filter(|(_, is_place)| !is_place).map(|(name, _)| name));
+        } else {
+            let separator = self.server.separator()?;
+            let virtual_domain =
+                cell.virtual_domain.unwrap_or_else(|| account.as_str().contains('@'));
+            let Ok(inbox) = names::internal(account.as_str(), b"", virtual_domain) else {
+                return Ok(Vec::new());
+            };
+            let inbox = String::from_utf8_lossy(&names::external(&inbox, separator)).into_owned();
+            let (name, domain) = match inbox.rsplit_once('@').filter(|_| virtual_domain) {
+                Some((name, domain)) => (name, format!("@{domain}")),
+                None => (&inbox[..], String::new()),
+            };
+            for pattern in [inbox.clone(), format!("{name}{}*{domain}", char::from(separator))] {
+                let names = self.server.list(&pattern)?.into_iter();
+                found.extend(names.map(|n| names::internal_of(&n, separator, virtual_domain)));
             }
         }
-        Ok(found)
+        let named = found.into_iter().filter_map(|name| match names::meaning(&name) {
+            Named::Folder { folder, .. } => Some((name, MailboxName::new(&folder).ok()?)),
+            Named::Odd { .. } | Named::Other => None,
+        });
+        Ok(named.collect())
     }
 
     /// A mailbox by its name, as it is now.
@@ -216,6 +187,9 @@ impl Cyrus {
         name: &MailboxName,
     ) -> Result<Result<Vec<u8>, StoreError>, StoreError> {
         let user = account.as_str();
+        if names::is_shared(user) {
+            cell.virtual_domain = Some(true);
+        }
         if cell.virtual_domain.is_none() && user.contains('@') {
             let known = self.server.user(user)?;
             let first = known.mailboxes.first();
@@ -324,28 +298,4 @@ fn unread(listing: &mut Listing, name: &MailboxName, error: &StoreError) -> Resu
     }
     listing.unread.push((name.clone(), error.reason(), detail));
     Ok(())
-}
-
-/// Tells of what an account has and replication does not carry.
-fn not_carried(account: &Account, cell: &Cell, user: &User, problems: &mut Vec<Problem>) {
-    let mut tell = |mailbox: Option<&MailboxName>, object: &str, detail: &str| {
-        problems.push(Problem {
-            kind: ProblemKind::NotCarried,
-            account: Some(account.clone()),
-            mailbox: mailbox.cloned(),
-            object: object.to_owned(),
-            detail: detail.to_owned(),
-        });
-    };
-    for snapshot in cell.boxes.values().filter(|snapshot| snapshot.is_annotated()) {
-        if extras::annotations(snapshot).is_none() {
-            let detail = "all annotations here together are too long to be replicated";
-            tell(Some(&snapshot.name), "annotations", detail);
-        }
-    }
-    let others = user.subscribed.iter().filter(|name| !files::is_own(account, name));
-    for name in others {
-        let detail = "subscriptions to mailboxes of others are not replicated";
-        tell(None, &name.escape_ascii().to_string(), detail);
-    }
 }

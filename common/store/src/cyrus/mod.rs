@@ -6,7 +6,7 @@
 //! feed: the server's own sync log, renamed aside, read, and removed once it stands in ours
 //! ```
 //!
-//! An account is a userid. A mailbox is a UNIQUEID, so it keeps its identity over renames and on the
+//! An account is a userid, or stands for all shared mailboxes of a domain. A mailbox is a UNIQUEID, so it keeps its identity over renames and on the
 //! replica. Which messages replication put there stands in the index, by UID and GUID: with the index
 //! lost all are foreign, and nothing is deleted. All calls of one account wait for each other.
 
@@ -125,8 +125,8 @@ pub struct Cyrus {
     keeper: Keeper,
     graveyard: Graveyard,
     cells: Mutex<BTreeMap<Account, Arc<Mutex<Cell>>>>,
-    /// What is wrong by account, and in the store as such.
-    problems: Mutex<BTreeMap<Option<Account>, Vec<Problem>>>,
+    /// What is wrong, by account.
+    problems: Mutex<BTreeMap<Account, Vec<Problem>>>,
     /// Where octets are held, as far as they were seen.
     bodies: Mutex<BTreeMap<Guid, (Account, MailboxId, Uid)>>,
     /// Octets that wait in memory.
@@ -149,7 +149,7 @@ pub(crate) use extras::fuzz as fuzz_extras;
 
 /// Refuses a mailbox's `dovecot-acl` that no list of Cyrus's can stand for, and says why.
 pub fn check_rights(content: &[u8]) -> Result<(), &'static str> {
-    acl::list(Some(content), "owner").map(drop)
+    acl::list(Some(content), Some("owner")).map(drop)
 }
 
 impl Cyrus {

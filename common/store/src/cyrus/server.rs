@@ -6,8 +6,9 @@ use std::{
 };
 
 use mailtwin_cyrus::{
-    Answer, Command, Dialect, File, Link, LinkError, Refusal, Value,
+    Answer, Command, Dialect, File, Link, LinkError, Listing, Refusal, Value,
     mailbox::{Mailbox, Message, NEW_PARTITION, guid_text},
+    names,
 };
 use mailtwin_disk::clock::Clock;
 use mailtwin_logic::ids::{Guid, Uid};
@@ -23,6 +24,9 @@ const UPLOAD_OCTETS: usize = 8 << 20;
 
 /// Messages in one upload.
 const UPLOAD_MESSAGES: usize = 256;
+
+/// Mailboxes asked for in one command.
+const HEADERS_MAX: usize = 200;
 
 /// What a server says of a user.
 #[derive(Debug, Default)]
@@ -41,6 +45,9 @@ pub(super) struct User {
 /// Connections on which messages may wait for a mailbox that is being collected: each is a process of
 /// the server's.
 const SESSIONS_MAX: usize = 16;
+
+/// The answers to a command.
+type Answers = Result<Vec<Answer>, LinkError>;
 
 /// What became of a fetch.
 #[derive(Debug)]
@@ -146,23 +153,58 @@ impl Server {
 
     /// Everything about a user but messages.
     pub(super) fn user(&self, user: &str) -> Result<User, StoreError> {
-        let answers = self.get("USER", &Value::text(user)).map_err(failed("list", user))?;
-        let mut found = User::default();
-        for Answer { name, values } in answers {
-            let Some(value) = values.first() else { continue };
-            match &name[..] {
-                "MAILBOX" => found.mailboxes.push(Mailbox::parse(value).map_err(damaged(user))?),
-                "LSUB" => {
-                    let names = value.as_list().unwrap_or_default().iter();
-                    found.subscribed.extend(names.filter_map(|n| Some(n.as_text()?.to_vec())));
-                }
-                "SIEVE" => found.scripts.extend(script(value)),
-                "QUOTA" => found.quotas.push(value.clone()),
-                "SEEN" => found.seen.push(value.clone()),
-                _ => {}
-            }
+        if names::is_shared(user) {
+            return self.shared(user);
         }
-        Ok(found)
+        let answers = self.get("USER", &Value::text(user)).map_err(failed("list", user))?;
+        understood(user, answers)
+    }
+
+    /// The same of the shared mailboxes of a domain.
+    fn shared(&self, user: &str) -> Result<User, StoreError> {
+        let listed = self.list_shared(user)?.into_iter();
+        let names: Vec<Value> = listed.map(|(name, _)| Value::text(name)).collect();
+        let mut answers = Vec::new();
+        for some in names.chunks(HEADERS_MAX) {
+            let told = self.get("MAILBOXES", &Value::List(some.to_vec()));
+            answers.extend(told.map_err(failed("list", user))?);
+        }
+        let roots = answers.iter().filter_map(|answer| answer.values.first()?.text_of("QUOTAROOT"));
+        let roots: BTreeSet<Vec<u8>> = roots.map(<[u8]>::to_vec).collect();
+        for root in roots {
+            let told = self.get("QUOTA", &Value::text(root));
+            answers.extend(told.map_err(failed("list", user))?);
+        }
+        understood(user, answers)
+    }
+
+    /// Internal names of the shared mailboxes of a domain, as IMAP lists them, and whether each is a
+    /// place in the hierarchy only.
+    pub(super) fn list_shared(&self, user: &str) -> Result<Vec<(Vec<u8>, bool)>, StoreError> {
+        let listed = (|| {
+            let mut listing = self.listing()?;
+            let mut found = Vec::new();
+            for top in listing.shared()?.iter().filter(|top| top.whose == user) {
+                found.extend(listing.tree(top)?);
+            }
+            Ok(found)
+        })();
+        listed.map_err(failed("list", user))
+    }
+
+    /// Userids, and whose shared mailboxes are.
+    pub(super) fn users(&self) -> Result<BTreeSet<String>, StoreError> {
+        let listed = (|| {
+            let mut listing = self.listing()?;
+            let mut users = listing.users()?;
+            users.extend(listing.shared()?.into_iter().map(|top| top.whose));
+            Ok(users)
+        })();
+        listed.map_err(failed("list", "users"))
+    }
+
+    fn listing(&self) -> Result<Listing<impl FnMut(&Command<'_>) -> Answers>, LinkError> {
+        Listing::new(|command| self.with(Dialect::Imap, |link| link.run(command)))
     }
 
     /// A mailbox by its internal name; `None` if it is not there. One that cannot be read is an error.
@@ -256,26 +298,12 @@ impl Server {
 
     /// External names of mailboxes that match, over IMAP; those that are places only are left out.
     pub(super) fn list(&self, pattern: &str) -> Result<Vec<Vec<u8>>, StoreError> {
-        let all = self.list_all(pattern)?;
-        Ok(all.into_iter().filter_map(|(name, is_place)| (!is_place).then_some(name)).collect())
-    }
-
-    /// External names that match, over IMAP, and whether each is a place in the hierarchy only.
-    pub(super) fn list_all(&self, pattern: &str) -> Result<Vec<(Vec<u8>, bool)>, StoreError> {
         let list = Command::List(pattern);
         let answers = self.with(Dialect::Imap, |link| link.run(&list));
         let answers = answers.map_err(failed("list", pattern))?;
-        let name = |answer: Answer| {
-            let [flags, _, name] = &answer.values[..] else { return None };
-            let is_place = |flag: &Value| {
-                let flag = flag.as_text().unwrap_or_default();
-                [&b"\\Noselect"[..], b"\\NonExistent"].iter().any(|f| f.eq_ignore_ascii_case(flag))
-            };
-            let is_place = flags.as_list()?.iter().any(is_place);
-            (answer.name == "LIST").then_some(())?;
-            Some((name.as_text()?.to_vec(), is_place))
-        };
-        Ok(answers.into_iter().filter_map(name).collect())
+        let listed = answers.iter().filter_map(Answer::listed);
+        let mailboxes = listed.filter(|(_, is_place)| !is_place);
+        Ok(mailboxes.map(|(name, _)| name.to_vec()).collect())
     }
 
     /// What stands between the parts of a name over IMAP.
@@ -283,10 +311,8 @@ impl Server {
         if let Some(separator) = self.separator.get() {
             return Ok(*separator);
         }
-        let answers = self.with(Dialect::Imap, |link| link.run(&Command::List("")));
-        let answers = answers.map_err(failed("list", "the hierarchy"))?;
-        let told = answers.iter().find_map(|answer| answer.values.get(1)?.as_text()?.first());
-        Ok(*self.separator.get_or_init(|| told.copied().unwrap_or(b'/')))
+        let told = self.listing().map_err(failed("list", "the hierarchy"))?.separator();
+        Ok(*self.separator.get_or_init(|| told))
     }
 
     /// Uploads messages, each content once, then brings a mailbox to the state that `value` says, in
@@ -405,6 +431,22 @@ fn change(
         link.run(&Command::Apply("UNMAILBOX", &Value::text(name)))?;
     }
     link.run(&Command::Apply("MAILBOX", value)).map(drop)
+}
+
+fn understood(user: &str, answers: Vec<Answer>) -> Result<User, StoreError> {
+    let mut found = User::default();
+    for answer in answers {
+        let Some(value) = answer.values.first() else { continue };
+        match &answer.name[..] {
+            "MAILBOX" => found.mailboxes.push(Mailbox::parse(value).map_err(damaged(user))?),
+            "LSUB" => found.subscribed.extend(answer.subscribed().map(<[u8]>::to_vec)),
+            "SIEVE" => found.scripts.extend(script(value)),
+            "QUOTA" => found.quotas.push(value.clone()),
+            "SEEN" => found.seen.push(value.clone()),
+            _ => {}
+        }
+    }
+    Ok(found)
 }
 
 fn script(value: &Value) -> Option<(String, Guid, bool)> {

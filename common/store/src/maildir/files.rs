@@ -31,6 +31,7 @@ pub(crate) const ACL: &[u8] = b"dovecot-acl";
 const ANNOTATIONS: &[u8] = b"mailtwin-annotations";
 const QUOTA: &[u8] = b"mailtwin-quota";
 const SEEN: &[u8] = b"mailtwin-seen";
+const SUBSCRIBED: &[u8] = b"mailtwin-subscribed";
 pub(crate) const SIEVE: &[u8] = b"sieve";
 pub(crate) const SIEVE_ACTIVE: &[u8] = b".dovecot.sieve";
 pub(crate) const SCRIPT_SUFFIX: &[u8] = b".sieve";
@@ -100,6 +101,7 @@ pub(crate) fn list(
     add(dir, SUBSCRIPTIONS, FileKey::Subscriptions);
     add(dir, QUOTA, FileKey::Quota);
     add(dir, SEEN, FileKey::Seen);
+    add(dir, SUBSCRIBED, FileKey::SubscribedOfOthers);
     let Some(home) = home(cx, account)? else { return Ok(()) };
     for path in scripts(&home)? {
         let key = MailboxName::new(path.as_os_str().as_bytes());
@@ -260,6 +262,24 @@ impl Engine {
         make_all(&prefix, &place, prefix.owner()?).map(Some)
     }
 
+    /// Directory and name of a file that lies beside a mailbox's messages.
+    fn beside(
+        &self,
+        dir: &Dir,
+        mailbox: &MailboxName,
+        name: &[u8],
+        write: bool,
+    ) -> Result<Option<(Dir, Vec<u8>)>, StoreError> {
+        match self.cx.mailbox_dir(dir, mailbox)? {
+            Some(dir) => Ok(Some((dir, name.to_vec()))),
+            None if write => {
+                let what = "the mailbox of an access list or annotations".into();
+                Err(StoreError::NotFound { what })
+            }
+            None => Ok(None),
+        }
+    }
+
     /// Directory and name of a file; made, if it is to be written, as far as the account is there.
     fn file_place(
         &self,
@@ -281,15 +301,9 @@ impl Engine {
             FileKey::Subscriptions => Ok(Some((dir, SUBSCRIPTIONS.to_vec()))),
             FileKey::Quota => Ok(Some((dir, QUOTA.to_vec()))),
             FileKey::Seen => Ok(Some((dir, SEEN.to_vec()))),
-            FileKey::Acl(mailbox) | FileKey::Annotations(mailbox) => {
-                let is_acl = matches!(key, FileKey::Acl(_));
-                let name = if is_acl { ACL } else { ANNOTATIONS };
-                match self.cx.mailbox_dir(&dir, mailbox)? {
-                    Some(dir) => Ok(Some((dir, name.to_vec()))),
-                    None if write => Err(absent("the mailbox of an access list or annotations")),
-                    None => Ok(None),
-                }
-            }
+            FileKey::SubscribedOfOthers => Ok(Some((dir, SUBSCRIBED.to_vec()))),
+            FileKey::Acl(mailbox) => self.beside(&dir, mailbox, ACL, write),
+            FileKey::Annotations(mailbox) => self.beside(&dir, mailbox, ANNOTATIONS, write),
             FileKey::SieveActive => {
                 let place = if write { self.made_home(account) } else { home(&self.cx, account) };
                 match place? {

@@ -7,6 +7,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use mailtwin_cyrus::names;
 use mailtwin_logic::{ids::Account, mailbox::MailboxName};
 use rustix::fs::FileType;
 
@@ -310,9 +311,11 @@ impl Walk<'_> {
     }
 }
 
-/// Whether mail lies here: an INBOX, or in the flat layout at least one mailbox.
+/// Whether mail lies here: an INBOX, or in the flat layout at least one mailbox. What a Cyrus shares has
+/// no INBOX, and is known by its name.
 pub(crate) fn is_account(dir: &Dir, layout: Layout) -> Result<bool, StoreError> {
-    if dir.has_dir(b"cur")? {
+    let mut parts = dir.path().components().filter_map(|part| part.as_os_str().to_str());
+    if parts.any(names::is_shared) || dir.has_dir(b"cur")? {
         return Ok(true);
     }
     let mut candidates = Vec::new();

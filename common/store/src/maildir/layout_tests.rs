@@ -38,13 +38,14 @@ fn accounts_of_patterns() {
             "tree/deep/er/box/cur",
             "tree/deep/er/box/.Sub/cur",
             "tree/one/cur",
+            "tree/+shared/news/linux/cur",
         ],
     );
     let cases = [
         ("v/{domain}/{user}/Maildir", vec!["50%25\u{e9}@b.org", "ann@a.org", "bob@a.org"]),
         ("flat/{user}@{domain}", vec!["ann@a.org", "x@y@b.org"]),
         ("flat/{user}", vec!["ann@a.org", "x@y@b.org"]),
-        ("tree/{path}", vec!["deep/er/box", "one"]),
+        ("tree/{path}", vec!["+shared", "deep/er/box", "one"]),
         ("tree/one/{path}", vec![""]),
         ("tree/one", vec![""]),
     ];

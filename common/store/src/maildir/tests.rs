@@ -226,7 +226,8 @@ impl Subject for Opened {
             | FileKey::SieveActive
             | FileKey::Annotations(_)
             | FileKey::Quota
-            | FileKey::Seen => panic!("no test does so"),
+            | FileKey::Seen
+            | FileKey::SubscribedOfOthers => panic!("no test does so"),
         };
         match content {
             Some(content) => write(&path, content),

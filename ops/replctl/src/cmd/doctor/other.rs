@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, os::unix::ffi::OsStrExt as _, path::Path};
 
 use mailtwin_cyrus::{
-    Answer, Command, Dialect, Link, Value,
+    Answer, Command, Dialect, Link, Listing, Value,
     mailbox::{Mailbox, Message},
     names::{self, Named},
 };
@@ -33,6 +33,7 @@ enum Kind {
     Annotations,
     Quota,
     Seen,
+    Subscribed,
 }
 
 /// Objects by what is wrong with them.
@@ -111,35 +112,37 @@ fn read_cyrus(config: &config::Cyrus, other: OtherServer) -> Result<Found, Strin
     let mut link = link.map_err(|error| Chain(&error).to_string())?;
     let mut run =
         |command: &Command<'_>| link.run(command).map_err(|error| Chain(&error).to_string());
-    let told = run(&Command::List(""))?;
-    let told = told.iter().find_map(|answer| answer.values.get(1)?.as_text()?.first().copied());
-    let separator = told.unwrap_or(b'/');
-    let listed = |answers: Vec<Answer>| -> Vec<Vec<u8>> {
-        let names = answers.into_iter().filter(|answer| answer.name == "LIST");
-        names.filter_map(|answer| Some(answer.values.get(2)?.as_text()?.to_vec())).collect()
-    };
     let mut found = Found::new();
-    for name in listed(run(&Command::List("%"))?) {
-        let top = name.split(|&octet| octet == separator).next().unwrap_or_default();
-        if top != b"user" && top != b"DELETED" {
-            note(&mut found, Kind::Shared, top);
+    let mut listing = Listing::new(&mut run)?;
+    let users = listing.users()?;
+    let mut shared = Vec::new();
+    for top in listing.shared()? {
+        note(&mut found, Kind::Shared, &top.external);
+        shared.extend(listing.tree(&top)?.into_iter().map(|(name, _)| name));
+    }
+    for name in shared {
+        let told = run(&Command::Get("MAILBOXES", &Value::List(vec![Value::text(&name)])))?;
+        for value in told.iter().filter_map(|answer| answer.values.first()) {
+            if let Some((mailbox, full)) = read_mailbox(value, &mut run) {
+                look_at_mailbox(&mailbox, &full, other, &mut found);
+            }
         }
     }
-    let users = listed(run(&Command::List(&format!("user{}%", char::from(separator))))?);
-    for user in users.iter().filter_map(|name| names::user_of(name, separator)) {
+    for user in users {
         for answer in run(&Command::Get("USER", &Value::text(&user)))? {
             let Some(value) = answer.values.first() else { continue };
             match &answer.name[..] {
                 "QUOTA" => note(&mut found, Kind::Quota, user.as_bytes()),
                 "SEEN" => note(&mut found, Kind::Seen, user.as_bytes()),
+                "LSUB" => {
+                    if answer.subscribed().any(|name| !is_of(name, &user)) {
+                        note(&mut found, Kind::Subscribed, user.as_bytes());
+                    }
+                }
                 "MAILBOX" => {
-                    let Ok(mailbox) = Mailbox::parse(value) else { continue };
-                    let full = mailbox
-                        .is_mail()
-                        .then(|| run(&Command::Get("FULLMAILBOX", &Value::text(&mailbox.name))));
-                    // One that cannot be read is what `status` tells of.
-                    let full = full.and_then(Result::ok).unwrap_or_default();
-                    look_at_mailbox(&mailbox, &full, other, &mut found);
+                    if let Some((mailbox, full)) = read_mailbox(value, &mut run) {
+                        look_at_mailbox(&mailbox, &full, other, &mut found);
+                    }
                 }
                 _ => {}
             }
@@ -149,6 +152,17 @@ fn read_cyrus(config: &config::Cyrus, other: OtherServer) -> Result<Found, Strin
         objects.dedup();
     }
     Ok(found)
+}
+
+/// A mailbox and what it holds; one that cannot be read is what `status` tells of.
+fn read_mailbox(
+    value: &Value,
+    run: &mut impl FnMut(&Command<'_>) -> Result<Vec<Answer>, String>,
+) -> Option<(Mailbox, Vec<Answer>)> {
+    let mailbox = Mailbox::parse(value).ok()?;
+    let full = Command::Get("FULLMAILBOX", &Value::text(&mailbox.name));
+    let full = if mailbox.is_mail() { run(&full).unwrap_or_default() } else { Vec::new() };
+    Some((mailbox, full))
 }
 
 fn look_at_mailbox(mailbox: &Mailbox, full: &[Answer], other: OtherServer, found: &mut Found) {
@@ -175,6 +189,10 @@ fn look_at_mailbox(mailbox: &Mailbox, full: &[Answer], other: OtherServer, found
     }
 }
 
+fn is_of(name: &[u8], user: &str) -> bool {
+    matches!(names::meaning(name), Named::Folder { user: whose, .. } if whose == user)
+}
+
 /// Judges what was found.
 fn judge(found: &Found, other: OtherServer) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -185,8 +203,10 @@ fn judge(found: &Found, other: OtherServer) -> Vec<Finding> {
         let more = if more > 0 { format!(", and {more} more") } else { String::new() };
         let what = format!("{what}: {named}{more}");
         let finding = match kind {
-            Kind::Annotations | Kind::Quota | Kind::Seen => Finding::note(Code::OtherServer, what),
-            Kind::Name | Kind::Rights | Kind::NotMail | Kind::Shared | Kind::BareLines => {
+            Kind::Annotations | Kind::Quota | Kind::Seen | Kind::Shared | Kind::Subscribed => {
+                Finding::note(Code::OtherServer, what)
+            }
+            Kind::Name | Kind::Rights | Kind::NotMail | Kind::BareLines => {
                 Finding::risk(Code::OtherServer, what)
             }
         };
@@ -226,8 +246,8 @@ fn said(kind: Kind, other: OtherServer) -> (&'static str, &'static str, &'static
         }
         Kind::Shared => (
             "shared mailboxes",
-            "they, and what is below them, are not replicated",
-            "move them by other means",
+            "they are replicated as those of an account `+shared`, which has no INBOX",
+            "give Dovecot a public namespace whose location is that account's directory",
         ),
         Kind::BareLines => (
             "messages may be stored with bare line feeds",
@@ -239,6 +259,9 @@ fn said(kind: Kind, other: OtherServer) -> (&'static str, &'static str, &'static
         }
         Kind::Quota => ("users with quota limits", kept, "set Dovecot's quota"),
         Kind::Seen => ("users who have seen mail in mailboxes of others", kept, "nothing"),
+        Kind::Subscribed => {
+            ("users with subscriptions to mailboxes of others", kept, "have them subscribe again")
+        }
     }
 }
 
