@@ -134,10 +134,8 @@ fn read_cyrus(config: &config::Cyrus, other: OtherServer) -> Result<Found, Strin
             match &answer.name[..] {
                 "QUOTA" => note(&mut found, Kind::Quota, user.as_bytes()),
                 "SEEN" => note(&mut found, Kind::Seen, user.as_bytes()),
-                "LSUB" => {
-                    if answer.subscribed().any(|name| !is_of(name, &user)) {
-                        note(&mut found, Kind::Subscribed, user.as_bytes());
-                    }
+                "LSUB" if answer.subscribed().any(|name| !is_of(name, &user)) => {
+                    note(&mut found, Kind::Subscribed, user.as_bytes());
                 }
                 "MAILBOX" => {
                     if let Some((mailbox, full)) = read_mailbox(value, &mut run) {
