@@ -140,8 +140,22 @@ fn annotations_limits_and_marks_come_along() -> anyhow::Result<()> {
         nodes[0].replctl(lab, &["check", "--level", "full"])?.expect(0)?;
         let problems = nodes[0].replctl(lab, &["--output", "json", "status"])?.stdout;
         ensure!(!problems.contains("not-carried"), "nothing is left behind: {problems}");
+        Ok(())
+    })
+}
 
-        // What is too long for replication is said; other mailboxes go on.
+#[test]
+fn what_is_too_long_is_said_and_the_rest_goes_on() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let extra = "annotation_allow_undefined: yes";
+        let master = Cyrus::with_extra(lab, "a", extra)?;
+        let replica = Cyrus::with_extra(lab, "b", extra)?;
+        master.create_user("ann")?;
+        replica.set_password("ann")?;
+        let stores = [("a", master.store_config()), ("b", replica.store_config())];
+        let nodes = Node::start_beside(lab, &stores)?;
+        let mut imap = master.imap("ann")?;
+        imap.create("Work")?;
         imap.create("Long")?;
         let value = "x".repeat(60_000);
         for number in 0..9 {
