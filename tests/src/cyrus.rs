@@ -67,6 +67,8 @@ pub struct Cyrus {
     imap: u16,
     lmtp: u16,
     csync: u16,
+    /// `imapd` once more, for options that its clients are not to have: `strict_NAME` in imapd.conf.
+    strict: u16,
     clock: Arc<dyn Clock>,
     process: Option<Process>,
 }
@@ -83,10 +85,11 @@ impl Cyrus {
         for part in ["conf", "conf/sync", "spool", "sieve"] {
             lab.mail_dir(&format!("{name}/{part}"))?;
         }
-        let (imap, lmtp, csync) = (lab.port()?, lab.port()?, lab.port()?);
+        let (imap, lmtp) = (lab.port()?, lab.port()?);
+        let (csync, strict) = (lab.port()?, lab.port()?);
         let (name, root) = (name.to_owned(), unpacked()?);
         let clock = lab.shared_clock();
-        let mut cyrus = Self { name, dir, root, imap, lmtp, csync, clock, process: None };
+        let mut cyrus = Self { name, dir, root, imap, lmtp, csync, strict, clock, process: None };
         cyrus.configure(extra)?;
         cyrus.set_password(ADMIN)?;
         cyrus.set_password(PROBE)?;
@@ -114,6 +117,7 @@ impl Cyrus {
         };
         let services = [
             service("imap", "imapd", self.imap),
+            service("strict", "imapd", self.strict),
             service("lmtp", "lmtpd -a", self.lmtp),
             service("csync", "sync_server", self.csync),
             format!(
@@ -261,6 +265,20 @@ impl Cyrus {
              password_file = \"{dir}/password\"\nchannel = \"{}\"\n",
             self.imap_address(),
             self.channel().display(),
+        )
+    }
+
+    /// The same by way of the strict ports, which show the certificate of this file.
+    pub fn strict_config(&self, certificate: &Path) -> String {
+        let dir = self.dir.display();
+        format!(
+            "[store]\nengine = \"cyrus\"\nroot = \"{dir}/spool\"\n\n[cyrus]\n\
+             imap = \"127.0.0.1:{}\"\ncsync = \"127.0.0.1:{}\"\nuser = \"{ADMIN}\"\n\
+             password_file = \"{dir}/password\"\nchannel = \"{}\"\ncertificate = \"{}\"\n",
+            self.strict,
+            self.csync,
+            self.channel().display(),
+            certificate.display(),
         )
     }
 

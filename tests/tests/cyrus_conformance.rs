@@ -99,7 +99,8 @@ impl OnCyrus {
         let cyrus = Cyrus::start(lab, &format!("cyrus{made}"))?;
         let dir = lab.dir().join(format!("state{made}"));
         let clock = Arc::new(ManualClock::new());
-        let login = Login { user: ADMIN.to_owned(), password: PASSWORD.to_owned() };
+        let (user, password) = (ADMIN.to_owned(), PASSWORD.to_owned());
+        let login = Login { user, password, certificate: None };
         let csync = Place::Tcp(cyrus.csync_address());
         let open = |name: &str| -> anyhow::Result<Store> {
             let dir = dir.join(name);

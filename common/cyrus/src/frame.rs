@@ -76,6 +76,11 @@ impl Framer {
         self.buffer.extend_from_slice(octets);
     }
 
+    /// Whether nothing waits that came behind the last line.
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
     /// The next whole line with its line feed, if it is there.
     pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, FrameError> {
         loop {

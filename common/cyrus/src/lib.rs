@@ -8,7 +8,7 @@
 //! Link (socket, deadline) ── octets ──▶ Session ── Framer ──▶ dlist values ──▶ Outcome
 //! ```
 //!
-//! Everything but [`link`] is free of I/O. Blocking; knows nothing of tokio.
+//! Everything but [`link`] and [`tls`] is free of I/O. Blocking; knows nothing of tokio.
 #![forbid(unsafe_code)]
 
 pub mod dlist;
@@ -21,6 +21,7 @@ pub mod listing;
 pub mod mailbox;
 pub mod names;
 pub mod session;
+pub mod tls;
 
 pub use dlist::{File, Value};
 pub use link::{Link, LinkError, Login, Place};

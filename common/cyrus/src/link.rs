@@ -8,15 +8,19 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
     time::Duration,
 };
 
 use mailtwin_disk::clock::Clock;
+use rustls::{ClientConnection, StreamOwned};
 
-use crate::session::{Answer, Command, Dialect, Outcome, ProtocolError, Refusal, Session};
+use crate::{
+    session::{Answer, Command, Dialect, Outcome, ProtocolError, Refusal, Session},
+    tls::{self, TlsError},
+};
 
 /// Time in which a command must be answered in full.
 pub const COMMAND_LIMIT: Duration = Duration::from_mins(2);
@@ -32,7 +36,7 @@ const READ_OCTETS: usize = 256 << 10;
 pub enum Place {
     /// A socket in the file system.
     Unix(PathBuf),
-    /// TCP on the loopback: the password is sent as it is.
+    /// TCP on the loopback.
     Tcp(SocketAddr),
 }
 
@@ -49,8 +53,7 @@ impl FromStr for Place {
             return Err(PLACE_FORMS);
         }
         if !address.ip().is_loopback() {
-            return Err("is not of this machine, and what is said there is not encrypted: use a \
-                 loopback address or unix:/path");
+            return Err("is not of this machine: use a loopback address or unix:/path");
         }
         Ok(Self::Tcp(address))
     }
@@ -67,13 +70,16 @@ impl fmt::Display for Place {
     }
 }
 
-/// Who we are to the server; never printed.
+/// Who we are to the server, and how we know that it is that one; never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Login {
     /// A userid that stands in `admins`.
     pub user: String,
     /// Their password.
     pub password: String,
+    /// A file with the certificate that the server shows, in PEM: then nothing but the greeting and
+    /// STARTTLS is said in the clear. Read with each connection, as certificates are renewed.
+    pub certificate: Option<PathBuf>,
 }
 
 impl fmt::Debug for Login {
@@ -117,9 +123,27 @@ pub enum LinkError {
         /// Cause.
         source: ProtocolError,
     },
+    /// There is no TLS.
+    #[error("encrypt what is said to Cyrus at {place}")]
+    Tls {
+        /// Where.
+        place: Place,
+        /// Cause.
+        source: TlsError,
+    },
+    /// The server has no TLS.
+    #[error(
+        "encrypt what is said to Cyrus at {place}: {refusal}; set tls_server_cert and tls_server_key in imapd.conf"
+    )]
+    NoTls {
+        /// Where.
+        place: Place,
+        /// What was said.
+        refusal: Refusal,
+    },
     /// We are not let in.
     #[error(
-        "log in to Cyrus at {place} as {user:?}: {refusal}; the user must have this password and stand in `admins` of imapd.conf"
+        "log in to Cyrus at {place} as {user:?}: {refusal}; the user must have this password and stand in `admins` of imapd.conf, and with `allowplaintext: no` there [cyrus] needs `certificate`"
     )]
     Login {
         /// Where.
@@ -161,7 +185,8 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    /// Connects and logs in. On csync's UNIX socket the server trusts us without.
+    /// Connects, encrypts if there is a certificate, and logs in. On csync's UNIX socket the server
+    /// trusts us without all that.
     pub fn open(
         place: &Place,
         dialect: Dialect,
@@ -177,13 +202,38 @@ impl Link {
         if dialect == Dialect::Csync && matches!(place, Place::Unix(_)) {
             return Ok(link);
         }
-        let Login { user, password } = login;
+        if let Some(certificate) = &login.certificate {
+            link = link.encrypt(dialect, certificate)?;
+        }
+        let Login { user, password, .. } = login;
         match link.run(&Command::Login { user, password }) {
             Err(LinkError::Refused(refusal)) => {
                 Err(LinkError::Login { place: link.place, user: user.clone(), refusal })
             }
             other => other.map(|_| link),
         }
+    }
+
+    fn encrypt(mut self, dialect: Dialect, certificate: &Path) -> Result<Self, LinkError> {
+        let place = self.place.clone();
+        match self.run(&Command::StartTls) {
+            Err(LinkError::Refused(refusal)) => return Err(LinkError::NoTls { place, refusal }),
+            other => other.map(drop)?,
+        }
+        let Self { stream, session, clock, .. } = self;
+        let session = session.encrypted();
+        let session =
+            session.map_err(|source| LinkError::Protocol { place: place.clone(), source })?;
+        stream
+            .limit(OPEN_LIMIT)
+            .map_err(|source| LinkError::Lost { place: place.clone(), source })?;
+        let stream = stream.encrypt(certificate);
+        let stream = stream.map_err(|source| LinkError::Tls { place: place.clone(), source })?;
+        let mut link = Self { place, stream, session, clock };
+        if dialect == Dialect::Csync {
+            link.answer(OPEN_LIMIT)?;
+        }
+        Ok(link)
     }
 
     /// Carries out a command within [`COMMAND_LIMIT`]. After an error that is no refusal the
@@ -232,35 +282,73 @@ impl Link {
 }
 
 enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
+    Clear(Socket),
+    Encrypted(Box<StreamOwned<ClientConnection, Socket>>),
 }
 
 impl Stream {
     fn connect(place: &Place) -> io::Result<Self> {
         match place {
-            Place::Unix(path) => UnixStream::connect(path).map(Self::Unix),
+            Place::Unix(path) => UnixStream::connect(path).map(Socket::Unix),
             Place::Tcp(address) => {
                 let stream = TcpStream::connect_timeout(address, OPEN_LIMIT)?;
                 stream.set_nodelay(true)?;
-                Ok(Self::Tcp(stream))
+                Ok(Socket::Tcp(stream))
             }
+        }
+        .map(Self::Clear)
+    }
+
+    fn encrypt(self, certificate: &Path) -> Result<Self, TlsError> {
+        match self {
+            Self::Clear(socket) => {
+                Ok(Self::Encrypted(Box::new(tls::encrypt(socket, certificate)?)))
+            }
+            Self::Encrypted(_) => Ok(self),
         }
     }
 
     fn limit(&self, limit: Duration) -> io::Result<()> {
-        match self {
-            Self::Unix(stream) => {
+        let socket = match self {
+            Self::Clear(socket) => socket,
+            Self::Encrypted(stream) => stream.get_ref(),
+        };
+        match socket {
+            Socket::Unix(stream) => {
                 stream.set_read_timeout(Some(limit))?;
                 stream.set_write_timeout(Some(limit))
             }
-            Self::Tcp(stream) => {
+            Socket::Tcp(stream) => {
                 stream.set_read_timeout(Some(limit))?;
                 stream.set_write_timeout(Some(limit))
             }
         }
     }
 
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Clear(socket) => socket.read(buffer),
+            Self::Encrypted(stream) => stream.read(buffer),
+        }
+    }
+
+    fn write_all(&mut self, octets: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Clear(socket) => socket.write_all(octets),
+            Self::Encrypted(stream) => {
+                stream.write_all(octets)?;
+                stream.flush()
+            }
+        }
+    }
+}
+
+enum Socket {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl io::Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Unix(stream) => stream.read(buffer),
@@ -272,12 +360,18 @@ impl Stream {
             }
         }
     }
+}
 
-    fn write_all(&mut self, octets: &[u8]) -> io::Result<()> {
+impl io::Write for Socket {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Unix(stream) => stream.write_all(octets),
-            Self::Tcp(stream) => stream.write_all(octets),
+            Self::Unix(stream) => stream.write(octets),
+            Self::Tcp(stream) => stream.write(octets),
         }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

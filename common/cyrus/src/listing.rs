@@ -154,7 +154,11 @@ mod tests {
                     let there = asked.filter(|name| internal.iter().any(|there| there == name));
                     return Ok(there.map(answer).collect());
                 }
-                Command::Login { .. } | Command::Apply(..) | Command::Restart | Command::Noop => {
+                Command::Login { .. }
+                | Command::Apply(..)
+                | Command::Restart
+                | Command::Noop
+                | Command::StartTls => {
                     panic!("nothing else is asked: {command:?}")
                 }
             };

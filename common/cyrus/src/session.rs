@@ -41,6 +41,8 @@ pub enum Command<'a> {
     Restart,
     /// Nothing: it is answered if the session is still there.
     Noop,
+    /// From its answer on all is encrypted (RFC 3501, section 6.2.1).
+    StartTls,
     /// Mailboxes that match, as IMAP names them; over IMAP only.
     List(&'a str),
 }
@@ -139,6 +141,16 @@ impl Session {
         Self { dialect, framer, serial: 0, greeted: false, answers }
     }
 
+    /// The same connection behind [`Command::StartTls`], encrypted: csync greets once more. What came in
+    /// behind the answer was said in the clear, by anybody.
+    pub fn encrypted(self) -> Result<Self, ProtocolError> {
+        if !self.framer.is_empty() {
+            return Err(ProtocolError::Unexpected("octets behind STARTTLS".to_owned()));
+        }
+        let greeted = self.dialect == Dialect::Imap;
+        Ok(Self { greeted, ..Self::new(self.dialect) })
+    }
+
     /// The octets that begin `command`. The one before has ended.
     pub fn begin(&mut self, command: &Command<'_>) -> Vec<u8> {
         self.serial = self.serial.wrapping_add(1);
@@ -156,6 +168,7 @@ impl Session {
             Command::Apply(name, value) => verb("APPLY", name, value),
             Command::Restart => wire.extend_from_slice(format!("{prefix}RESTART").as_bytes()),
             Command::Noop => wire.extend_from_slice(b"NOOP"),
+            Command::StartTls => wire.extend_from_slice(b"STARTTLS"),
             Command::List(pattern) => {
                 wire.extend_from_slice(b"LIST \"\" ");
                 Value::text(pattern).encode(&mut wire);
@@ -313,6 +326,21 @@ mod tests {
         assert!(greeted(Dialect::Csync).receive(b"HELLO there\r\n").is_err());
         assert!(greeted(Dialect::Imap).receive(b"T9 OK not mine\r\n").is_err());
         assert!(Session::new(Dialect::Csync).receive(b"220 smtp.example.org\r\n").is_err());
+    }
+
+    #[test]
+    fn what_is_said_before_tls_counts_for_nothing() {
+        for dialect in [Dialect::Csync, Dialect::Imap] {
+            let answer = if dialect == Dialect::Imap { "T1 OK begin\r\n" } else { "OK begin\r\n" };
+            for injected in ["", "* OK hello\r\n", "x"] {
+                let mut session = greeted(dialect);
+                session.begin(&Command::StartTls);
+                let octets = format!("{answer}{injected}");
+                let begun = session.receive(octets.as_bytes());
+                assert_eq!(begun, Ok(Some(Outcome::Done(Vec::new()))));
+                assert_eq!(session.encrypted().is_ok(), injected.is_empty(), "{injected:?}");
+            }
+        }
     }
 
     #[test]

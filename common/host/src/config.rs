@@ -117,6 +117,8 @@ pub struct Cyrus {
     pub user: String,
     /// Absolute. A file whose first line is their password.
     pub password_file: PathBuf,
+    /// Absolute. A file with the certificate that both ports show; without it nothing is encrypted.
+    pub certificate: Option<PathBuf>,
     /// Absolute. The directory of our own channel of Cyrus's sync log.
     pub channel: PathBuf,
 }
@@ -127,7 +129,8 @@ impl Cyrus {
         let text = std::fs::read_to_string(&self.password_file);
         let failed = DiskError::during("read `cyrus.password_file`", &self.password_file);
         let password = text.map_err(failed)?.lines().next().unwrap_or_default().to_owned();
-        Ok(Login { user: self.user.clone(), password })
+        let (user, certificate) = (self.user.clone(), self.certificate.clone());
+        Ok(Login { user, password, certificate })
     }
 }
 

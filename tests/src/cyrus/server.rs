@@ -23,7 +23,8 @@ use crate::{
 impl Cyrus {
     /// Logs in to the replication protocol over IMAP, as an admin may.
     pub fn link(&self) -> anyhow::Result<Link> {
-        let login = Login { user: ADMIN.to_owned(), password: PASSWORD.to_owned() };
+        let (user, password) = (ADMIN.to_owned(), PASSWORD.to_owned());
+        let login = Login { user, password, certificate: None };
         let place = Place::Tcp(self.imap_address());
         let link = Link::open(&place, Dialect::Imap, &login, self.clock.clone());
         link.with_context(|| format!("log in to {} as its admin", self.name))

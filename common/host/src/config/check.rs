@@ -177,10 +177,11 @@ fn cyrus(
     let mut section = top.section("cyrus", problems);
     let engine = store.map(|store| store.engine);
     let place = |text: String| text.parse::<Place>().map_err(|why| format!("{text:?} {why}"));
-    let mut texts = ["imap", "csync", "user", "password_file", "channel"].map(|name| {
+    let keys = ["imap", "csync", "user", "password_file", "channel", "certificate"];
+    let mut texts = keys.map(|name| {
         let found = section.string(name, problems);
         match engine {
-            Some(Engine::Cyrus) if found.is_none() => {
+            Some(Engine::Cyrus) if found.is_none() && name != "certificate" => {
                 section.missing(name, problems);
                 None
             }
@@ -196,7 +197,7 @@ fn cyrus(
     if engine != Some(Engine::Cyrus) {
         return None;
     }
-    let [imap, csync, user, password_file, channel] = &mut texts;
+    let [imap, csync, user, password_file, channel, certificate] = &mut texts;
     let imap = imap.take().and_then(|found| found.check(problems, place));
     let csync = csync.take().and_then(|found| found.check(problems, place));
     let user = user.take().and_then(|found| {
@@ -206,12 +207,14 @@ fn cyrus(
     let mut path = |found: &mut Option<Found<String>>| {
         found.take().and_then(|found| found.check(problems, |text| absolute(&text)))
     };
-    let (password_file, channel) = (path(password_file), path(channel));
+    let (password_file, channel, certificate) =
+        (path(password_file), path(channel), path(certificate));
     Some(Cyrus {
         imap: imap?,
         csync: csync?,
         user: user?,
         password_file: password_file?,
+        certificate,
         channel: channel?,
     })
 }

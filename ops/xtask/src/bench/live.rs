@@ -136,9 +136,18 @@ fn rounds(bench: &Bench, keepers: &[Keeper], load: Load) -> Result<Vec<Outcome>>
             for keeper in &keepers {
                 bench.image.settle()?;
                 let outcome = round(bench, lab, *keeper, load, run)
-                    .with_context(|| format!("deliver with {keeper}"))?;
-                say(&outcome);
-                outcomes.push(outcome);
+                    .with_context(|| format!("deliver with {keeper}"));
+                match outcome {
+                    Ok(outcome) => {
+                        say(&outcome);
+                        outcomes.push(outcome);
+                    }
+                    // What is measured of the others is worth having without it.
+                    Err(error) if *keeper == Keeper::Replicator => {
+                        talk(&format!("not counted: {error:#}"));
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())
