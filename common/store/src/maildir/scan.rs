@@ -131,6 +131,13 @@ fn is_successor(snapshot: &Snapshot, marks: &Marks) -> bool {
     marks.list.inode() == 0 && held != 0 && held != marks.cur.inode()
 }
 
+/// Makes it that of a mailbox of which nothing is known.
+fn restart(snapshot: &mut Snapshot, dir: &Dir) {
+    snapshot.restart(derived_id(dir), UidValidity(0));
+    snapshot.header.marks = Marks::default();
+    snapshot.header.list_read = 0;
+}
+
 /// Looks once.
 pub(crate) fn look(
     cx: &Context,
@@ -145,9 +152,7 @@ pub(crate) fn look(
     }
     cx.shelf.load(snapshot, cx.clock.unix_ms())?;
     if is_successor(snapshot, &marks) {
-        snapshot.restart(derived_id(dir), UidValidity(0));
-        snapshot.header.marks = Marks::default();
-        snapshot.header.list_read = 0;
+        restart(snapshot, dir);
     }
     let mut look = Look {
         cx,
@@ -170,6 +175,7 @@ pub(crate) fn look(
 impl Look<'_> {
     fn run(&mut self, read: &mut Read) -> Result<Verdict, StoreError> {
         self.list_names()?;
+        self.forget_another();
         self.read_list(false)?;
         if !self.list.whole && self.any_unknown() {
             self.read_list(true)?;
@@ -190,6 +196,27 @@ impl Look<'_> {
         let table = self.table()?;
         self.bring_up(table, read);
         Ok(Verdict::Changed)
+    }
+
+    /// Forgets the mailbox that was deleted where this one was made: its directories may have the same
+    /// inode numbers, and the index may know of it only what a crash has left. Without a list, it is the
+    /// one that we know only if something of that is still there: else messages would get UIDs that
+    /// clients know as others' (RFC 3501, section 2.3.1.1).
+    fn forget_another(&mut self) {
+        let header = &self.snapshot.header;
+        let is_same = header.marks.cur.holds(&self.marks.cur);
+        let is_listed = self.marks.list.inode() != 0 || header.uid_validity.0 == 0;
+        if is_same || is_listed || self.cx.is_read_only() {
+            return;
+        }
+        let is_known = |(base, found): (&Vec<u8>, &Found)| {
+            self.snapshot.of_base(base).is_some_and(|entry| entry.inode == found.inode)
+        };
+        let is_missed = self.strays.len() == self.snapshot.entries().len();
+        if is_missed && !self.found.iter().any(is_known) {
+            restart(self.snapshot, self.dir);
+            self.strays.clear();
+        }
     }
 
     /// Lists what may have changed; the rest is as it was.

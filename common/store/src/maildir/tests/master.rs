@@ -408,3 +408,27 @@ fn a_new_mailbox_does_not_inherit_the_identity_of_one_that_was_moved_away() {
     assert_eq!(state(&store, "B").id, old.id);
     assert_eq!(listing(&store).unread, []);
 }
+
+/// The numbers of a deleted mailbox's directories may go to the next one, and an index may know less
+/// than clients do after a crash.
+#[test]
+fn a_mailbox_without_a_list_and_anything_known_is_another_one() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    site.create(&ann(), &name("Work"));
+    (1..=3).for_each(|n| site.deliver(&ann(), &name("Work"), format!("{n}").as_bytes()));
+    let store = site.master();
+    let before = state(&store, "Work");
+    let list = site.mailbox(&ann(), &name("Work")).join("dovecot-uidlist");
+    // With its messages it is the same.
+    fs::remove_file(&list).unwrap();
+    assert_eq!(state(&store, "Work").head, before.head);
+    for uid in 1..=3 {
+        fs::remove_file(site.file(&ann(), &name("Work"), Uid(uid)).unwrap()).unwrap();
+    }
+    fs::remove_file(&list).unwrap();
+    site.drop_in(&ann(), &name("Work"), b"of another");
+    let after = state(&store, "Work");
+    assert_ne!(after.id, before.id);
+    assert!(after.head.uid_validity > before.head.uid_validity, "{before:?} {after:?}");
+    assert_eq!(records(&store, "Work").len(), 1);
+}
