@@ -7,8 +7,8 @@
 /// Longest internal name that is made, in octets: Cyrus refuses some more.
 const INTERNAL_MAX: usize = 480;
 
-/// Whose mailboxes the shared ones are; in a virtual domain an `@` and that follow. Mail cannot be for
-/// such a user: what is behind the `+` of an address is a detail.
+/// Whose mailboxes the shared ones are; in a virtual domain an `@` and that follow. Nobody calls a user
+/// that: what is behind the `+` of an address is a detail.
 pub const SHARED: &str = "+shared";
 
 /// What an internal name means.
