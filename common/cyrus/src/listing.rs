@@ -51,7 +51,15 @@ impl<E, F: FnMut(&Command<'_>) -> Result<Vec<Answer>, E>> Listing<F> {
     pub fn users(&mut self) -> Result<BTreeSet<String>, E> {
         let Level { names, virtual_domains } = self.level("user")?;
         let separator = self.separator;
-        let user = |name: &Vec<u8>| names::user_of(name, separator, virtual_domains);
+        let user = |name: &Vec<u8>| {
+            let internal = names::internal_of(name, separator, virtual_domains);
+            match names::meaning(&internal) {
+                Named::Folder { user, folder } => {
+                    Some(user).filter(|user| folder.is_empty() && !names::is_shared(user))
+                }
+                Named::Odd { .. } | Named::Other => None,
+            }
+        };
         Ok(names.iter().filter_map(user).collect())
     }
 

@@ -136,17 +136,6 @@ fn split_domain(external: &[u8], virtual_domains: bool) -> (&[u8], &[u8]) {
     }
 }
 
-/// The userid whose INBOX an admin sees as `external`.
-pub fn user_of(external: &[u8], separator: u8, virtual_domains: bool) -> Option<String> {
-    let rest = external.strip_prefix(b"user")?.strip_prefix(&[separator])?;
-    let (name, domain) = split_domain(rest, virtual_domains);
-    if name.is_empty() || name.contains(&separator) {
-        return None;
-    }
-    let name = if separator == b'.' { dotted(name) } else { name.to_vec() };
-    String::from_utf8([&name[..], domain].concat()).ok()
-}
-
 fn dotted(part: &[u8]) -> Vec<u8> {
     part.iter().map(|&octet| if octet == b'^' { b'.' } else { octet }).collect()
 }
@@ -236,25 +225,6 @@ mod tests {
             assert!(internal("alice", bad.as_bytes(), false).is_err(), "{bad}");
         }
         assert_eq!(internal("a@b.c", b"", false).unwrap(), b"user.a@b^c");
-    }
-
-    #[test]
-    fn users_in_a_list() {
-        let cases = [
-            ("user/alice", b'/', Some("alice")),
-            ("user/john.doe@example.org", b'/', Some("john.doe@example.org")),
-            ("user.john^doe", b'.', Some("john.doe")),
-            ("user/alice/Work", b'/', None),
-            ("shared/news", b'/', None),
-            ("user/", b'/', None),
-        ];
-        for (external, separator, want) in cases {
-            assert_eq!(
-                user_of(external.as_bytes(), separator, true).as_deref(),
-                want,
-                "{external}"
-            );
-        }
     }
 
     #[test]
