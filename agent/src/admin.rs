@@ -68,7 +68,7 @@ pub(crate) struct Working {
     pub(crate) agent: Arc<Agent>,
     pub(crate) store: Arc<dyn MailStore>,
     /// Ends with the agent.
-    pub(crate) _source: Source,
+    pub(crate) source: Source,
     /// What checks work with, over all links.
     pub(crate) bench: Bench,
     pub(crate) checks: Jobs,
@@ -419,15 +419,20 @@ impl Working {
             let message = format!("no account is called {account}: look at the name");
             return answer::failed(FailureCode::Usage, message);
         }
+        let within = timeout_ms.map_or(SYNC_WITHIN, Duration::from_millis);
+        // What waits for its turn comes before: nothing that happened until now is visited after the
+        // answer. If it takes too long, that shows below.
+        let deadline = tokio::time::Instant::now() + within;
+        let _ = tokio::time::timeout_at(deadline, self.source.barrier().seen_passed()).await;
         let targets = if targets.is_empty() { vec![String::new()] } else { targets.to_vec() };
         let upto = match self.append(&targets).await {
             Ok(upto) => upto,
             Err((code, message)) => return answer::failed(code, message),
         };
-        let within = timeout_ms.map_or(SYNC_WITHIN, Duration::from_millis);
         let is_meant = |link: &LinkStatus| only.is_none_or(|name| name == link.name);
         let meant = || self.agent.links().into_iter().filter(is_meant);
-        if self.agent.drained(upto, within, only).await {
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        if self.agent.drained(upto, left, only).await {
             let set_aside = meant().map(|link| link.aside.len()).sum();
             return Response::Synced { upto: upto.0, set_aside };
         }

@@ -103,13 +103,12 @@ impl CursorFile {
         &self.found
     }
 
-    /// Moves to where `acked` proves the replica is; durable on return. When that fails the cursor
-    /// stays where it was. One that is behind already stays, too.
-    pub fn advance(&mut self, acked: Acked) -> Result<(), DiskError> {
-        if acked.upto() <= self.cursor.seq {
-            return Ok(());
-        }
-        self.put(acked.upto())
+    /// Moves to where `acked` proves the replica is, though not beyond `tail`, the log's newest durable
+    /// entry: after a crash, another one may stand there. Durable on return. When that fails the
+    /// cursor stays where it was; it never falls.
+    pub fn advance(&mut self, acked: Acked, tail: LogSeq) -> Result<(), DiskError> {
+        let seq = acked.upto().min(tail);
+        if seq <= self.cursor.seq { Ok(()) } else { self.put(seq) }
     }
 
     /// Moves to `seq` without evidence, back or forth: the caller has everything compared from
@@ -207,14 +206,25 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mut cursor = CursorFile::open(root.path(), "mx2", LOG).unwrap();
         assert_eq!((cursor.seq(), cursor.found()), (LogSeq(0), &Found::New));
-        cursor.advance(acked(LogSeq(7))).unwrap();
-        cursor.advance(acked(LogSeq(5))).unwrap();
+        let tail = LogSeq(9);
+        cursor.advance(acked(LogSeq(7)), tail).unwrap();
+        cursor.advance(acked(LogSeq(5)), tail).unwrap();
         assert_eq!(cursor.seq(), LogSeq(7));
         let mut cursor = CursorFile::open(root.path(), "mx2", LOG).unwrap();
         assert_eq!((cursor.seq(), cursor.found()), (LogSeq(7), &Found::Kept));
         cursor.reset(LogSeq(2)).unwrap();
         let cursor = CursorFile::open(root.path(), "mx2", LOG).unwrap();
         assert_eq!(cursor.cursor(), Cursor { log: LOG, seq: LogSeq(2) });
+    }
+
+    #[test]
+    fn never_stands_beyond_what_is_durable_in_the_log() {
+        let root = tempfile::tempdir().unwrap();
+        let mut cursor = CursorFile::open(root.path(), "mx2", LOG).unwrap();
+        for (tail, expected) in [(4, 4), (3, 4), (6, 6), (9, 7)] {
+            cursor.advance(acked(LogSeq(7)), LogSeq(tail)).unwrap();
+            assert_eq!(cursor.seq(), LogSeq(expected), "the log is durable up to {tail}");
+        }
     }
 
     #[test]

@@ -62,6 +62,7 @@ async fn carry_out(
         Ok(prepared) => prepared,
         Err(error) => return Ok(Err(error)),
     };
+    let _turn = if needed.is_empty() { None } else { stream.shared().committer.turn().await };
     let coming = (to.mode == Mode::Build).then(|| stream.shared().committer.expect());
     let places = needed.iter().map(|(place, _)| u32::try_from(*place).unwrap_or(u32::MAX));
     stream.send(&Reply::Need(places.collect())).await?;

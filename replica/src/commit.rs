@@ -14,7 +14,7 @@ use std::{
 
 use mailtwin_logic::{chain::Chain, limits::IN_FLIGHT, mailbox::Head, plan::Mode};
 use mailtwin_store::{Batch, MailStore, StoreError};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -29,6 +29,9 @@ const LINGER: Duration = Duration::from_millis(20);
 /// Batches waiting for the thread; streams wait beyond that.
 const QUEUE_MAX: usize = 256;
 
+/// Batches whose octets come in while all threads are busy.
+const AHEAD: usize = 2;
+
 struct Job {
     batch: Batch,
     live: CancellationToken,
@@ -41,6 +44,8 @@ pub struct Committer {
     lane: Lane,
     /// Builds whose octets are coming in.
     coming: Arc<AtomicUsize>,
+    /// Of a store with several threads: for those whose octets come in or wait for a thread.
+    turns: Option<Arc<Semaphore>>,
 }
 
 #[derive(Clone, Debug)]
@@ -89,18 +94,27 @@ impl Committer {
                 }
             })?;
         }
-        Ok(Self { lane: Lane::Thread(jobs), coming })
+        let turns = (lanes > 1).then(|| Arc::new(Semaphore::new(lanes + AHEAD)));
+        Ok(Self { lane: Lane::Thread(jobs), coming, turns })
     }
 
     /// No thread: each batch is applied alone, on the task that brings it. For a simulation.
     pub fn inline(store: Arc<dyn MailStore>, metrics: Metrics, fatal: CancellationToken) -> Self {
-        Self { lane: Lane::Inline(Worker { store, metrics, fatal }), coming: Arc::default() }
+        let lane = Lane::Inline(Worker { store, metrics, fatal });
+        Self { lane, coming: Arc::default(), turns: None }
     }
 
     /// Says that a build is coming in, until what is returned is dropped: others may wait for it.
     pub(crate) fn expect(&self) -> Coming {
         self.coming.fetch_add(1, Ordering::Relaxed);
         Coming(Arc::clone(&self.coming))
+    }
+
+    /// Waits until octets may come in for one more batch, which is to be applied before what is
+    /// returned is dropped. Where each batch waits for the mail server, more than it can take would
+    /// only fill memory.
+    pub(crate) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(self.turns.as_ref()?).acquire_owned().await.ok()
     }
 
     /// Applies one batch together with whatever else is ready; `None` if the thread has ended, or if

@@ -6,6 +6,7 @@
 //! that comes with a parent's death does not reach who has changed its user, as Cyrus's master does.
 
 mod own;
+mod processes;
 mod server;
 
 use std::{
@@ -19,7 +20,6 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use mailtwin_disk::clock::Clock;
-use rustix::process::{Pid, Signal, kill_process};
 
 pub use own::Held;
 
@@ -28,9 +28,8 @@ use crate::{
     files,
     imap::Imap,
     lab::{self, Lab, MAIL_USER},
-    lmtp,
+    lmtp, managesieve,
     process::{Launch, Process},
-    random::Random,
 };
 
 /// The admin, as whom our daemons log in.
@@ -67,6 +66,7 @@ pub struct Cyrus {
     imap: u16,
     lmtp: u16,
     csync: u16,
+    sieve: u16,
     /// `imapd` once more, for options that its clients are not to have: `strict_NAME` in imapd.conf.
     strict: u16,
     clock: Arc<dyn Clock>,
@@ -86,10 +86,11 @@ impl Cyrus {
             lab.mail_dir(&format!("{name}/{part}"))?;
         }
         let (imap, lmtp) = (lab.port()?, lab.port()?);
-        let (csync, strict) = (lab.port()?, lab.port()?);
+        let (csync, sieve, strict) = (lab.port()?, lab.port()?, lab.port()?);
         let (name, root) = (name.to_owned(), unpacked()?);
         let clock = lab.shared_clock();
-        let mut cyrus = Self { name, dir, root, imap, lmtp, csync, strict, clock, process: None };
+        let mut cyrus =
+            Self { name, dir, root, imap, lmtp, csync, sieve, strict, clock, process: None };
         cyrus.configure(extra)?;
         cyrus.set_password(ADMIN)?;
         cyrus.set_password(PROBE)?;
@@ -120,6 +121,7 @@ impl Cyrus {
             service("strict", "imapd", self.strict),
             service("lmtp", "lmtpd -a", self.lmtp),
             service("csync", "sync_server", self.csync),
+            service("sieve", "timsieved", self.sieve),
             format!(
                 "  local cmd=\"{bin}/sync_server -C {dir}/imapd.conf\" listen=\"{dir}/csync\" \
                  prefork=0\n"
@@ -184,41 +186,6 @@ impl Cyrus {
                 stat.rsplit(") ").next().is_some_and(|state| !state.starts_with(['Z', 'X']));
             Ok(if lives && !stat.is_empty() { Err(stat) } else { Ok(()) })
         })
-    }
-
-    /// kill -9 of one of the processes that work for our daemons: those that take in replication, and
-    /// those in which the admin is logged in over IMAP. Tells whether there was one.
-    pub fn kill_one_that_serves_us(&self, random: &mut Random) -> anyhow::Result<bool> {
-        let config = format!("{}/imapd.conf", self.dir.display());
-        let mut serving = Vec::new();
-        for process in fs::read_dir("/proc").context("read /proc")?.flatten() {
-            let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let read = |file: &str| {
-                String::from_utf8_lossy(&fs::read(process.path().join(file)).unwrap_or_default())
-                    .into_owned()
-            };
-            let words = read("cmdline");
-            let is_its = words.contains(&config) && !words.contains("unshare");
-            // What Cyrus notes of its sessions has the numbers that they have in its own namespace.
-            let status = read("status");
-            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-            let inside = numbers.and_then(|numbers| numbers.split_whitespace().last());
-            let session = inside.map(|pid| self.dir.join("conf/proc").join(pid));
-            let session = session.and_then(|file| fs::read_to_string(file).ok());
-            let is_admins =
-                session.is_some_and(|session| session.contains(&format!("\t{ADMIN}\t")));
-            let serves_us = words.contains("sync_server") || (words.contains("imapd") && is_admins);
-            if is_its && serves_us {
-                serving.extend(Pid::from_raw(pid));
-            }
-        }
-        if serving.is_empty() {
-            return Ok(false);
-        }
-        let victim = serving[random.below(serving.len())];
-        Ok(kill_process(victim, Signal::KILL).is_ok())
     }
 
     /// The file with the number of the first process of its namespaces, as it is outside of them.
@@ -311,6 +278,13 @@ impl Cyrus {
     pub fn imap(&self, user: &str) -> anyhow::Result<Imap> {
         Imap::login(self.imap_address(), user, PASSWORD)
             .with_context(|| format!("log in to {} as {user}", self.name))
+    }
+
+    /// Logs a user in to store Sieve scripts.
+    pub fn sieve(&self, user: &str) -> anyhow::Result<managesieve::Client> {
+        let address = SocketAddr::from(([127, 0, 0, 1], self.sieve));
+        managesieve::Client::open(address, user)
+            .with_context(|| format!("store scripts of {user} on {}", self.name))
     }
 
     /// Delivers a message by LMTP.

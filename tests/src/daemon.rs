@@ -273,6 +273,11 @@ impl Node {
         process::run(lab, &command, true)
     }
 
+    /// Has `replctl sync` wait until every replica has what this master has now.
+    pub fn sync(&self, lab: &Lab) -> anyhow::Result<()> {
+        self.replctl(lab, &["sync"])?.expect(0).map(drop)
+    }
+
     /// The public key of this node, whose daemon runs, as an admin would copy it.
     pub fn key(&self, lab: &Lab) -> anyhow::Result<String> {
         lab.wait("the daemon shows its key", || {
@@ -408,6 +413,8 @@ impl Pair {
         let mut pair = Self::around(lab, master, replica, accounts)?;
         pair.copy.start(lab)?;
         pair.agent.start(lab)?;
+        pair.copy.ask(lab, &["status"])?;
+        pair.agent.ask(lab, &["status"])?;
         Ok(pair)
     }
 

@@ -19,6 +19,7 @@ pub mod imap;
 pub mod lab;
 pub mod lmtp;
 pub mod machine;
+pub mod managesieve;
 pub mod memory;
 pub mod oracle;
 pub mod peer;

@@ -31,6 +31,16 @@ const BOOKWORM: Tree = Tree {
     skip: SKIP,
 };
 
+/// The same with another mail server.
+const BOOKWORM_CYRUS: Tree = Tree {
+    name: "bookworm-cyrus",
+    variable: "MAILTWIN_BOOKWORM_CYRUS",
+    packages: "systemd,systemd-sysv,dbus,iproute2,procps,cyrus-imapd,cyrus-replication,sasl2-bin,\
+               postfix",
+    marker: "usr/lib/cyrus/bin/sync_server",
+    ..BOOKWORM
+};
+
 /// Set to 1 where containers or debootstrap cannot work.
 pub const SKIP: &str = "MAILTWIN_SKIP_MACHINES";
 
@@ -113,20 +123,26 @@ pub struct Machine {
     launcher: Option<Process>,
 }
 
-impl Machine {
-    /// Whether these tests are to be left out; says so.
-    #[expect(clippy::print_stderr, reason = "a test that does nothing says so")]
-    pub fn are_skipped() -> bool {
-        let skipped = std::env::var_os(SKIP).is_some();
-        if skipped {
-            eprintln!("skipped: {SKIP} is set");
-        }
-        skipped
+/// Runs a test of machines that are to stand at the ends of a cable, unless such tests are to be left
+/// out, and says so then.
+#[expect(clippy::print_stderr, reason = "a test that does nothing says so")]
+pub fn connected(test: impl FnOnce(&Lab, &Cable) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    if std::env::var_os(SKIP).is_some() {
+        eprintln!("skipped: {SKIP} is set");
+        return Ok(());
     }
+    Lab::run(|lab| test(lab, &Cable::lay()?))
+}
 
+impl Machine {
     /// Boots a machine with Debian 12 at one end of a cable.
     pub fn boot(lab: &Lab, name: &str, cable: &Cable, end: usize) -> anyhow::Result<Self> {
         Self::boot_with(BOOKWORM, lab, name, cable, end)
+    }
+
+    /// Boots one with Debian 12's Cyrus instead.
+    pub fn boot_cyrus(lab: &Lab, name: &str, cable: &Cable, end: usize) -> anyhow::Result<Self> {
+        Self::boot_with(BOOKWORM_CYRUS, lab, name, cable, end)
     }
 
     /// Boots one with Debian 13.

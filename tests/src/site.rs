@@ -63,6 +63,16 @@ pub fn main_pid(machine: &Machine, lab: &Lab, unit: &str) -> anyhow::Result<u32>
     Ok(shown.trim().parse()?)
 }
 
+/// Waits until nothing stands against a planned switch to another machine, and makes it.
+pub fn switch(from: &Machine, lab: &Lab, to: &str) -> anyhow::Result<()> {
+    let switch = format!("replctl failover switch --to {to}");
+    lab.wait("nothing stands against it", || {
+        let ready = from.run(lab, &format!("{switch} --dry-run"))?;
+        Ok(if ready.code == Some(0) { Ok(()) } else { Err(format!("{ready:?}")) })
+    })?;
+    from.sh(lab, &switch).map(drop)
+}
+
 /// Waits until a unit runs.
 pub fn wait_active(machine: &Machine, lab: &Lab, unit: &str) -> anyhow::Result<()> {
     lab.wait(&format!("{unit} is active"), || {
@@ -73,22 +83,30 @@ pub fn wait_active(machine: &Machine, lab: &Lab, unit: &str) -> anyhow::Result<(
 
 /// The configuration that the ten-minute start has for `mx1`, with other names.
 pub fn config(name: &str, peer: &str) -> String {
-    let block = Page::read().and_then(|page| page.block("config_version"));
-    let block = block.unwrap_or_default();
+    let block = Page::read(TEN_MINUTES).and_then(|page| page.block("config_version"));
+    renamed(&block.unwrap_or_default(), name, peer)
+}
+
+/// A configuration that a page has for `mx1` and its peer `mx2`, with other names.
+pub fn renamed(block: &str, name: &str, peer: &str) -> String {
     block.replace("\"mx1\"", "NAME").replace("mx2", peer).replace("NAME", &format!("\"{name}\""))
 }
 
 /// The ten-minute start.
-struct Page(String);
+const TEN_MINUTES: &str = "docs/ten-minutes.md";
+
+/// A page whose commands say where they are to be typed.
+pub struct Page(String);
 
 impl Page {
-    fn read() -> anyhow::Result<Self> {
-        let path = root().join("docs/ten-minutes.md");
+    /// Reads one by its path in the repository.
+    pub fn read(path: &str) -> anyhow::Result<Self> {
+        let path = root().join(path);
         fs::read_to_string(&path).map(Self).with_context(|| format!("read {}", path.display()))
     }
 
     /// The indented block that begins with `start`.
-    fn block(&self, start: &str) -> anyhow::Result<String> {
+    pub fn block(&self, start: &str) -> anyhow::Result<String> {
         let begins = |line: &&str| !line.starts_with(&format!("    {start}"));
         let lines = self.0.lines().skip_while(begins);
         let block = lines.take_while(|line| line.is_empty() || line.starts_with("    "));
@@ -160,9 +178,23 @@ pub fn wait_equal(lab: &Lab, machines: &[Machine; 2], subject: &str) -> anyhow::
     })
 }
 
-/// Types what the page says, where it says.
+/// Types what the ten-minute start says, where it says.
 pub fn follow(lab: &Lab, machines: &[Machine; 2]) -> anyhow::Result<()> {
-    let commands = Page::read()?.commands();
+    let configure = |machine: &Machine, name: &str, peer: &str| {
+        machine.put("/etc/mailtwin/mailtwin.toml", &config(name, peer))
+    };
+    follow_page(lab, machines, &Page::read(TEN_MINUTES)?, configure)
+}
+
+/// Types what a page says, where it says. Once the packages are there, `configure` writes what it has in
+/// other blocks: on a machine, with its name and that of its peer.
+pub fn follow_page(
+    lab: &Lab,
+    machines: &[Machine; 2],
+    page: &Page,
+    configure: impl Fn(&Machine, &str, &str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let commands = page.commands();
     ensure!(commands.len() >= 9, "{commands:?}");
     for (command, place) in commands {
         let places: &[Machine] = match place.as_str() {
@@ -181,12 +213,29 @@ pub fn follow(lab: &Lab, machines: &[Machine; 2]) -> anyhow::Result<()> {
             continue;
         }
         for machine in places {
-            machine.sh(lab, &command)?;
+            if command.starts_with("replctl doctor") {
+                ask_doctor(machine, lab, &command)?;
+            } else {
+                machine.sh(lab, &command)?;
+            }
         }
         if command.starts_with("apt-get install") {
-            machines[0].put("/etc/mailtwin/mailtwin.toml", &config("mx1", "mx2"))?;
-            machines[1].put("/etc/mailtwin/mailtwin.toml", &config("mx2", "mx1"))?;
+            configure(&machines[0], "mx1", "mx2")?;
+            configure(&machines[1], "mx2", "mx1")?;
         }
     }
+    Ok(())
+}
+
+/// Has the doctor look at a machine, which finds nothing wrong: all but how full the disk below the
+/// tests is, for which the page can do nothing.
+fn ask_doctor(machine: &Machine, lab: &Lab, command: &str) -> anyhow::Result<()> {
+    let told = machine.run(lab, command)?;
+    let is_complaint = |line: &&str| line.starts_with("RISK") || line.starts_with("BROKEN");
+    let of_disk = [" space: ", " inodes: ", " log-bound: "];
+    let is_disk = |line: &str| of_disk.iter().any(|about| line.contains(about));
+    let mut complaints = told.stdout.lines().filter(is_complaint);
+    ensure!(complaints.all(is_disk), "{command}: {told:?}");
+    ensure!(told.stdout.contains("mail-server: "), "the doctor looked at it all: {told:?}");
     Ok(())
 }

@@ -42,7 +42,7 @@ fn arrives<S: Server>(lab: &Lab, mut cluster: Cluster<S>) -> anyhow::Result<()> 
         let held: usize = account.mailboxes.values().map(|mailbox| mailbox.messages.len()).sum();
         Ok(if held == KEPT + 1 { Ok(()) } else { Err(format!("{account:?}")) })
     })?;
-    cluster.nodes[0].replctl(lab, &["sync"])?.expect(0)?;
+    cluster.nodes[0].sync(lab)?;
     cluster.nodes[0].replctl(lab, &["check"])?.expect(0)?;
 
     let to = cluster.nodes[1].name().to_owned();

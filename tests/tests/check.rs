@@ -125,7 +125,7 @@ fn lower_next(lab: &Lab, pair: &Pair, server: &Dovecot) -> anyhow::Result<()> {
     imap.command("EXPUNGE")?;
     imap.logout()?;
     pair.wait_equal(lab)?;
-    pair.agent.replctl(lab, &["sync"])?.expect(0)?;
+    pair.agent.sync(lab)?;
     edit(server, "dovecot-uidlist", |text| {
         relist(text, |line| match line {
             gone if gone.starts_with("6 ") => String::new(),

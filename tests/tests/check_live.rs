@@ -189,7 +189,7 @@ fn a_rate_is_held() -> anyhow::Result<()> {
         }
         imap.logout()?;
         pair.wait_equal(lab)?;
-        pair.agent.replctl(lab, &["sync"])?.expect(0)?;
+        pair.agent.sync(lab)?;
         let rate = format!("{RATE_MIB}MiB");
         let (code, report) = check(lab, &pair, &["--level", "deep", "--rate", &rate])?;
         ensure!(code == 0, "{report}");

@@ -68,11 +68,8 @@ impl Row {
     }
 
     /// A message arrives at one side, and perhaps a client looks, flags or expunges it.
-    fn clash(&self, server: &Dovecot, side: usize, uids: &mut Uids) -> anyhow::Result<()> {
-        // As a file: the same octets on both sides, and no client is told of its UID.
-        let name = format!("1700000000.{side}.{}", self.account);
-        let place = server.maildir(&self.account).join("new").join(name);
-        files::write_mail(&place, corpus::short(&self.serial(side)))?;
+    fn clash(&self, server: &impl Arrivals, side: usize, uids: &mut Uids) -> anyhow::Result<()> {
+        server.arrive(&self.account, &corpus::short(&self.serial(side)))?;
         if self.presented[side] {
             let mut imap = server.imap(&self.account)?;
             let opened = imap.select("INBOX")?;
@@ -126,33 +123,67 @@ impl Row {
     }
 }
 
+/// Where the same octets can come to both sides, without what a delivery adds.
+trait Arrivals: Server {
+    /// Puts a message into an INBOX.
+    fn arrive(&self, account: &str, message: &[u8]) -> anyhow::Result<()>;
+}
+
+impl Arrivals for Dovecot {
+    /// As a file: no client is told of its UID.
+    fn arrive(&self, account: &str, message: &[u8]) -> anyhow::Result<()> {
+        let new = self.maildir(account).join("new");
+        files::write_mail(&new.join(format!("1700000000.{}.{account}", self.name())), message)
+    }
+}
+
+impl Arrivals for Cyrus {
+    /// By the user's own session, the only one that is told of its UID.
+    fn arrive(&self, account: &str, message: &[u8]) -> anyhow::Result<()> {
+        let mut imap = self.imap(account)?;
+        imap.append("INBOX", message).finish()?;
+        Ok(imap.logout()?)
+    }
+}
+
 #[test]
 fn no_client_sees_a_uid_change_its_message() -> anyhow::Result<()> {
-    Lab::run(|lab| {
-        let mut cluster = Cluster::start(lab, &["one", "two"])?;
-        let rows = Row::all();
-        cluster.accounts = rows.iter().map(|row| row.account.clone()).collect();
+    Lab::run(|lab| no_uid_changes(lab, Cluster::start(lab, &["one", "two"])?))
+}
+
+#[test]
+fn no_client_of_a_cyrus_sees_a_uid_change_its_message() -> anyhow::Result<()> {
+    Lab::run(|lab| no_uid_changes(lab, Cluster::of_cyrus(lab, &["one", "two"])?))
+}
+
+fn no_uid_changes<S: Arrivals>(lab: &Lab, mut cluster: Cluster<S>) -> anyhow::Result<()> {
+    let rows = Row::all();
+    cluster.accounts = rows.iter().map(|row| row.account.clone()).collect();
+    for (place, server) in cluster.servers.iter().enumerate() {
+        for account in &cluster.accounts {
+            server.add_account(account, place == 0)?;
+        }
+    }
+    for row in &rows {
+        let first = corpus::short(&format!("{}-first", row.account));
+        cluster.servers[0].deliver(&row.account, &first)?;
+    }
+    part(lab, &mut cluster)?;
+    let mut uids = Uids::default();
+    for row in &rows {
+        row.clash(&cluster.servers[0], 0, &mut uids)?;
+        row.clash(&cluster.servers[1], 1, &mut uids)?;
+    }
+    unite(lab, &mut cluster)?;
+    for server in &cluster.servers {
         for row in &rows {
-            let first = corpus::short(&format!("{}-first", row.account));
-            cluster.servers[0].deliver(&row.account, &first)?;
+            let merged = Side::read(lab, server, &row.account)?;
+            uids.see_merged(&merged.presented(&row.account))
+                .and_then(|()| row.check(&merged))
+                .with_context(|| format!("on {}: {merged:#?}", server.name()))?;
         }
-        part(lab, &mut cluster)?;
-        let mut uids = Uids::default();
-        for row in &rows {
-            row.clash(&cluster.servers[0], 0, &mut uids)?;
-            row.clash(&cluster.servers[1], 1, &mut uids)?;
-        }
-        unite(lab, &mut cluster)?;
-        for server in &cluster.servers {
-            for row in &rows {
-                let merged = Side::read(lab, server, &row.account)?;
-                uids.see_merged(&merged.presented(&row.account))
-                    .and_then(|()| row.check(&merged))
-                    .with_context(|| format!("on {}: {merged:#?}", server.name()))?;
-            }
-        }
-        Ok(())
-    })
+    }
+    Ok(())
 }
 
 /// Dovecot takes the time of day for a new mailbox's UIDVALIDITY.
@@ -253,14 +284,14 @@ fn an_account_that_cannot_be_merged_holds_up_no_other() -> anyhow::Result<()> {
 }
 
 /// The first node's daemons die, and its clients go on beside those of the second.
-fn part(lab: &Lab, cluster: &mut Cluster) -> anyhow::Result<()> {
+fn part<S: Server>(lab: &Lab, cluster: &mut Cluster<S>) -> anyhow::Result<()> {
     cluster.nodes[0].replctl(lab, &["drain"])?.expect(0)?;
     cluster.nodes[0].kill_both()?;
     cluster.gates[1].open_by_hand()
 }
 
 /// The first machine dies, the second is made the master, and the first comes back.
-fn unite(lab: &Lab, cluster: &mut Cluster) -> anyhow::Result<()> {
+fn unite<S: Server>(lab: &Lab, cluster: &mut Cluster<S>) -> anyhow::Result<()> {
     cluster.servers[0].stop()?;
     cluster.force(lab, 1)?;
     cluster.rise(lab, 0)?;

@@ -16,7 +16,7 @@ fn status_sync_log_and_metrics_tell_the_truth() -> anyhow::Result<()> {
         let pair = Pair::start(lab, &["u1"])?;
         pair.master.deliver("u1", &corpus::short("m1"))?;
         pair.wait_equal(lab)?;
-        pair.agent.replctl(lab, &["sync"])?.expect(0)?;
+        pair.agent.sync(lab)?;
         pair.agent.replctl(lab, &["sync", "u1/INBOX"])?.expect(0)?;
         let unknown = pair.agent.replctl(lab, &["sync", "nosuch"])?.expect(2)?;
         ensure!(unknown.stderr.contains("nosuch"), "a typo is no success: {unknown:?}");

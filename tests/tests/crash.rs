@@ -109,7 +109,7 @@ fn agent_on(kind: Kind) -> anyhow::Result<()> {
             let told = format!("power cut {number} on {kind:?}");
             pair.master.deliver("u1", &corpus::short(&format!("after{number}")))?;
             pair.wait_equal(lab).with_context(|| told.clone())?;
-            pair.agent.replctl(lab, &["sync"])?.expect(0).with_context(|| told.clone())?;
+            pair.agent.sync(lab).with_context(|| told.clone())?;
             pair.agent.replctl(lab, &["status"])?.expect(0).context(told)?;
             pair.agent.stop()?;
             disk.forget(lab)?;

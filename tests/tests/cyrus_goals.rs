@@ -89,6 +89,27 @@ fn a_dead_replica_is_waited_for_and_a_drain_without_it_fails() -> anyhow::Result
 }
 
 #[test]
+fn a_service_that_cyrus_has_switched_off_is_told_and_waited_for() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let ([master, replica], [mut agent, mut copy], accounts) = beside::<2>(lab)?;
+        copy.start(lab)?;
+        agent.start(lab)?;
+        deliver(&master, &["before"])?;
+        oracle::wait_equal(lab, &master, &replica, &accounts)?;
+        replica.switch_off_replication(lab)?;
+        deliver(&master, &["meanwhile"])?;
+        lab.wait("status says that Cyrus does not answer", || {
+            let told = agent.replctl(lab, &["status"])?.stdout;
+            Ok(if told.contains("connect to Cyrus") { Ok(()) } else { Err(told) })
+        })?;
+        replica.reload()?;
+        oracle::wait_equal(lab, &master, &replica, &accounts)?;
+        agent.replctl(lab, &["drain"])?.expect(0)?;
+        Ok(())
+    })
+}
+
+#[test]
 fn a_mailbox_that_the_replica_cannot_read_holds_up_no_other() -> anyhow::Result<()> {
     Lab::run(|lab| {
         let ([master, replica], [mut agent, mut copy], accounts) = beside::<2>(lab)?;
@@ -98,7 +119,7 @@ fn a_mailbox_that_the_replica_cannot_read_holds_up_no_other() -> anyhow::Result<
         imap.create("Broken")?;
         imap.append("Broken", &corpus::short("first")).finish()?;
         oracle::wait_equal(lab, &master, &replica, &accounts)?;
-        let index = replica.mailbox_dir("ann", "user.ann.Broken")?.join("cyrus.index");
+        let index = replica.mailbox_dir("user.ann.Broken")?.join("cyrus.index");
         let sound = fs::read(&index).with_context(|| format!("read {}", index.display()))?;
         files::overwrite(&index, b"not an index")?;
         imap.append("Broken", &corpus::short("second")).finish()?;

@@ -98,7 +98,7 @@ fn replicate(lab: &Lab, ours: Naming, theirs: Naming, user: &str) -> anyhow::Res
     imap.select("INBOX")?;
     imap.command(&format!("UID MOVE 1 \"{}\"", ours.name(&["Old", "Work"])))?;
     wait("renamed, deleted, moved", &["Old/Work", "Old/Work/Sub/b&AOk-n"])?;
-    nodes[0].replctl(lab, &["sync"])?.expect(0)?;
+    nodes[0].sync(lab)?;
     let check = nodes[0].replctl(lab, &["check", "--level", "deep"])?;
     ensure!(check.code == Some(0), "check: {}{}", check.stdout, check.stderr);
     Ok(())
@@ -120,4 +120,40 @@ fn users_of_virtual_domains() -> anyhow::Result<()> {
     Lab::run(|lab| replicate(lab, DOMAINS, DOMAINS, "jane@example.com"))?;
     Lab::run(|lab| replicate(lab, DOMAINS, DOMAINS, "john.doe@example.com"))?;
     Lab::run(|lab| replicate(lab, DOTTED_DOMAINS, DOMAINS, "jane@mail.example.com"))
+}
+
+/// Each character that a name may have: what is listed over IMAP must be found again inside.
+fn odd_names(lab: &Lab, naming: Naming, user: &str) -> anyhow::Result<()> {
+    let master = Cyrus::with_extra(lab, "a", naming.config)?;
+    let replica = Cyrus::with_extra(lab, "b", naming.config)?;
+    naming.create_user(&master, user)?;
+    replica.set_password(user)?;
+    let mut imap = master.imap(user)?;
+    let mut taken = Vec::new();
+    for odd in (' '..='~').filter(|odd| *odd != naming.separator) {
+        let own = format!("{odd}x{odd}y{:x}", u32::from(odd));
+        let name = naming.name(&[&own]).replace('\\', "\\\\").replace('"', "\\\"");
+        if imap.command(&format!("CREATE \"{name}\"")).is_ok() {
+            taken.push(odd);
+        }
+    }
+    ensure!(taken.len() > 70, "Cyrus takes only {taken:?}");
+    let stores = [("a", master.store_config()), ("b", replica.store_config())];
+    let nodes = Node::start_beside(lab, &stores)?;
+    lab.wait("all of them are replicated", || {
+        let synced = nodes[0].replctl(lab, &["sync"])?;
+        Ok(if synced.code == Some(0) { Ok(()) } else { Err(format!("{synced:?}")) })
+    })?;
+    nodes[0].replctl(lab, &["check", "--level", "full"])?.expect(0)?;
+    let (ours, theirs) = (naming.state(&master, user)?, naming.state(&replica, user)?);
+    ensure!(ours.len() == taken.len() + 1, "{taken:?} {ours:?}");
+    ensure!(ours == theirs, "{ours:#?}\n{theirs:#?}");
+    Ok(())
+}
+
+#[test]
+fn names_of_every_character() -> anyhow::Result<()> {
+    Lab::run(|lab| odd_names(lab, PLAIN, "ann"))?;
+    Lab::run(|lab| odd_names(lab, DOTS, "ann"))?;
+    Lab::run(|lab| odd_names(lab, DOMAINS, "jane@example.com"))
 }

@@ -225,7 +225,7 @@ fn takes_over<S: Server>(lab: &Lab, cluster: &mut Cluster<S>) -> anyhow::Result<
     let alive = cluster.nodes[1].replctl(lab, &["failover", "force"])?.expect(4)?;
     ensure!(alive.stdout.contains("is alive"), "{}", alive.stdout);
 
-    die_with_mail(cluster)?;
+    die_with_mail(lab, cluster)?;
     // Somebody delivers past the gate: its UID means another message on each side.
     cluster.gates[1].open_by_hand()?;
     cluster.servers[1].deliver("u1", &corpus::short("c0"))?;
@@ -395,10 +395,15 @@ fn the_gate_keeps_everybody_out_of_cyrus_but_admins() -> anyhow::Result<()> {
 }
 
 /// The first node's daemons die, and its clients go on for a while: nothing of that is replicated.
-fn die_with_mail<S: Server>(cluster: &mut Cluster<S>) -> anyhow::Result<()> {
+fn die_with_mail<S: Server>(lab: &Lab, cluster: &mut Cluster<S>) -> anyhow::Result<()> {
     cluster.nodes[0].kill_both()?;
     let mut imap = cluster.servers[0].imap("u1")?;
-    imap.select("INBOX")?;
+    let validity = imap.select("INBOX")?.uid_validity.context("UIDVALIDITY")?;
+    // Of two mailboxes made in the same second one is not copied as it is: it gets another UIDVALIDITY.
+    lab.wait("another second", || {
+        let now = lab.clock().unix_ms() / 1000;
+        Ok(if now > u64::from(validity) { Ok(()) } else { Err(now.to_string()) })
+    })?;
     imap.command("UID STORE 1 +FLAGS (\\Flagged $There)")?;
     imap.command("UID STORE 2 +FLAGS (\\Deleted)")?;
     imap.command("EXPUNGE")?;

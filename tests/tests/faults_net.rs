@@ -146,7 +146,7 @@ fn a_slow_link_is_used_well() -> anyhow::Result<()> {
         let took = lab.clock().monotonic().saturating_sub(start);
         // One after the other, 200 messages would wait 60 s for their answers alone.
         ensure!(took < SLOW_MAX, "200 messages took {took:?}");
-        pair.agent.replctl(lab, &["sync"])?.expect(0)?;
+        pair.agent.sync(lab)?;
         pair.agent.replctl(lab, &["status"])?.expect(0)?;
         pair.expect_quiet_logs()
     })

@@ -6,7 +6,7 @@ use std::{path::Path, process::Command};
 use anyhow::{Context as _, bail, ensure};
 use mailtwin_tests::{
     lab::Lab,
-    machine::{Cable, Machine},
+    machine::{self, Machine},
     site::{
         self, AGENT, INSTALL, NEWER, REPLICA, SOCKET, bring, config, deliver, main_pid, packages,
         two_machines, wait_active, wait_equal,
@@ -33,13 +33,9 @@ fn the_sandbox_leaves_little_exposed() -> anyhow::Result<()> {
 
 #[test]
 fn packages_are_installed_upgraded_removed_and_purged() -> anyhow::Result<()> {
-    if Machine::are_skipped() {
-        return Ok(());
-    }
-    Lab::run(|lab| {
+    machine::connected(|lab, cable| {
         let (old, new) = (packages(lab, None)?, packages(lab, Some(NEWER))?);
-        let cable = Cable::lay()?;
-        let machine = Machine::boot(lab, "mx1", &cable, 0)?;
+        let machine = Machine::boot(lab, "mx1", cable, 0)?;
         bring(&machine, lab, &old)?;
         machine.sh(lab, INSTALL)?;
         expect_installed(&machine, lab)?;
@@ -90,13 +86,9 @@ fn packages_are_installed_upgraded_removed_and_purged() -> anyhow::Result<()> {
 
 #[test]
 fn packages_from_debian_12_run_on_debian_13() -> anyhow::Result<()> {
-    if Machine::are_skipped() {
-        return Ok(());
-    }
-    Lab::run(|lab| {
+    machine::connected(|lab, cable| {
         let packages = packages(lab, None)?;
-        let cable = Cable::lay()?;
-        let replica = Machine::boot_debian_13(lab, "mx2", &cable, 1)?;
+        let replica = Machine::boot_debian_13(lab, "mx2", cable, 1)?;
         let release = replica.sh(lab, "cut -d. -f1 /etc/debian_version")?;
         ensure!(release == "13\n", "Debian {release}");
         bring(&replica, lab, &packages)?;
@@ -114,7 +106,7 @@ fn packages_from_debian_12_run_on_debian_13() -> anyhow::Result<()> {
         let denied = |line: &str| line.contains("BROKEN") && line.contains("store-access");
         ensure!(!doctor.stdout.lines().any(denied), "{doctor:?}");
 
-        let master = Machine::boot(lab, "mx1", &cable, 0)?;
+        let master = Machine::boot(lab, "mx1", cable, 0)?;
         site::mail_server(&master, lab)?;
         bring(&master, lab, &packages)?;
         master.sh(lab, INSTALL)?;
@@ -214,13 +206,9 @@ fn refuse_wrong_configuration(machine: &Machine, lab: &Lab) -> anyhow::Result<()
 
 #[test]
 fn the_ten_minute_start_works_as_it_is_written() -> anyhow::Result<()> {
-    if Machine::are_skipped() {
-        return Ok(());
-    }
-    Lab::run(|lab| {
+    machine::connected(|lab, cable| {
         let (old, new) = (packages(lab, None)?, packages(lab, Some(NEWER))?);
-        let cable = Cable::lay()?;
-        let mut machines = two_machines(lab, &cable)?;
+        let mut machines = two_machines(lab, cable)?;
         for machine in &machines {
             bring(machine, lab, &old)?;
         }
@@ -287,11 +275,7 @@ fn move_the_role(machines: &[Machine; 2], lab: &Lab) -> anyhow::Result<()> {
         machine.sh(lab, &format!("systemctl restart {AGENT} {REPLICA}"))?;
     }
     expect_gate(&machines[1], lab, "1\n").context("closed on a replica")?;
-    lab.wait("nothing stands against it", || {
-        let ready = machines[0].run(lab, "replctl failover switch --to mx2 --dry-run")?;
-        Ok(if ready.code == Some(0) { Ok(()) } else { Err(format!("{ready:?}")) })
-    })?;
-    machines[0].sh(lab, "replctl failover switch --to mx2")?;
+    site::switch(&machines[0], lab, "mx2")?;
     expect_gate(&machines[0], lab, "1\n").context("closed on the old master")?;
     expect_gate(&machines[1], lab, "0\n").context("open on the new master")?;
     deliver(&machines[1], lab, "after the switch")?;

@@ -298,7 +298,7 @@ fn octets_that_no_mail_program_writes_arrive_as_they_are() -> anyhow::Result<()>
             let lacking = wanted.difference(&there).count();
             Ok(if lacking == 0 { Ok(()) } else { Err(format!("{lacking} are not there")) })
         })?;
-        pair.agent.replctl(lab, &["sync"])?.expect(0)?;
+        pair.agent.sync(lab)?;
         pair.agent.replctl(lab, &["check", "--level", "deep"])?.expect(0)?;
         pair.wait_equal(lab)
     })

@@ -233,7 +233,11 @@ fn one_replica_away_costs_the_other_nothing() -> anyhow::Result<()> {
         ensure!(here["state"] == "in-sync" && here["lag_entries"] == 0, "{here}");
         ensure!(here["lag_seconds"] == 0.0 && here["claim"] == "ok", "{here}");
         ensure!(away["state"] == "waiting" || away["state"] == "connecting", "{away}");
-        ensure!(away["lag_entries"].as_u64() > Some(100) && away["claim"] == "ok", "{away}");
+        // How many there are depends on how fast it went. It was asked later, so may lack even more.
+        let passed = |replica: &Value| replica["cursor"].as_u64().context("a cursor");
+        let lacks = passed(&here)?.checked_sub(passed(&away)?);
+        ensure!(lacks > Some(0) && away["lag_entries"].as_u64() >= lacks, "{here} {away}");
+        ensure!(away["claim"] == "ok", "{away}");
         ensure!(three.metric(1, "mailtwin_replica_lag_entries", "")? == Some(0.0), "the first's");
         ensure!(three.metric(1, "mailtwin_replica_connected", "")? == Some(1.0), "the first's");
         ensure!(three.metric(2, "mailtwin_replica_connected", "")? == Some(0.0), "the second's");

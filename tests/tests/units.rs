@@ -4,7 +4,7 @@
 use anyhow::{Context as _, ensure};
 use mailtwin_tests::{
     lab::Lab,
-    machine::{Cable, Machine},
+    machine::{self, Cable, Machine},
     site::{self, AGENT, REPLICA, SOCKET},
 };
 
@@ -22,12 +22,8 @@ fn pair(lab: &Lab, cable: &Cable) -> anyhow::Result<[Machine; 2]> {
 
 #[test]
 fn a_daemon_that_stands_still_is_killed_and_started_again() -> anyhow::Result<()> {
-    if Machine::are_skipped() {
-        return Ok(());
-    }
-    Lab::run(|lab| {
-        let cable = Cable::lay()?;
-        let machines = pair(lab, &cable)?;
+    machine::connected(|lab, cable| {
+        let machines = pair(lab, cable)?;
         let daemons = [(&machines[0], AGENT), (&machines[1], REPLICA)];
         let mut stopped = Vec::new();
         for (machine, unit) in daemons {
@@ -62,12 +58,8 @@ const CONNECT: &str = "bash -c ': < /dev/tcp/mx2.example.org/4710'";
 
 #[test]
 fn a_port_that_systemd_holds_refuses_nobody() -> anyhow::Result<()> {
-    if Machine::are_skipped() {
-        return Ok(());
-    }
-    Lab::run(|lab| {
-        let cable = Cable::lay()?;
-        let machines = pair(lab, &cable)?;
+    machine::connected(|lab, cable| {
+        let machines = pair(lab, cable)?;
         let [master, replica] = &machines;
         replica.sh(lab, &format!("systemctl stop {REPLICA}"))?;
         ensure!(master.run(lab, CONNECT)?.code != Some(0), "without it, it is refused");

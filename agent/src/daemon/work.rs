@@ -117,7 +117,7 @@ pub(super) fn start(
         tasks.spawn("canary", Arc::clone(&canary).run(stop.child_token()));
         canary
     });
-    Ok(Working { agent, store, _source: source, bench, checks, canary })
+    Ok(Working { agent, store, source, bench, checks, canary })
 }
 
 fn limits(brake: &config::Brake) -> Limits {

@@ -185,11 +185,11 @@ pub(crate) async fn run(
 ) {
     let (events, mut reports) = mpsc::channel(EVENTS);
     let mut driver = Driver::new(parts, stop.clone(), events);
-    let mut tail = driver.parts.log.tail();
+    let (mut written, mut tail) = (driver.parts.log.written(), driver.parts.log.tail());
     let mut paused = driver.parts.paused.clone();
     // Not borrowed across the call: the log's writer waits for borrowers, and they then for it.
-    let (head, pause) = (*tail.borrow_and_update(), *paused.borrow_and_update());
-    driver.begin(head, pause);
+    let (newest, pause) = (*written.borrow_and_update(), *paused.borrow_and_update());
+    driver.begin(newest, pause);
     loop {
         let now = Instant::now();
         let due = driver.link.deadline().map(|due| driver.start + due);
@@ -209,13 +209,15 @@ pub(crate) async fn run(
             Some(event) = reports.recv() => Next::Event(event),
             Some(order) = orders.recv() => Next::Order(order),
             Ok(()) = paused.changed() => Next::Input(Input::Paused(*paused.borrow_and_update())),
-            Ok(()) = tail.changed() => Next::Input(Input::Appended(*tail.borrow_and_update())),
+            Ok(()) = written.changed() => Next::Input(Input::Appended(*written.borrow_and_update())),
+            Ok(()) = tail.changed() => Next::Durable,
             () = lost => Next::Lost,
             () = sleep_until(due) => Next::Input(Input::Tick),
         };
         match next {
             Next::Input(input) => driver.feed(input),
             Next::Event(event) => driver.on_event(event),
+            Next::Durable => {}
             Next::Lost => driver.lose("the connection broke"),
             Next::Order(order) => driver.obey(order),
         }
@@ -231,6 +233,8 @@ enum Next {
     Input(Input),
     Event(Event),
     Order(Order),
+    /// What was replayed already may now be told and saved.
+    Durable,
     Lost,
 }
 
@@ -262,9 +266,9 @@ impl Driver {
         }
     }
 
-    fn begin(&mut self, tail: LogSeq, paused: bool) {
+    fn begin(&mut self, newest: LogSeq, paused: bool) {
         let aside = self.parts.quarantine.all().map(Aside::target).collect();
-        self.feed(Input::Appended(tail));
+        self.feed(Input::Appended(newest));
         self.feed(Input::Aside(aside));
         self.count_aside();
         if paused {
@@ -347,7 +351,7 @@ impl Driver {
     fn skip(&mut self, error: &LogError) -> Input {
         let (replica, error) = (&self.parts.replica, Chain(error));
         tracing::error!(code = "log-unreadable", %replica, %error, "cannot read the sync log: comparing everything instead");
-        let seq = *self.parts.log.tail().borrow();
+        let seq = self.durable();
         // Later changes must not hide behind entries that this reader will never see.
         self.parts.reader = self.parts.log.reader(seq);
         let entry = Entry { seq, at: self.parts.clock.unix_ms(), target: Target::Store };
@@ -559,20 +563,26 @@ impl Driver {
         let _ = done.send(result);
     }
 
+    /// The newest durable entry of the log.
+    fn durable(&self) -> LogSeq {
+        *self.parts.log.tail().borrow()
+    }
+
     /// Makes the cursor durable, at most once in a while: it may stand too low, never too high.
     fn save(&mut self, now: bool) {
         let Some(acked) = self.unsaved else { return };
         if !now && self.saved_at.elapsed() < SAVE_EVERY {
             return;
         }
-        match self.parts.cursor.advance(acked) {
+        self.saved_at = Instant::now();
+        let tail = self.durable();
+        match self.parts.cursor.advance(acked, tail) {
             Ok(()) => {
-                self.unsaved = None;
-                self.saved_at = Instant::now();
-                self.parts.passed.up_to(&self.parts.replica, acked.upto());
+                let saved = self.parts.cursor.seq();
+                self.unsaved = Some(acked).filter(|acked| acked.upto() > saved);
+                self.parts.passed.up_to(&self.parts.replica, saved);
             }
             Err(error) => {
-                self.saved_at = Instant::now();
                 tracing::error!(code = "cursor-unsaved", replica = %self.parts.replica, error = %Chain(&error), "cannot save the cursor; free space or mend the state directory");
             }
         }

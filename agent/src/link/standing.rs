@@ -29,7 +29,8 @@ impl Driver {
     /// Tells everybody how the link does.
     pub(super) fn publish(&mut self) {
         self.show_aside();
-        let (head, cursor) = (*self.parts.log.tail().borrow(), self.link.cursor());
+        let head = self.durable();
+        let cursor = self.link.cursor().min(head);
         self.judge_claim(cursor);
         let phase = self.link.phase();
         let status = LinkStatus {

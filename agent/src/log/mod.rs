@@ -1,14 +1,16 @@
 //! The sync log: the durable, ordered record of what needs replaying (I1).
 //!
 //! ```text
-//! submit ─▶ queue (bounded) ─▶ writer thread: skip what is covered ─▶ write, fdatasync ─▶ publish
-//!                                                                                          │
-//!            readers, one per replica ◀── recent entries in memory, older from segments ◀──┘
+//! submit ─▶ queue (bounded) ─▶ writer thread: skip what is covered ─▶ write ─▶ show ─▶ fdatasync
+//!                                                                               │
+//! readers, one per replica ◀── recent entries in memory, older from segments ◀──┘
 //! ```
 //!
 //! Entries lie in segments, `<dir>/<position of the first, 20 digits>.log`; every position is
-//! used once, also over crashes. An entry is published, to readers and to whoever submitted it,
-//! only when it is durable.
+//! used once by what is durable, also over crashes. Readers see an entry once it is written, so that a
+//! visit does not wait for the disk; whoever submitted it hears of it when it is durable. What
+//! outlives this process, a cursor above all, must not name a position beyond [`Log::tail`]: after
+//! a crash another entry may stand there.
 //!
 //! A target that has an entry which no reader has taken yet gets no second one: whoever takes
 //! that entry looks at the store afterwards. Reading takes: once [`Reader::read`] has given an entry
@@ -252,6 +254,11 @@ impl Log {
     /// The tail: position of the newest durable entry.
     pub fn tail(&self) -> watch::Receiver<LogSeq> {
         self.open.shared.tail.subscribe()
+    }
+
+    /// Position of the newest entry that readers see, durable or not yet.
+    pub fn written(&self) -> watch::Receiver<LogSeq> {
+        self.open.shared.written.subscribe()
     }
 
     /// Whether appending works.

@@ -28,7 +28,7 @@ pub(super) fn first_at(shared: &Shared, after: LogSeq) -> Result<Option<u64>, Lo
 fn look(shared: &Shared, after: LogSeq, max: usize) -> Result<Vec<Entry>, LogError> {
     let (segment, position) = {
         let mut state = shared.state();
-        if after >= state.head {
+        if after >= state.written {
             return Ok(Vec::new());
         }
         if let Some(entries) = state.recent(after, max) {

@@ -169,7 +169,7 @@ impl Survey {
     /// where it is whole (it was left because it could not be synced). Otherwise entries are lost.
     fn keep_unbroken(&mut self) {
         let mut follower: Option<Header> = None;
-        let mut kept = Vec::new();
+        let mut kept: Vec<(PathBuf, Scanned)> = Vec::new();
         for (path, mut scanned) in self.whole.drain(..).rev() {
             let next = follower.replace(scanned.header);
             let taken_over = next.is_some_and(|next| scanned.last >= next.previous);
@@ -184,8 +184,11 @@ impl Survey {
                 self.damaged.push(Damage::new(&path, at as u64, why));
                 continue;
             }
-            if let Some(next) = next {
-                scanned.last = scanned.last.min(LogSeq(next.first.0.saturating_sub(1)));
+            // By one that is set aside nothing ends: the next start would not see it, and this one must
+            // not have said less.
+            if let Some((_, next)) = kept.last() {
+                let before = LogSeq(next.header.first.0.saturating_sub(1));
+                scanned.last = scanned.last.min(before);
             }
             kept.push((path, scanned));
         }

@@ -35,6 +35,7 @@ pub(super) struct Shared {
     pub(super) id: LogId,
     state: Mutex<State>,
     pub(super) tail: watch::Sender<LogSeq>,
+    pub(super) written: watch::Sender<LogSeq>,
     pub(super) health: watch::Sender<Health>,
     pub(super) closing: AtomicBool,
     pub(super) append_errors: AtomicU64,
@@ -49,6 +50,7 @@ impl Shared {
             segments: found.segments.clone().into(),
             recent: VecDeque::new(),
             head: found.head,
+            written: found.head,
             taken: LogSeq::default(),
             positions: VecDeque::new(),
             covered: HashMap::new(),
@@ -58,6 +60,7 @@ impl Shared {
             id: found.recovery.id,
             state: Mutex::new(state),
             tail: watch::Sender::new(found.head),
+            written: watch::Sender::new(found.head),
             health: watch::Sender::new(Health::Good),
             closing: AtomicBool::new(false),
             append_errors: AtomicU64::new(0),
@@ -69,6 +72,16 @@ impl Shared {
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives readers what is written and not durable yet.
+    pub(super) fn show(&self, entries: &[Entry]) {
+        let written = {
+            let mut state = self.state();
+            state.show(entries);
+            state.written
+        };
+        self.written.send_replace(written);
     }
 }
 
@@ -101,6 +114,8 @@ pub(super) struct State {
     recent: VecDeque<Entry>,
     /// Newest durable entry.
     pub(super) head: LogSeq,
+    /// Newest entry that readers are given; those after `head` are being made durable.
+    pub(super) written: LogSeq,
     /// The furthest that any reader has taken.
     taken: LogSeq,
     /// Where readers that lag go on, most recent last.
@@ -168,14 +183,12 @@ impl State {
         Some(self.recent.range(skip..).take(max).cloned().collect())
     }
 
-    /// Makes durable entries visible; `octets` is the length of the segment they are in.
-    pub(super) fn publish(&mut self, entries: Vec<Entry>, octets: u64) {
-        let Some(newest) = entries.last().map(|entry| entry.seq) else { return };
-        self.head = newest;
-        if let Some(segment) = self.segments.back_mut() {
-            (segment.last, segment.octets) = (newest, octets);
-        }
-        for entry in entries {
+    /// Takes in what readers may have; each entry once: what could not be made durable is written
+    /// again, in the same position.
+    fn show(&mut self, entries: &[Entry]) {
+        let known = self.written;
+        for entry in entries.iter().filter(|entry| entry.seq > known) {
+            self.written = entry.seq;
             self.cover(entry.target.clone(), entry.seq);
             if self.recent.back().is_some_and(|last| last.seq.next() != entry.seq) {
                 self.recent.clear();
@@ -183,7 +196,15 @@ impl State {
             if self.recent.len() == RECENT_MAX {
                 self.recent.pop_front();
             }
-            self.recent.push_back(entry);
+            self.recent.push_back(entry.clone());
+        }
+    }
+
+    /// All up to `head` is durable; `octets` is the length of the segment it ends in.
+    pub(super) fn settle(&mut self, head: LogSeq, octets: u64) {
+        self.head = head;
+        if let Some(segment) = self.segments.back_mut() {
+            (segment.last, segment.octets) = (head, octets);
         }
     }
 

@@ -410,6 +410,22 @@ fn a_stop_does_not_wait_for_a_full_disk() {
 }
 
 #[test]
+fn readers_do_not_wait_for_the_disk_and_all_others_do() {
+    let root = tempfile::tempdir().unwrap();
+    let (log, faults) = open_faulty(root.path());
+    append(&log, account(1));
+    let disk = locked(&faults.sync);
+    let ticket = log.submit(vec![account(2)]).unwrap();
+    wait_until("it is shown", || *log.written().borrow() == LogSeq(2));
+    let entries = read(&log, LogSeq(1), 9).unwrap();
+    assert_eq!(entries.iter().map(|entry| &entry.target).collect::<Vec<_>>(), [&account(2)]);
+    assert_eq!((*log.tail().borrow(), log.extent().head), (LogSeq(1), LogSeq(1)));
+    drop(disk);
+    assert_eq!(ticket.wait().unwrap(), LogSeq(2));
+    assert_eq!((*log.tail().borrow(), log.extent().head), (LogSeq(2), LogSeq(2)));
+}
+
+#[test]
 fn after_a_failed_sync_entries_go_into_a_new_segment() {
     let root = tempfile::tempdir().unwrap();
     for before in [0, 3] {

@@ -199,7 +199,8 @@ impl Writer {
         self.shared.health.send_replace(Health::Failing(text));
     }
 
-    /// Appends one entry for each of `targets`, durably, and publishes them; tries once.
+    /// Appends one entry for each of `targets`: shows them to readers and makes them durable. Tries
+    /// once.
     pub(super) fn append(&mut self, targets: &[Target]) -> Result<(), DiskError> {
         let at = self.clock.unix_ms();
         let mut entries = Vec::with_capacity(targets.len());
@@ -211,7 +212,8 @@ impl Writer {
             entries.push(entry);
             seq = seq.next();
         }
-        let octets = self.write(&frames).inspect_err(|error| {
+        let Some(last) = entries.last().map(|entry| entry.seq) else { return Ok(()) };
+        let octets = self.write(&frames, &entries).inspect_err(|error| {
             if error.op == "sync" {
                 // What of it is on the disk is unknown and stays so: never sync this file again.
                 self.active = None;
@@ -223,11 +225,11 @@ impl Writer {
         self.shared.appended.fetch_add(entries.len() as u64, Ordering::Relaxed);
         let removed = {
             let mut state = self.shared.state();
-            state.publish(entries, octets);
+            state.settle(last, octets);
             state.enforce_bound()
         };
         self.note_removed(removed);
-        self.shared.tail.send_replace(LogSeq(seq.0 - 1));
+        self.shared.tail.send_replace(last);
         Ok(())
     }
 
@@ -244,8 +246,9 @@ impl Writer {
         }
     }
 
-    /// Writes and syncs whole records; returns the length of the segment they are in.
-    fn write(&mut self, frames: &[u8]) -> Result<u64, DiskError> {
+    /// Writes whole records, shows readers what they hold, and syncs; returns the length of the
+    /// segment they are in.
+    fn write(&mut self, frames: &[u8], entries: &[Entry]) -> Result<u64, DiskError> {
         let grown = |file: &AppendFile| file.octets() + frames.len() as u64;
         let fits = |file: &AppendFile| {
             file.octets() <= HEADER_OCTETS as u64 || grown(file) <= self.options.segment_octets
@@ -256,6 +259,7 @@ impl Writer {
         };
         let file = self.active.insert(file);
         file.append(frames)?;
+        self.shared.show(entries);
         file.sync()?;
         Ok(file.octets())
     }

@@ -64,6 +64,16 @@ impl Barrier {
             // What is not watched is looked at every so often.
             tokio::time::sleep(UNWATCHED_RESCAN + Duration::from_secs(1)).await;
         }
+        self.told(now).await;
+    }
+
+    /// Returns when everything that was seen to happen before now is in the log's hands: as
+    /// [`Barrier::passed`], but what is not watched may still be unknown.
+    pub async fn seen_passed(&self) {
+        self.told(self.clock.monotonic()).await;
+    }
+
+    async fn told(&self, now: Duration) {
         let mut told = self.told.clone();
         loop {
             if *told.borrow_and_update() >= now {

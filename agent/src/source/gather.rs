@@ -22,6 +22,10 @@ const PACE: Duration = Duration::from_millis(250);
 /// Reports that a target may be ahead of its pace.
 const AHEAD: u32 = 4;
 
+/// In a flood a target is reported once in this time, and none is ahead: the machine has no processor
+/// to spare then, and what waits for a turn is carried over together.
+const PACE_IN_FLOOD: Duration = Duration::from_millis(400);
+
 /// Targets that wait for the log; with more, everything is reported instead.
 const OUTBOX_MAX: usize = 20_000;
 
@@ -66,8 +70,16 @@ impl Due {
 pub(super) struct Gather {
     waiting: BTreeMap<Target, Wait>,
     outbox: BTreeSet<Target>,
-    /// For targets reported lately, when their reports would have been on pace.
-    paces: BTreeMap<Target, Duration>,
+    reported: BTreeMap<Target, Reported>,
+    is_flooded: bool,
+}
+
+/// A target that was reported lately.
+#[derive(Clone, Copy, Debug)]
+struct Reported {
+    last: Duration,
+    /// When its next report would be on pace.
+    pace: Duration,
 }
 
 /// What a target waits for.
@@ -116,21 +128,33 @@ impl Gather {
             self.waiting.remove(&target);
             self.report(target, now);
         }
-        self.paces.retain(|_, pace| *pace > now);
+        self.reported.retain(|_, it| it.pace.max(it.last + PACE_IN_FLOOD) > now);
+    }
+
+    /// Whether events come so fast that everything has to wait for its turn.
+    pub(super) fn flooded(&mut self, is_flooded: bool) {
+        self.is_flooded = is_flooded;
     }
 
     /// When `target` may be reported next. All that must wait take the same turns, so that their
     /// changes share entries' and messages' syncs.
     fn turn(&self, target: &Target) -> Duration {
-        let pace = self.paces.get(target).copied().unwrap_or_default();
-        let turn = pace.saturating_sub(PACE * AHEAD);
-        let turns = turn.as_millis() / PACE.as_millis();
-        PACE.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))
+        let Some(Reported { last, pace }) = self.reported.get(target) else {
+            return Duration::ZERO;
+        };
+        let (due, every) = if self.is_flooded {
+            (*last + PACE_IN_FLOOD, PACE_IN_FLOOD)
+        } else {
+            (pace.saturating_sub(PACE * AHEAD), PACE)
+        };
+        let turns = due.as_millis() / every.as_millis();
+        every.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))
     }
 
     fn report(&mut self, target: Target, now: Duration) {
-        let pace = self.paces.entry(target.clone()).or_insert(now);
-        *pace = (*pace).max(now) + PACE;
+        let none = Reported { last: now, pace: now };
+        let reported = self.reported.entry(target.clone()).or_insert(none);
+        *reported = Reported { last: now, pace: reported.pace.max(now) + PACE };
         if self.outbox.len() >= OUTBOX_MAX {
             self.outbox.clear();
             self.outbox.insert(Target::Store);
@@ -240,9 +264,10 @@ mod tests {
     fn what_is_dirty_all_the_time_is_reported_on_pace() {
         let mut gather = Gather::default();
         let mut reports = Vec::new();
-        // Something every 10 ms for 5 s, now gathered, now complete.
-        for at in (0..5000).step_by(10).map(ms) {
-            if at.as_millis() % 20 == 0 {
+        // Something every 10 ms for twenty turns, now gathered, now complete.
+        let end = PACE * 20;
+        for at in (0..).map(|n| ms(10) * n).take_while(|at| *at < end) {
+            if at.as_millis() / 10 % 2 == 0 {
                 gather.soon(account("a"), seen(at));
             } else {
                 gather.now(account("a"), seen(at));
@@ -259,13 +284,35 @@ mod tests {
         assert_eq!(early, 5, "{reports:?}");
         assert_eq!(reports.len(), 5 + 20 - 1, "{reports:?}");
         // One that is rare never waits, and after a while neither does this one.
-        gather.now(account("b"), seen(ms(5000)));
+        gather.now(account("b"), seen(end));
         assert_eq!(gather.outbox(), [account("b")]);
-        gather.ripen(ms(6000));
+        gather.ripen(end + PACE * AHEAD);
         gather.sent();
-        gather.now(account("a"), seen(ms(8000)));
+        gather.now(account("a"), seen(end * 2));
         assert_eq!(gather.outbox(), [account("a")]);
-        gather.ripen(ms(8000) + PACE);
-        assert!(gather.paces.is_empty());
+        gather.ripen(end * 2 + PACE_IN_FLOOD);
+        assert!(gather.reported.is_empty());
+    }
+
+    #[test]
+    fn in_a_flood_everything_takes_the_same_turns() {
+        let mut gather = Gather::default();
+        gather.flooded(true);
+        let mut reports = Vec::new();
+        for at in (1000..3000).step_by(10).map(ms) {
+            gather.now(account(if at.as_millis() % 20 == 0 { "a" } else { "b" }), seen(at));
+            gather.ripen(at);
+            if gather.has_mail() {
+                reports.push((at, gather.outbox().len()));
+                gather.sent();
+            }
+        }
+        let both = [1200, 1600, 2000, 2400, 2800].map(|at| (ms(at), 2));
+        assert_eq!(reports[..2], [(ms(1000), 1), (ms(1010), 1)]);
+        assert_eq!(reports[2..], both);
+        // When it is over, nothing waits that is rare.
+        gather.flooded(false);
+        gather.now(account("a"), seen(ms(3000)));
+        assert_eq!(gather.outbox(), [account("a")]);
     }
 }

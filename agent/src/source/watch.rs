@@ -134,6 +134,7 @@ impl Watcher {
                 return;
             }
             let pause = self.flood.note(events.len(), self.parts.clock.monotonic());
+            self.gather.flooded(pause.is_some());
             // What has not been read yet must not be kept waiting: the kernel's queue is bounded.
             let all = events.len() < READ_MAX;
             let pause = pause.filter(|_| all);

@@ -11,7 +11,7 @@ use mailtwin_logic::{
 };
 
 /// Mailboxes remembered; when there are more, all are forgotten and compared again when next
-/// visited. About 200 octets each.
+/// visited. About 300 octets each.
 const MAILBOXES_MAX: usize = 100_000;
 
 /// One mailbox on the replica.
@@ -35,6 +35,8 @@ pub(crate) struct Held {
 #[derive(Debug, Default)]
 struct Notes {
     mailboxes: HashMap<(Account, MailboxId), Note>,
+    /// What was last at each name; it may have moved since.
+    names: HashMap<(Account, MailboxName), MailboxId>,
     /// Counts what was noted.
     now: u64,
     /// When all was forgotten last.
@@ -52,8 +54,18 @@ struct Note {
 pub(crate) struct Moment(u64);
 
 impl Held {
+    /// What is known of the mailbox that has this name on the replica.
+    pub(crate) fn named(
+        &self,
+        account: &Account,
+        name: &MailboxName,
+    ) -> Option<(MailboxId, Known)> {
+        let id = *self.lock().names.get(&(account.clone(), name.clone()))?;
+        self.get(account, id).filter(|known| known.name == *name).map(|known| (id, known))
+    }
+
     /// What is known of one mailbox.
-    pub(crate) fn get(&self, account: &Account, mailbox: MailboxId) -> Option<Known> {
+    fn get(&self, account: &Account, mailbox: MailboxId) -> Option<Known> {
         self.lock().mailboxes.get(&(account.clone(), mailbox))?.known.clone()
     }
 
@@ -100,7 +112,11 @@ impl Notes {
         self.now += 1;
         if self.mailboxes.len() >= MAILBOXES_MAX {
             self.mailboxes.clear();
+            self.names.clear();
             self.cleared = self.now;
+        }
+        if let Some(known) = &known {
+            self.names.insert((account.clone(), known.name.clone()), mailbox);
         }
         self.mailboxes.insert((account.clone(), mailbox), Note { at: self.now, known });
     }
@@ -135,6 +151,25 @@ mod tests {
         assert_eq!(held.get(&account, id), None);
         held.equal_since(held.moment(), &account, &state(3));
         assert_eq!(held.get(&account, id), Some(known(&state(3))));
+    }
+
+    #[test]
+    fn a_name_finds_what_is_known_of_the_mailbox_that_has_it() {
+        let (held, account) = (Held::default(), Account::new("ann").unwrap());
+        let (inbox, work) = (MailboxName::inbox(), MailboxName::new(b"Work").unwrap());
+        assert_eq!(held.named(&account, &inbox), None);
+        held.equal(&account, &state(1));
+        assert_eq!(held.named(&account, &inbox), Some((state(1).id, known(&state(1)))));
+        // It moves, and another comes to its name.
+        let moved = MailboxState { name: work.clone(), ..state(1) };
+        held.equal(&account, &moved);
+        assert_eq!(held.named(&account, &inbox), None);
+        assert_eq!(held.named(&account, &work), Some((moved.id, known(&moved))));
+        let newer = MailboxState { id: MailboxId([2; 16]), ..state(5) };
+        held.equal(&account, &newer);
+        assert_eq!(held.named(&account, &inbox), Some((newer.id, known(&newer))));
+        held.forget(&account, newer.id);
+        assert_eq!(held.named(&account, &inbox), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use mailtwin_logic::{
     quarantine::Step,
     wire::message::{Apply, Reply, Request},
 };
-use mailtwin_store::{Delta, Description, MailStore, Reason};
+use mailtwin_store::{Delta, Description, MailStore, Reason, Unreadable};
 
 use super::{
     Listed, Trouble, VisitError, Visited, Visitor,
@@ -44,6 +44,14 @@ enum Compared {
     Elsewhere,
     /// It must be built anew, and nothing is lost by that.
     Reseed,
+}
+
+/// What the master's side of a mailbox is.
+struct Looked {
+    delta: Delta,
+    unread: Vec<Unreadable>,
+    /// What the replica had when the two were equal last.
+    known: Option<Known>,
 }
 
 /// What one visit found out in all its comparisons.
@@ -132,31 +140,17 @@ impl Visitor {
         name: &MailboxName,
         found: &mut Found,
     ) -> Result<Option<Visited>, VisitError> {
-        let (whose, which) = (account.clone(), name.clone());
         let account_first =
             Visited { dirty: vec![Target::Account(account.clone())], trouble: None };
-        let look = move |store: &dyn MailStore| {
-            let state = store.find(&whose, &which)?;
-            let unread = state.as_ref().map(|state| store.unreadable(&whose, state.id));
-            Ok(state.zip(unread))
-        };
-        let Some((state, unread)) = self.work(look).await? else {
+        let Some(Looked { delta, unread, known }) = self.look(account, name, found.step).await?
+        else {
             // Renamed or deleted since: its account's list says which.
             return Ok(Some(account_first));
         };
+        let state = &delta.state;
         found.messages = Some(state.head.messages);
-        if found.step > Step::Retry {
-            self.held.forget(account, state.id);
-        }
-        let known = self.held.get(account, state.id).filter(|known| known.name == *name);
-        if known.as_ref().is_some_and(|known| self.is_equal(known, &state)) {
+        if known.as_ref().is_some_and(|known| self.is_equal(known, state)) {
             return Ok(Some(Visited { dirty: Vec::new(), trouble: unreadable(&unread) }));
-        }
-        let since = known.as_ref().map_or(ModSeq(0), |known| known.modseq);
-        let (whose, id) = (account.clone(), state.id);
-        let delta = self.work(move |store| store.delta(&whose, id, since)).await?;
-        if delta.state.name != *name {
-            return Ok(Some(account_first)); // renamed since it was found
         }
         if delta.complete {
             found.octets = Some(delta.records.iter().map(|record| record.octets).sum());
@@ -202,6 +196,45 @@ impl Visitor {
         let troubles = [held_back, unreadable(&unread)].into_iter().flatten().chain(left);
         let trouble = troubles.reduce(Trouble::with);
         Ok(trouble.map(|trouble| Visited { dirty: Vec::new(), trouble: Some(trouble) }))
+    }
+
+    /// Looks at the master's side: at what changed since the replica had the same, if that is known.
+    /// `None` if no mailbox has the name any more.
+    async fn look(
+        &self,
+        account: &Account,
+        name: &MailboxName,
+        step: Step,
+    ) -> Result<Option<Looked>, VisitError> {
+        if let Some((id, known)) = self.held.named(account, name) {
+            let (whose, since) = (account.clone(), known.modseq);
+            let read = move |store: &dyn MailStore| {
+                let delta = store.delta(&whose, id, since)?;
+                Ok((delta, store.unreadable(&whose, id)))
+            };
+            if step <= Step::Retry {
+                match self.work(read).await {
+                    Ok((delta, unread)) if delta.state.name == *name => {
+                        return Ok(Some(Looked { delta, unread, known: Some(known) }));
+                    }
+                    // Another mailbox may have come to its name.
+                    Ok(_) => {}
+                    Err(VisitError::Target(trouble)) if trouble.reason == Reason::Missing => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            self.held.forget(account, id);
+        }
+        let (whose, which) = (account.clone(), name.clone());
+        let read = move |store: &dyn MailStore| {
+            let Some(MailboxState { id, .. }) = store.find(&whose, &which)? else {
+                return Ok(None);
+            };
+            let delta = store.delta(&whose, id, ModSeq(0))?;
+            Ok(Some((delta, store.unreadable(&whose, id))))
+        };
+        let found = self.work(read).await?.filter(|(delta, _)| delta.state.name == *name);
+        Ok(found.map(|(delta, unread)| Looked { delta, unread, known: None }))
     }
 
     /// Whether the replica has what `state` says.

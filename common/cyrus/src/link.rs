@@ -15,6 +15,7 @@ use std::{
 };
 
 use mailtwin_disk::clock::Clock;
+use rustix::{io::Errno, net};
 use rustls::{ClientConnection, StreamOwned};
 
 use crate::{
@@ -289,7 +290,7 @@ enum Stream {
 impl Stream {
     fn connect(place: &Place) -> io::Result<Self> {
         match place {
-            Place::Unix(path) => UnixStream::connect(path).map(Socket::Unix),
+            Place::Unix(path) => connect_unix(path, OPEN_LIMIT).map(Socket::Unix),
             Place::Tcp(address) => {
                 let stream = TcpStream::connect_timeout(address, OPEN_LIMIT)?;
                 stream.set_nodelay(true)?;
@@ -343,6 +344,22 @@ impl Stream {
     }
 }
 
+/// Connects within `limit`. A server that takes no more connections, but whose socket is still open,
+/// has a full queue: without a limit the kernel would wait for room in it for ever.
+fn connect_unix(path: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let (family, kind) = (net::AddressFamily::UNIX, net::SocketType::STREAM);
+    let socket = net::socket_with(family, kind, net::SocketFlags::CLOEXEC, None)?;
+    net::sockopt::set_socket_timeout(&socket, net::sockopt::Timeout::Send, Some(limit))?;
+    let address = net::SocketAddrUnix::new(path)?;
+    match rustix::io::retry_on_intr(|| net::connect(&socket, &address)) {
+        Ok(()) => Ok(UnixStream::from(socket)),
+        Err(Errno::AGAIN) => {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "it takes no more connections"))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 enum Socket {
     Unix(UnixStream),
     Tcp(TcpStream),
@@ -355,7 +372,7 @@ impl io::Read for Socket {
             Self::Tcp(stream) => {
                 // An answer comes in several pieces, and the server waits with the next one until
                 // the last is acknowledged: without this, 40 ms each. The kernel forgets it soon.
-                rustix::net::sockopt::set_tcp_quickack(&*stream, true)?;
+                net::sockopt::set_tcp_quickack(&*stream, true)?;
                 stream.read(buffer)
             }
         }
@@ -386,5 +403,21 @@ mod tests {
         for bad in ["192.0.2.1:2005", "localhost:2005", "unix:c", "127.0.0.1:0", ""] {
             assert!(bad.parse::<Place>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_server_that_takes_no_connections_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let (family, kind) = (net::AddressFamily::UNIX, net::SocketType::STREAM);
+        let server = net::socket(family, kind, None).unwrap();
+        net::bind(&server, &net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+        net::listen(&server, 0).unwrap();
+        let _waits = connect_unix(&path, OPEN_LIMIT).unwrap();
+        let error = connect_unix(&path, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        drop(server);
+        let error = connect_unix(&path, OPEN_LIMIT).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{error}");
     }
 }

@@ -82,23 +82,12 @@ impl<E, F: FnMut(&Command<'_>) -> Result<Vec<Answer>, E>> Listing<F> {
     /// hierarchy only.
     pub fn tree(&mut self, top: &Top) -> Result<Vec<(Vec<u8>, bool)>, E> {
         let in_domain = top.internal.contains(&b'!');
-        let whole = String::from_utf8_lossy(&top.external);
-        let (name, domain) = match whole.rsplit_once('@').filter(|_| in_domain) {
-            Some((name, domain)) => (name, format!("@{domain}")),
-            None => (&whole[..], String::new()),
-        };
-        let separator = self.separator;
-        let mut found = Vec::new();
-        for pattern in
-            [format!("{name}{domain}"), format!("{name}{}*{domain}", char::from(separator))]
-        {
-            let answers = (self.ask)(&Command::List(&pattern))?;
-            let listed = answers.iter().filter_map(Answer::listed);
-            found.extend(listed.map(|(name, is_place)| {
-                (names::internal_of(name, separator, in_domain), is_place)
-            }));
-        }
-        Ok(found)
+        let (name, separator) = (String::from_utf8_lossy(&top.external), self.separator);
+        let patterns = names::with_all_below(&name, separator, in_domain);
+        let answers = (self.ask)(&Command::ListAny(&patterns))?;
+        let listed = answers.iter().filter_map(Answer::listed);
+        let named = listed.map(|(name, at)| (names::internal_of(name, separator, in_domain), at));
+        Ok(named.collect())
     }
 
     /// What is directly below `above`, or at the top.
@@ -154,9 +143,10 @@ mod tests {
             ],
         };
         let ask = move |command: &Command<'_>| -> Answers {
-            let pattern = match command {
+            let patterns = match command {
                 Command::List("") => return Ok(vec![answer(b"")]),
-                Command::List(pattern) => pattern.as_bytes(),
+                Command::List(pattern) => vec![pattern.as_bytes()],
+                Command::ListAny(patterns) => patterns.iter().map(String::as_bytes).collect(),
                 Command::Get(_, names) => {
                     let asked = names.as_list().unwrap().iter().filter_map(Value::as_text);
                     let there = asked.filter(|name| internal.iter().any(|there| there == name));
@@ -171,7 +161,9 @@ mod tests {
                 }
             };
             let external = internal.iter().map(|name| names::external(name, separator));
-            let matching = external.filter_map(|name| matched(pattern, &name, separator));
+            let matching = external.flat_map(|name| {
+                patterns.iter().filter_map(move |pattern| matched(pattern, &name, separator))
+            });
             let matching: BTreeSet<Vec<u8>> = matching.collect();
             Ok(matching.iter().map(|name| answer(name)).collect())
         };

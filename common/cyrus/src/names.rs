@@ -113,6 +113,16 @@ pub fn external(internal: &[u8], separator: u8) -> Vec<u8> {
     name
 }
 
+/// Patterns for `LIST` (RFC 3501 section 6.3.8) that find the mailbox an admin sees as `external`, and
+/// all below it. A virtual domain is the end of every name in it.
+pub fn with_all_below(external: &str, separator: u8, virtual_domains: bool) -> [String; 2] {
+    let (name, domain) = match external.rfind('@').filter(|_| virtual_domains) {
+        Some(at) => external.split_at(at),
+        None => (external, ""),
+    };
+    [external.to_owned(), format!("{name}{}*{domain}", char::from(separator))]
+}
+
 /// The internal name of what an admin sees over IMAP as `external`; `virtual_domains`: whether what
 /// follows an `@` is one.
 pub fn internal_of(external: &[u8], separator: u8, virtual_domains: bool) -> Vec<u8> {
@@ -225,6 +235,19 @@ mod tests {
             assert!(internal("alice", bad.as_bytes(), false).is_err(), "{bad}");
         }
         assert_eq!(internal("a@b.c", b"", false).unwrap(), b"user.a@b^c");
+    }
+
+    #[test]
+    fn patterns_of_a_mailbox_and_all_below() {
+        let cases = [
+            ("user/ann", b'/', true, "user/ann/*"),
+            ("user.ann@example.org", b'.', true, "user.ann.*@example.org"),
+            ("user/ann@example.org", b'/', false, "user/ann@example.org/*"),
+        ];
+        for (name, separator, virtual_domains, below) in cases {
+            let patterns = with_all_below(name, separator, virtual_domains);
+            assert_eq!(patterns, [name, below]);
+        }
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub enum Command<'a> {
     StartTls,
     /// Mailboxes that match, as IMAP names them; over IMAP only.
     List(&'a str),
+    /// The same with any of these patterns (RFC 5258, section 3).
+    ListAny(&'a [String]),
 }
 
 /// One line of an answer: `* NAME value …`.
@@ -172,6 +174,10 @@ impl Session {
             Command::List(pattern) => {
                 wire.extend_from_slice(b"LIST \"\" ");
                 Value::text(pattern).encode(&mut wire);
+            }
+            Command::ListAny(patterns) => {
+                wire.extend_from_slice(b"LIST \"\" ");
+                Value::List(patterns.iter().map(Value::text).collect()).encode(&mut wire);
             }
             Command::Login { user, password } => {
                 let plain = format!("\0{user}\0{password}");

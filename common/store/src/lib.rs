@@ -261,8 +261,8 @@ pub struct Batch {
     /// UIDVALIDITY and UIDNEXT it shall have afterwards, once `last` is set. Its `messages` and
     /// `digest` are not looked at.
     pub target: Head,
-    /// HIGHESTMODSEQ shall be no lower afterwards, once `last` is set. Only engines that have
-    /// [`Capabilities::sets_modseq`] look at it.
+    /// HIGHESTMODSEQ shall be no lower afterwards, once `last` is set; 0 where the master's MODSEQs
+    /// say nothing. Only engines that have [`Capabilities::sets_modseq`] look at it.
     pub modseq: ModSeq,
     /// The master's keywords in its own order.
     pub keywords: Vec<Keyword>,

@@ -7,9 +7,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use crate::bench::report::talk;
 
@@ -26,6 +28,8 @@ const FLAGS: [&str; 7] = [
 
 /// Octets of a corpus in the repository.
 const CORPUS_OCTETS_MAX: u64 = 16 << 10;
+/// Inputs of a corpus in the repository.
+const CORPUS_INPUTS_MAX: usize = 100;
 
 /// What to try.
 #[derive(Debug, clap::Args)]
@@ -35,6 +39,9 @@ pub(crate) struct Options {
     /// How long each.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// How many beside each other.
+    #[arg(long, default_value_t = 1)]
+    at_once: usize,
     /// Memory a target may take, in MiB.
     #[arg(long, default_value_t = 512)]
     memory: u64,
@@ -54,19 +61,40 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ensure!(known.contains(target), "no target {target}: there are {}", known.join(" "));
     }
     build(&guided, &place)?;
-    let mut broken = Vec::new();
-    for target in wanted {
-        let paths = Paths::of(&root, &place, target)?;
-        if !attempt(target, &paths, options)? {
-            broken.push(target.as_str());
-        } else if options.keep {
-            keep(&paths)?;
-        }
-    }
+    let broken = attempt_all(wanted, options, |target| Paths::of(&root, &place, target))?;
     if broken.is_empty() {
         return Ok(());
     }
     bail!("broken: {}; the inputs are in {}/artifacts", broken.join(" "), place.display())
+}
+
+/// Names of those that broke.
+fn attempt_all(
+    targets: &[String],
+    options: &Options,
+    paths: impl Fn(&str) -> Result<Paths> + Sync,
+) -> Result<Vec<String>> {
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<Vec<String>> {
+        let mut broken = Vec::new();
+        while let Some(target) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let paths = paths(target)?;
+            if !attempt(target, &paths, options)? {
+                broken.push(target.clone());
+            } else if options.keep {
+                keep(&paths)?;
+            }
+        }
+        Ok(broken)
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..options.at_once.max(1)).map(|_| scope.spawn(work)).collect();
+        let mut broken = Vec::new();
+        for worker in workers {
+            broken.extend(worker.join().map_err(|_| anyhow!("a thread panicked"))??);
+        }
+        Ok(broken)
+    })
 }
 
 fn targets(guided: &Path) -> Result<Vec<String>> {
@@ -176,14 +204,17 @@ fn keep(paths: &Paths) -> Result<()> {
         let sized = |entry: fs::DirEntry| Ok((entry.metadata()?.len(), entry.path()));
         entries.map(|entry| sized(entry?)).collect()
     };
-    let mut octets: u64 = files(&paths.corpus)?.iter().map(|(octets, _)| octets).sum();
+    let held = files(&paths.corpus)?;
+    let (mut octets, mut inputs) = (held.iter().map(|(octets, _)| octets).sum::<u64>(), held.len());
     let mut new = files(&fresh)?;
     new.sort();
     for (length, path) in new {
         let name = path.file_name().context("a file has a name")?;
         let known = paths.corpus.join(name);
-        if octets + length <= CORPUS_OCTETS_MAX && !known.exists() {
+        let has_room = octets + length <= CORPUS_OCTETS_MAX && inputs < CORPUS_INPUTS_MAX;
+        if has_room && !known.exists() {
             octets += length;
+            inputs += 1;
             fs::copy(&path, &known)?;
         }
     }

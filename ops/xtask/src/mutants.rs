@@ -59,8 +59,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         what: "a mailbox that came to another's place passes for it",
         file: "agent/src/visit/mailbox.rs",
-        from: ".filter(|known| known.name == *name)",
-        to: "",
+        from: "Ok((delta, unread)) if delta.state.name == *name => {",
+        to: "Ok((delta, unread)) => {",
     },
     Mutant {
         what: "nothing is compared after connecting",
@@ -94,10 +94,16 @@ const MUTANTS: &[Mutant] = &[
         to: "State::Live if { let _ = idle; self.taken < self.tail } => Phase::Replaying,",
     },
     Mutant {
-        what: "entries are published before they are durable",
+        what: "entries count as durable before they are",
         file: "agent/src/log/writer.rs",
-        from: "file.append(frames)?;\n        file.sync()?;",
-        to: "file.append(frames)?;",
+        from: "self.shared.show(entries);\n        file.sync()?;",
+        to: "self.shared.show(entries);",
+    },
+    Mutant {
+        what: "a cursor is kept beyond what is durable in the log",
+        file: "agent/src/cursor.rs",
+        from: "let seq = acked.upto().min(tail);",
+        to: "let seq = acked.upto().max(LogSeq(0).min(tail));",
     },
     Mutant {
         what: "an older epoch is let in",
@@ -132,7 +138,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         what: "what was equal once is equal for ever",
         file: VISIT,
-        from: "if known.as_ref().is_some_and(|known| self.is_equal(known, &state)) {",
+        from: "if known.as_ref().is_some_and(|known| self.is_equal(known, state)) {",
         to: "if known.is_some() {",
     },
     Mutant {

@@ -13,6 +13,7 @@ use std::{
 
 use mailtwin_agent::{
     Agent, AgentParts,
+    cursor::CursorFile,
     log::{Health, Log, Options},
     metrics::Metrics,
 };
@@ -122,6 +123,12 @@ impl Master {
         let promised = self.promises().iter().map(|promise| promise.seq).max();
         let kept = *log.tail().borrow();
         assert!(promised.is_none_or(|seq| seq <= kept), "I8: the log lost entries it had promised");
+        for replica in replicas {
+            let cursor = CursorFile::open(&self.state_dir, &replica.name, log.id());
+            let cursor = cursor.expect("read a cursor of the simulation").seq();
+            let to = &replica.name;
+            assert!(cursor <= kept, "I8: {to} has passed {cursor}, and the log ends at {kept}");
+        }
         let parts = AgentParts {
             forced: self.forced,
             node: self.name.clone(),

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    path::PathBuf,
 };
 
 use anyhow::Context as _;
@@ -30,19 +31,32 @@ impl Cyrus {
         link.with_context(|| format!("log in to {} as its admin", self.name))
     }
 
-    /// The UNIQUEID of a user's mailbox, given by its internal name.
-    pub(super) fn unique_id(&self, user: &str, name: &str) -> anyhow::Result<String> {
-        let told = self.told(user)?;
-        let mut values = told.iter().filter_map(|answer| answer.values.first());
-        let value = values.find(|value| value.text_of("MBOXNAME") == Some(name.as_bytes()));
+    /// The UNIQUEID of a mailbox, given by its internal name.
+    pub(super) fn unique_id(&self, name: &str) -> anyhow::Result<String> {
+        let wanted = Value::List(vec![Value::text(name)]);
+        let told = self.link()?.run(&Command::Get("MAILBOXES", &wanted))?;
+        let value = told.first().and_then(|answer| answer.values.first());
         let id = value.and_then(|value| value.text_of("UNIQUEID"));
         Ok(String::from_utf8(id.with_context(|| format!("a mailbox {name}"))?.to_vec())?)
+    }
+
+    /// Where the scripts that are run lie for a user who has an INBOX.
+    pub fn sieve_dir(&self, user: &str) -> anyhow::Result<PathBuf> {
+        let id = self.unique_id(&format!("user.{user}"))?;
+        Ok(self.dir.join("sieve/uuid").join(&id[..1]).join(&id[1..2]).join(id))
     }
 
     /// All that it tells of a user.
     pub fn told(&self, user: &str) -> anyhow::Result<Vec<Answer>> {
         let told = self.link()?.run(&Command::Get("USER", &Value::text(user)));
         told.with_context(|| format!("ask {} for {user}", self.name))
+    }
+
+    /// What a user is subscribed to: internal names.
+    pub fn subscribed(&self, user: &str) -> anyhow::Result<Vec<String>> {
+        let told = self.told(user)?;
+        let names = told.iter().filter(|answer| answer.name == "LSUB").flat_map(Answer::subscribed);
+        Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect())
     }
 }
 
@@ -97,7 +111,7 @@ impl Server for Cyrus {
         let parts: Vec<String> = parts.filter(|part| part != "INBOX").collect();
         let at = ["user".to_owned(), account.to_owned()].into_iter().chain(parts);
         let at = at.collect::<Vec<_>>().join(".");
-        self.unique_id(account, &at)
+        self.unique_id(&at)
     }
 
     /// It gives clients the octets that it keeps.

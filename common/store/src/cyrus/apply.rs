@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use mailtwin_cyrus::mailbox::{EXPUNGED, Mailbox};
+use mailtwin_cyrus::{
+    Value,
+    mailbox::{EXPUNGED, Mailbox, Message},
+};
 use mailtwin_disk::index::Batch as IndexBatch;
 use mailtwin_logic::{
-    ids::{Account, Guid, Uid, UidValidity},
+    ids::{Account, Guid, ModSeq, Uid, UidValidity},
     mailbox::{Head, Record},
     plan::{Change, Mode},
 };
@@ -16,11 +19,12 @@ use mailtwin_logic::{
 use super::{
     Cell, Cyrus, index_failed, lock, no_message, note_held,
     snapshot::{Snapshot, message_of},
+    vanished::vanished,
 };
 use crate::{Batch, Destination, StoreError};
 
 /// MODSEQs have 63 bits (RFC 7162, 3.1.3).
-pub(super) const MODSEQ_MAX: u64 = u64::MAX >> 1;
+const MODSEQ_MAX: u64 = u64::MAX >> 1;
 
 /// A batch taken apart and found good.
 pub(super) struct Work {
@@ -77,13 +81,14 @@ impl Cyrus {
         let before = snapshot.mailbox.clone();
         let news = work.changed.values().filter(|(_, is_new)| *is_new).map(|(record, _)| record);
         let is_changed = !work.changed.is_empty() || !work.expunged.is_empty();
-        let told = if batch.last { batch.modseq.0 } else { 0 };
         let own =
             if is_changed { next_modseq(&before, news.clone()) } else { before.highest_modseq };
-        let modseq = own.max(told).min(MODSEQ_MAX);
         let last = news.clone().map(|record| record.uid).next_back().unwrap_or_default();
         let target = Uid(batch.target.uid_next.0.saturating_sub(1));
         let last_uid = last.0.max(before.last_uid).max(if batch.last { target.0 } else { 0 });
+        let is_more = is_changed || last_uid != before.last_uid;
+        let floor = if is_more { self.modseq_floor(batch) } else { batch.modseq.0 };
+        let modseq = own.max(floor).min(MODSEQ_MAX);
         let after = Mailbox { last_uid, highest_modseq: modseq, ..before.clone() };
         let mut notes = IndexBatch::default();
         for record in news {
@@ -111,6 +116,10 @@ impl Cyrus {
             message.flags.push(EXPUNGED.to_vec());
             records.insert(record.uid, message.value(now));
         }
+        let skipped = before.last_uid.saturating_add(1)..=last_uid;
+        let is_new = |uid| records.contains_key(&uid);
+        let gone: Vec<_> = vanished(&before.unique_id, skipped, is_new, modseq).collect();
+        records.extend(gone.into_iter().map(|message| (Uid(message.uid), message.value(now))));
         let value = after.value(records.into_values().collect(), Some(&before));
         match self.server.bring(&before.name, &batch.staged, &value, None) {
             Err(error) if error.reason() == crate::Reason::Busy => {
@@ -121,6 +130,13 @@ impl Cyrus {
             other => other?,
         }
         self.after_change(account, cell, (&batch.to, &before, &after), work)
+    }
+
+    /// What HIGHESTMODSEQ is to be at least, so that clients that come from the master hear of this
+    /// change. A Dovecot that was copied to counts on from milliseconds (see the Maildir engine's
+    /// index logs), any other from one: both are below the time.
+    pub(super) fn modseq_floor(&self, batch: &Batch) -> u64 {
+        if batch.modseq == ModSeq(0) { self.clock.unix_ms() } else { batch.modseq.0 }
     }
 
     /// What is known afterwards: what was just changed if nobody else did, or what a look tells.
@@ -193,7 +209,8 @@ impl Cyrus {
         }
         self.index.commit(notes).map_err(index_failed)?;
         let news = work.changed.values().map(|(record, _)| record);
-        let highest_modseq = next_modseq(&before, news).max(batch.modseq.0).min(MODSEQ_MAX);
+        let highest_modseq = next_modseq(&before, news).max(self.modseq_floor(batch));
+        let highest_modseq = highest_modseq.min(MODSEQ_MAX);
         let last = records.keys().next_back().map_or(0, |uid| uid.0);
         let target = if batch.last { batch.target } else { snapshot.head() };
         let floor = if target.uid_validity.0 == before.uid_validity { before.last_uid } else { 0 };
@@ -201,8 +218,9 @@ impl Cyrus {
         let uid_validity = target.uid_validity.0;
         let after = Mailbox { uid_validity, last_uid, highest_modseq, ..before.clone() };
         let now = self.clock.unix_ms() / 1000;
-        let messages = records.values().map(|r| snapshot.message(r, highest_modseq).value(now));
-        let value = after.value(messages.collect(), None);
+        let message = |record| snapshot.message(record, highest_modseq);
+        let messages: Vec<Message> = records.values().map(message).collect();
+        let value = after.value(all_values(&after, &messages, now), None);
         self.server.bring(&before.name, &batch.staged, &value, Some(&held))?;
         let found = self.refresh_id(account, cell, id)?.ok_or_else(gone)?;
         Ok(found.head())
@@ -318,10 +336,27 @@ pub(super) fn check_staged(batch: &Batch) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// A new mailbox's messages, with the master's own MODSEQs.
-pub(super) fn first_messages(records: &[Record], now: u64) -> (Vec<mailtwin_cyrus::Value>, u64) {
-    let modseq = |record: &Record| record.modseq.0.clamp(1, u64::MAX >> 1);
-    let highest = records.iter().map(modseq).max().unwrap_or(1);
-    let messages = records.iter().map(|record| message_of(record, modseq(record)).value(now));
-    (messages.collect(), highest)
+/// A new mailbox's messages, with the master's own MODSEQs if they say something (`are_told`), and
+/// the highest of these and `floor`.
+pub(super) fn first_messages(
+    records: &[Record],
+    are_told: bool,
+    floor: u64,
+) -> (Vec<Message>, u64) {
+    let floor = floor.clamp(1, MODSEQ_MAX);
+    let told = |record: &Record| record.modseq.0.clamp(1, MODSEQ_MAX);
+    let modseq = |record: &Record| if are_told { told(record) } else { floor };
+    let highest = records.iter().map(modseq).max().unwrap_or(1).max(floor);
+    (records.iter().map(|record| message_of(record, modseq(record))).collect(), highest)
+}
+
+/// All that a whole mailbox consists of: `messages`, in the order of their UIDs, and what is gone.
+pub(super) fn all_values(mailbox: &Mailbox, messages: &[Message], now: u64) -> Vec<Value> {
+    let values = messages.iter().map(|message| (message.uid, message.value(now)));
+    let mut values: BTreeMap<u32, Value> = values.collect();
+    let is_there = |uid: Uid| values.contains_key(&uid.0);
+    let (uids, modseq) = (1..=mailbox.last_uid, mailbox.highest_modseq);
+    let gone: Vec<Message> = vanished(&mailbox.unique_id, uids, is_there, modseq).collect();
+    values.extend(gone.iter().map(|message| (message.uid, message.value(now))));
+    values.into_values().collect()
 }

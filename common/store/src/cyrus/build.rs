@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use mailtwin_cyrus::{mailbox::Mailbox, names};
 use mailtwin_disk::index::Batch as IndexBatch;
 use mailtwin_logic::{
-    ids::{Account, Uid},
+    ids::{Account, ModSeq, Uid},
     mailbox::{Head, MailboxName, Record},
     plan::Change,
 };
 
 use super::{
     Cell, Cyrus,
-    apply::{Work, check_new, check_staged, first_messages},
+    apply::{Work, all_values, check_new, check_staged, first_messages},
     files, index_failed, note_held,
     server::Session,
     snapshot::Snapshot,
@@ -44,7 +44,7 @@ impl Cyrus {
             return Err(StoreError::Stale(Some(there.head())));
         }
         let at = self.internal(account, cell, &name)??;
-        self.make_room(account, &at, &name)?;
+        self.make_room(account, cell, &at, &name)?;
         let mut building = cell.building.remove(&id).unwrap_or_default();
         let first = batch.changes.iter().find_map(|change| added(change).map(|r| r.uid));
         let last = building.records.last().map(|record| record.uid);
@@ -102,8 +102,8 @@ impl Cyrus {
         let last = building.records.last().map_or(0, |record| record.uid.0);
         let last_uid = last.max(batch.target.uid_next.0.saturating_sub(1));
         let now = self.clock.unix_ms() / 1000;
-        let (messages, highest_modseq) = first_messages(&building.records, now);
-        let highest_modseq = highest_modseq.max(batch.modseq.0).min(super::apply::MODSEQ_MAX);
+        let (are_told, floor) = (batch.modseq != ModSeq(0), self.modseq_floor(batch));
+        let (messages, highest_modseq) = first_messages(&building.records, are_told, floor);
         let new = Mailbox { last_uid, highest_modseq, ..new };
         let mut notes = IndexBatch::default();
         for uid in self.held(id)?.keys() {
@@ -113,7 +113,7 @@ impl Cyrus {
             note_held(&mut notes, id, record.uid, Some(record.guid));
         }
         self.index.commit(notes).map_err(index_failed)?;
-        let change = (&at[..], &new.value(messages, None));
+        let change = (&at[..], &new.value(all_values(&new, &messages, now), None));
         let session = building.session.map_or_else(|| self.server.session(), Ok)?;
         self.server.finish(session, change, &building.staged, is_deleted.then_some(&[]))?;
         let shown = self.refresh_id_at(account, cell, &at, name)?;
@@ -138,6 +138,7 @@ impl Cyrus {
     fn make_room(
         &self,
         account: &Account,
+        cell: &Cell,
         at: &[u8],
         name: &MailboxName,
     ) -> Result<(), StoreError> {
@@ -145,7 +146,7 @@ impl Cyrus {
         if there.is_intermediate() {
             return Ok(());
         }
-        let user = self.server.user(account.as_str())?;
+        let user = self.server.user(account.as_str(), &self.listed(account, cell)?)?;
         let is_other = |mailbox: &&Mailbox| mailbox.name != at && !mailbox.is_intermediate();
         if self.server.options.inbox_first
             && name.is_inbox()

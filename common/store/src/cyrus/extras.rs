@@ -108,8 +108,8 @@ pub(super) fn annotations(snapshot: &Snapshot) -> Option<Vec<u8>> {
 }
 
 /// The file of a user's quota limits; `None` if there are none.
-pub(super) fn quota(account: &Account, user: &User) -> Option<Vec<u8>> {
-    let lines = user.quotas.iter().filter_map(|quota| {
+pub(super) fn quota(account: &Account, quotas: &[Value]) -> Option<Vec<u8>> {
+    let lines = quotas.iter().filter_map(|quota| {
         let Named::Folder { user, folder } = names::meaning(quota.text_of("ROOT")?) else {
             return None;
         };
@@ -227,8 +227,7 @@ impl Cyrus {
         if !wanted.is_empty() && self.server.options.inbox_first {
             self.ensure_inbox(account, cell)?;
         }
-        let user = self.server.user(account.as_str())?;
-        for quota in &user.quotas {
+        for quota in &self.quotas(account, cell)? {
             let root = quota.text_of("ROOT").unwrap_or_default();
             match wanted.get(root) {
                 Some(map) if limits(map) == limits(quota) => drop(wanted.remove(root)),
@@ -246,15 +245,21 @@ impl Cyrus {
         Ok(())
     }
 
+    /// Quotas of the roots of an account's mailboxes.
+    pub(super) fn quotas(&self, account: &Account, cell: &Cell) -> Result<Vec<Value>, StoreError> {
+        let listed = self.listed(account, cell)?;
+        Ok(self.server.mailboxes(account.as_str(), &listed)?.quotas)
+    }
+
     /// Makes what a user has seen in mailboxes of others that of `content`, as far as it tells.
     pub(super) fn mark_seen(
         &self,
         account: &Account,
+        cell: &Cell,
         content: Option<&[u8]>,
     ) -> Result<(), StoreError> {
         let refused = |why| StoreError::Name { name: format!("seen state of {account}"), why };
-        let held: BTreeSet<Vec<u8>> =
-            self.server.user(account.as_str())?.seen.iter().map(encode).collect();
+        let held: BTreeSet<Vec<u8>> = self.meta(account, cell)?.seen.iter().map(encode).collect();
         for map in maps(content.unwrap_or_default()).map_err(refused)? {
             let Value::Map(fields) = &map else { continue };
             if map.text_of("UNIQUEID").is_none() || held.contains(&encode(&map)) {
@@ -364,9 +369,8 @@ mod tests {
             "%(ROOT user.ann LIMIT 4294967295 STORAGE 4294967295 MODSEQ 15)",
             "%(ROOT user.ben LIMIT 9 STORAGE 9 MODSEQ 15)",
         ];
-        let quotas = quotas.map(|text| Value::parse(&mut text.as_bytes()).unwrap()).to_vec();
-        let user = User { quotas, ..User::default() };
-        let content = quota(&Account::new("ann").unwrap(), &user);
+        let quotas = quotas.map(|text| Value::parse(&mut text.as_bytes()).unwrap());
+        let content = quota(&Account::new("ann").unwrap(), &quotas);
         assert_eq!(content.unwrap(), b"%(FOLDER Work STORAGE 9)\n");
     }
 }

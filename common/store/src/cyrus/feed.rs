@@ -12,12 +12,12 @@ use std::{
     collections::BTreeSet,
     fs::{self, OpenOptions},
     io::{self, Read as _},
-    os::unix::ffi::OsStrExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::Path,
 };
 
 use mailtwin_cyrus::{
-    journal,
+    journal::{self, Dirty},
     names::{self, Named},
 };
 use mailtwin_logic::{entry::Target, ids::Account, mailbox::MailboxName};
@@ -72,13 +72,20 @@ impl Journal for Cyrus {
         for operation in [FlockOperation::LockExclusive, FlockOperation::Unlock] {
             rustix::fs::fcntl_lock(&file, operation).map_err(during("lock", &run))?;
         }
+        let written = file.metadata().map_err(during("look at", &run))?;
+        let written = written.mtime().saturating_mul(1000) + written.mtime_nsec() / 1_000_000;
         let mut text = Vec::new();
         let read = (&mut file).take(OCTETS_MAX + 1).read_to_end(&mut text);
         read.map_err(during("read", &run))?;
         if text.len() as u64 > OCTETS_MAX {
             return Ok(Some(vec![Target::Store]));
         }
-        Ok(Some(targets(&text)))
+        let dirty = journal::read(&text);
+        // What was logged before we started is not news.
+        if u64::try_from(written).unwrap_or(0) >= self.opened_ms {
+            self.stillness.hear(self.stirring(&dirty), self.clock.monotonic());
+        }
+        Ok(Some(targets(&dirty)))
     }
 
     fn done(&self) -> Result<(), StoreError> {
@@ -90,9 +97,29 @@ impl Journal for Cyrus {
     }
 }
 
+impl Cyrus {
+    /// Who of these does more than receive mail and set flags.
+    fn stirring(&self, dirty: &Dirty) -> impl Iterator<Item = Account> {
+        let made = dirty.mailboxes.iter().filter_map(|name| match names::meaning(name) {
+            Named::Folder { user, .. } | Named::Odd { user } => {
+                Account::new(&user).ok().filter(|account| !self.knows(account, name))
+            }
+            Named::Other => None,
+        });
+        made.chain(dirty.users.iter().filter_map(|user| Account::new(user).ok()))
+    }
+
+    /// Whether a mailbox of this internal name was there when its account was looked at; `false`
+    /// while that is done.
+    fn knows(&self, account: &Account, name: &[u8]) -> bool {
+        let cell = self.cell(account);
+        cell.try_lock()
+            .is_ok_and(|cell| cell.boxes.values().any(|known| known.mailbox.name == name))
+    }
+}
+
 /// What a run of lines tells to look at, in our own names.
-fn targets(text: &[u8]) -> Vec<Target> {
-    let dirty = journal::read(text);
+fn targets(dirty: &Dirty) -> Vec<Target> {
     let mut targets = BTreeSet::new();
     if dirty.unknown > 0 {
         targets.insert(Target::Store);
@@ -134,11 +161,11 @@ mod tests {
             Target::Account(account("+shared")),
             Target::Mailbox(account("ann"), MailboxName::inbox()),
         ];
-        let mut found = targets(text);
+        let mut found = targets(&journal::read(text));
         found.sort();
         let mut want = want.to_vec();
         want.sort();
         assert_eq!(found, want);
-        assert_eq!(targets(b"what is this\n"), [Target::Store]);
+        assert_eq!(targets(&journal::read(b"what is this\n")), [Target::Store]);
     }
 }

@@ -55,7 +55,7 @@ impl Cyrus {
             }
             add(key, annotations)?;
         }
-        add(FileKey::Quota, extras::quota(account, user))?;
+        add(FileKey::Quota, extras::quota(account, &user.quotas))?;
         add(FileKey::Seen, extras::seen(user))?;
         add(FileKey::SubscribedOfOthers, extras::subscribed(account, user))?;
         add(FileKey::SieveActive, active(user))?;
@@ -88,10 +88,10 @@ impl Cyrus {
         cell: &mut Cell,
         key: &FileKey,
     ) -> Result<Option<Vec<u8>>, StoreError> {
-        let user = || self.server.user(account.as_str());
+        let meta = |cell: &Cell| self.meta(account, cell);
         Ok(match key {
-            FileKey::Subscriptions => subscriptions(account, &user()?),
-            FileKey::SieveActive => active(&user()?),
+            FileKey::Subscriptions => subscriptions(account, &meta(cell)?),
+            FileKey::SieveActive => active(&meta(cell)?),
             FileKey::Acl(name) => {
                 let snapshot = self.find_one(account, cell, name)?;
                 snapshot.and_then(|snapshot| acl::content(&snapshot.mailbox.acl, owner(account)))
@@ -103,9 +103,9 @@ impl Cyrus {
             FileKey::Annotations(name) => {
                 self.find_one(account, cell, name)?.and_then(extras::annotations)
             }
-            FileKey::Quota => extras::quota(account, &user()?),
-            FileKey::Seen => extras::seen(&user()?),
-            FileKey::SubscribedOfOthers => extras::subscribed(account, &user()?),
+            FileKey::Quota => extras::quota(account, &self.quotas(account, cell)?),
+            FileKey::Seen => extras::seen(&meta(cell)?),
+            FileKey::SubscribedOfOthers => extras::subscribed(account, &meta(cell)?),
         })
     }
 
@@ -120,7 +120,7 @@ impl Cyrus {
         match key {
             FileKey::Annotations(name) => is_whole = self.annotate(account, cell, name, content)?,
             FileKey::Quota => self.limit(account, cell, content)?,
-            FileKey::Seen => self.mark_seen(account, content)?,
+            FileKey::Seen => self.mark_seen(account, cell, content)?,
             FileKey::Subscriptions => {
                 let names = subscribed(content)?.into_iter();
                 let names = names.map(|name| self.internal(account, cell, &name).flatten());
@@ -133,7 +133,7 @@ impl Cyrus {
             }
             FileKey::Acl(name) => self.set_rights(account, cell, name, content)?,
             FileKey::Sieve(name) => return self.set_script(account, cell, name, content),
-            FileKey::SieveActive => self.activate(account, content)?,
+            FileKey::SieveActive => self.activate(account, cell, content)?,
         }
         // What it means to Cyrus, as that tells it.
         let means = self.told(account, cell, key)?;
@@ -171,6 +171,13 @@ impl Cyrus {
         Ok(written.or(content))
     }
 
+    /// A user's subscriptions, scripts, and what they have seen in mailboxes of others. What Cyrus
+    /// keeps of one without mailboxes is nobody's: with them, it looks elsewhere.
+    pub(super) fn meta(&self, account: &Account, cell: &Cell) -> Result<User, StoreError> {
+        let is_there = !self.listed(account, cell)?.is_empty();
+        if is_there { self.server.meta(account.as_str()) } else { Ok(User::default()) }
+    }
+
     /// Makes a user's subscriptions to their own mailboxes, or to all others, those that are wanted.
     fn subscribe(
         &self,
@@ -185,7 +192,7 @@ impl Cyrus {
         }
         // While somebody looks at a list that Cyrus is about to make, it may lose what comes first.
         for _ in 0..SUBSCRIBE_TRIES {
-            let user = self.server.user(account.as_str())?;
+            let user = self.meta(account, cell)?;
             let held = user.subscribed.into_iter().filter(|name| is_own(account, name) == to_own);
             let held: BTreeSet<Vec<u8>> = held.collect();
             if held == *wanted {
@@ -242,7 +249,7 @@ impl Cyrus {
         let (who, file) =
             (("USERID", Value::text(user)), ("FILENAME", Value::text(format!("{stem}{SCRIPT}"))));
         let Some(content) = content else {
-            let held = self.server.user(user)?;
+            let held = self.meta(account, cell)?;
             if !held.scripts.iter().any(|(held, ..)| *held == format!("{stem}{SCRIPT}")) {
                 return Ok(());
             }
@@ -254,10 +261,15 @@ impl Cyrus {
         self.server.apply("write script", "SIEVE", &value)
     }
 
-    fn activate(&self, account: &Account, content: Option<&[u8]>) -> Result<(), StoreError> {
+    fn activate(
+        &self,
+        account: &Account,
+        cell: &Cell,
+        content: Option<&[u8]>,
+    ) -> Result<(), StoreError> {
         let who = ("USERID", Value::text(account.as_str()));
         let Some(content) = content else {
-            if active(&self.server.user(account.as_str())?).is_none() {
+            if active(&self.meta(account, cell)?).is_none() {
                 return Ok(());
             }
             return self.server.apply("deactivate", "UNACTIVATE_SIEVE", &Value::map([who]));

@@ -83,7 +83,7 @@ impl Cyrus {
     }
 
     /// The directory of a mailbox's messages, as Cyrus 3.6 and later lay them out.
-    fn files(&self, mailbox: &Mailbox) -> PathBuf {
+    pub(super) fn files(&self, mailbox: &Mailbox) -> PathBuf {
         let id = &mailbox.unique_id;
         let is_plain =
             id.len() > 2 && id.bytes().all(|octet| octet.is_ascii_alphanumeric() || octet == b'-');

@@ -21,6 +21,9 @@ use crate::{Listing, Problem, ProblemKind, StoreError};
 /// Problems told of.
 pub(super) const PROBLEMS_MAX: usize = 1000;
 
+/// How often an account is looked at whose mailboxes move meanwhile.
+const LOOKS: usize = 8;
+
 /// Messages remembered by their octets.
 const BODIES_MAX: usize = 1_000_000;
 
@@ -36,7 +39,8 @@ impl Cyrus {
         account: &Account,
         cell: &mut Cell,
     ) -> Result<Option<Listing>, StoreError> {
-        let user = self.server.user(account.as_str())?;
+        let (user, untold) = self.tell_all(account, cell)?;
+        cell.has_list |= !user.subscribed.is_empty();
         let mut listing = Listing::default();
         let mut problems = Vec::new();
         let mut seen = BTreeMap::new();
@@ -55,7 +59,7 @@ impl Cyrus {
                 Err(error) => unread(&mut listing, &name, &error)?,
             }
         }
-        self.miss_none(account, cell, &user, &seen, &mut listing)?;
+        self.miss_none(cell, untold, &seen, &mut listing)?;
         if user.mailboxes.is_empty() && listing.unread.is_empty() {
             return Ok(None);
         }
@@ -66,13 +70,40 @@ impl Cyrus {
         Ok(Some(listing))
     }
 
+    /// All about an account, and which names are listed but nothing is told of them. What moves while
+    /// it is looked at may be met at neither of its places: then it is looked at again.
+    fn tell_all(
+        &self,
+        account: &Account,
+        cell: &Cell,
+    ) -> Result<(User, BTreeSet<Vec<u8>>), StoreError> {
+        let mut before = None;
+        for _ in 0..LOOKS {
+            let listed = self.listed(account, cell)?;
+            let user = self.server.user(account.as_str(), &listed)?;
+            let mut untold: BTreeSet<Vec<u8>> = listed.into_iter().collect();
+            let mut lost: BTreeSet<MailboxId> = cell.boxes.keys().copied().collect();
+            for mailbox in &user.mailboxes {
+                untold.remove(&mailbox.name);
+                lost.remove(&id_of(mailbox));
+            }
+            let missing = (untold, lost);
+            let is_steady = missing.0.is_subset(&cell.silent) && missing.1.is_empty();
+            if is_steady || before.as_ref() == Some(&missing) {
+                return Ok((user, missing.0));
+            }
+            before = Some(missing);
+        }
+        let source = std::io::Error::other("its mailboxes move faster than they are listed");
+        Err(StoreError::Io { op: "look at", path: account.as_str().into(), source })
+    }
+
     /// Neither what was there the last time nor what IMAP lists may be missing without a proof: the
     /// replication protocol says nothing of mailboxes that it cannot read.
     fn miss_none(
         &self,
-        account: &Account,
         cell: &mut Cell,
-        user: &User,
+        mut untold: BTreeSet<Vec<u8>>,
         seen: &BTreeMap<MailboxId, MailboxName>,
         listing: &mut Listing,
     ) -> Result<(), StoreError> {
@@ -83,57 +114,62 @@ impl Cyrus {
             let (at, name) = (snapshot.mailbox.name.clone(), snapshot.name.clone());
             match self.server.full(&at) {
                 Ok(_) => drop(cell.boxes.remove(&id)),
+                Err(error) => {
+                    unread(listing, &name, &error)?;
+                    untold.remove(&at);
+                }
+            }
+        }
+        cell.silent.retain(|at| untold.contains(at));
+        untold.retain(|at| !cell.silent.contains(at));
+        for at in untold {
+            let Named::Folder { folder, .. } = names::meaning(&at) else { continue };
+            let Ok(name) = MailboxName::new(&folder) else { continue };
+            match self.server.full(&at) {
+                Ok(Some(_)) => drop(cell.silent.insert(at)),
+                // With an `@` it may have been another's, in a virtual domain.
+                Ok(None) if at.contains(&b'@') => drop(cell.silent.insert(at)),
+                Ok(None) => {
+                    let why = "Cyrus lists it, and knows no such mailbox".to_owned();
+                    let path = at.escape_ascii().to_string().into();
+                    unread(listing, &name, &StoreError::Corrupt { path, why })?;
+                }
                 Err(error) => unread(listing, &name, &error)?,
             }
         }
-        if cell.is_listed {
-            return Ok(());
-        }
-        let told: BTreeSet<&[u8]> = user.mailboxes.iter().map(|m| &m.name[..]).collect();
-        for (at, name) in self.listed(account, cell)? {
-            if told.contains(&at[..]) {
-                continue;
-            }
-            if let Err(error) = self.server.full(&at) {
-                unread(listing, &name, &error)?;
-            }
-        }
-        cell.is_listed = listing.unread.is_empty();
         Ok(())
     }
 
-    /// A user's mailboxes as IMAP lists them: internal names, and what they mean.
-    fn listed(
+    /// Internal names of an account's mailboxes, as IMAP lists them.
+    pub(super) fn listed(
         &self,
         account: &Account,
         cell: &Cell,
-    ) -> Result<Vec<(Vec<u8>, MailboxName)>, StoreError> {
-        let mut found = Vec::new();
-        if names::is_shared(account.as_str()) {
-            let listed = self.server.list_shared(account.as_str())?.into_iter();
-            found.extend(listed.filter(|(_, is_place)| !is_place).map(|(name, _)| name));
-        } else {
-            let separator = self.server.separator()?;
-            let virtual_domain =
-                cell.virtual_domain.unwrap_or_else(|| account.as_str().contains('@'));
-            let Ok(inbox) = names::internal(account.as_str(), b"", virtual_domain) else {
-                return Ok(Vec::new());
-            };
-            let inbox = String::from_utf8_lossy(&names::external(&inbox, separator)).into_owned();
-            let (name, domain) = match inbox.rsplit_once('@').filter(|_| virtual_domain) {
-                Some((name, domain)) => (name, format!("@{domain}")),
-                None => (&inbox[..], String::new()),
-            };
-            for pattern in [inbox.clone(), format!("{name}{}*{domain}", char::from(separator))] {
-                let names = self.server.list(&pattern)?.into_iter();
-                found.extend(names.map(|n| names::internal_of(&n, separator, virtual_domain)));
-            }
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        let whose = account.as_str();
+        if names::is_shared(whose) {
+            let listed = self.server.list_shared(whose)?.into_iter();
+            return Ok(listed.filter(|(_, is_place)| !is_place).map(|(name, _)| name).collect());
         }
-        let named = found.into_iter().filter_map(|name| match names::meaning(&name) {
-            Named::Folder { folder, .. } => Some((name, MailboxName::new(&folder).ok()?)),
-            Named::Odd { .. } | Named::Other => None,
+        let separator = self.server.separator()?;
+        let mut found = Vec::new();
+        for in_domain in [true, false] {
+            let is_known = cell.virtual_domain.is_some_and(|known| known != in_domain);
+            if is_known || (in_domain && !whose.contains('@')) {
+                continue;
+            }
+            let Ok(inbox) = names::internal(whose, b"", in_domain) else { continue };
+            let inbox = names::external(&inbox, separator);
+            let inbox = String::from_utf8_lossy(&inbox);
+            let patterns = names::with_all_below(&inbox, separator, in_domain);
+            let listed = self.server.list(&patterns)?.into_iter();
+            found.extend(listed.map(|n| names::internal_of(&n, separator, in_domain)));
+        }
+        found.retain(|name| match names::meaning(name) {
+            Named::Folder { user, .. } | Named::Odd { user } => user == whose,
+            Named::Other => false,
         });
-        Ok(named.collect())
+        Ok(found)
     }
 
     /// A mailbox by its name, as it is now.
@@ -191,9 +227,8 @@ impl Cyrus {
             cell.virtual_domain = Some(true);
         }
         if cell.virtual_domain.is_none() && user.contains('@') {
-            let known = self.server.user(user)?;
-            let first = known.mailboxes.first();
-            cell.virtual_domain = first.map(|mailbox| mailbox.name.contains(&b'!'));
+            let listed = self.listed(account, cell)?;
+            cell.virtual_domain = listed.first().map(|name| name.contains(&b'!'));
         }
         let virtual_domain = cell.virtual_domain.unwrap_or(true);
         let internal = names::internal(user, name.as_octets(), virtual_domain);

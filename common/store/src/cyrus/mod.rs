@@ -22,9 +22,11 @@ mod server;
 mod snapshot;
 mod stage;
 mod steps;
+mod stillness;
+mod vanished;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64},
     time::Duration,
@@ -58,10 +60,11 @@ use crate::{
 use build::Building;
 use server::Server;
 use snapshot::Snapshot;
+use stillness::Stillness;
 
 /// Mailboxes changed at the same time, each over a connection of its own: Cyrus waits for the disk with
 /// each message.
-const LANES: usize = 8;
+const LANES: usize = 14;
 
 /// User flags that a mailbox of Cyrus can hold.
 const KEYWORDS_MAX: usize = 128;
@@ -131,6 +134,9 @@ pub struct Cyrus {
     bodies: Mutex<BTreeMap<Guid, (Account, MailboxId, Uid)>>,
     /// Octets that wait in memory.
     room: Arc<AtomicU64>,
+    stillness: Stillness,
+    /// When this was opened.
+    opened_ms: u64,
 }
 
 /// What is known of one account.
@@ -140,8 +146,11 @@ struct Cell {
     virtual_domain: Option<bool>,
     boxes: BTreeMap<MailboxId, Snapshot>,
     building: BTreeMap<MailboxId, Building>,
-    /// Whether what the replication protocol tells of was compared with a list of all names.
-    is_listed: bool,
+    /// Internal names that IMAP lists and the replication protocol tells nothing of, although they
+    /// can be read: not mail.
+    silent: BTreeSet<Vec<u8>>,
+    /// Whether the user is known to have a list of subscriptions.
+    has_list: bool,
 }
 
 #[cfg(any(test, fuzzing))]
@@ -168,8 +177,21 @@ impl Cyrus {
         let graveyard = Graveyard::new(&options.work_dir, options.graveyard);
         let server = Server::new(options, Arc::clone(&clock));
         let (cells, problems, bodies) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let room = Arc::default();
-        Ok(Self { server, index, clock, keeper, graveyard, cells, problems, bodies, room })
+        let (room, stillness) = (Arc::default(), Stillness::default());
+        let opened_ms = clock.unix_ms();
+        Ok(Self {
+            server,
+            index,
+            clock,
+            keeper,
+            graveyard,
+            cells,
+            problems,
+            bodies,
+            room,
+            stillness,
+            opened_ms,
+        })
     }
 
     fn cell(&self, account: &Account) -> Arc<Mutex<Cell>> {
@@ -266,7 +288,11 @@ impl MailStore for Cyrus {
 
     fn account(&self, account: &Account) -> Result<Option<Listing>, StoreError> {
         self.verify_store()?;
-        self.look_at_account(account, &mut lock(&self.cell(account)))
+        let cell = self.cell(account);
+        if self.server.options.is_master && !lock(&cell).has_list {
+            self.stillness.wait(account, &*self.clock);
+        }
+        self.look_at_account(account, &mut lock(&cell))
     }
 
     fn find(

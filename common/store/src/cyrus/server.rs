@@ -151,22 +151,23 @@ impl Server {
         done.map(drop).map_err(failed(op, name))
     }
 
-    /// Everything about a user but messages.
-    pub(super) fn user(&self, user: &str) -> Result<User, StoreError> {
-        if names::is_shared(user) {
-            return self.shared(user);
-        }
-        let answers = self.get("USER", &Value::text(user)).map_err(failed("list", user))?;
-        understood(user, answers)
+    /// Everything but messages about a user, or about the shared mailboxes of a domain, whose
+    /// mailboxes are `names`. Those that cannot be read are left out, as is one with Sieve scripts.
+    ///
+    /// `GET USER` would tell all of it at once, but is for replicas: whoever is asked removes all of
+    /// the user's Sieve files that are not in the database of scripts, those of a Cyrus before 3.6
+    /// and of a client that is just storing one among them.
+    pub(super) fn user(&self, user: &str, names: &[Vec<u8>]) -> Result<User, StoreError> {
+        let User { mailboxes, quotas, .. } = self.mailboxes(user, names)?;
+        Ok(User { mailboxes, quotas, ..self.meta(user)? })
     }
 
-    /// The same of the shared mailboxes of a domain.
-    fn shared(&self, user: &str) -> Result<User, StoreError> {
-        let listed = self.list_shared(user)?.into_iter();
-        let names: Vec<Value> = listed.map(|(name, _)| Value::text(name)).collect();
+    /// Of these mailboxes of a user, those that can be read, and quotas of their roots.
+    pub(super) fn mailboxes(&self, user: &str, names: &[Vec<u8>]) -> Result<User, StoreError> {
         let mut answers = Vec::new();
         for some in names.chunks(HEADERS_MAX) {
-            let told = self.get("MAILBOXES", &Value::List(some.to_vec()));
+            let names = some.iter().map(Value::text).collect();
+            let told = self.get("MAILBOXES", &Value::List(names));
             answers.extend(told.map_err(failed("list", user))?);
         }
         let roots = answers.iter().filter_map(|answer| answer.values.first()?.text_of("QUOTAROOT"));
@@ -175,6 +176,15 @@ impl Server {
             let told = self.get("QUOTA", &Value::text(root));
             answers.extend(told.map_err(failed("list", user))?);
         }
+        understood(user, answers)
+    }
+
+    /// A user's subscriptions, scripts, and what they have seen in mailboxes of others.
+    pub(super) fn meta(&self, user: &str) -> Result<User, StoreError> {
+        if names::is_shared(user) {
+            return Ok(User::default());
+        }
+        let answers = self.get("META", &Value::text(user)).map_err(failed("list", user))?;
         understood(user, answers)
     }
 
@@ -296,11 +306,12 @@ impl Server {
         Ok(value.and_then(|value| Some(value.text_of("CONTENT")?.to_vec())))
     }
 
-    /// External names of mailboxes that match, over IMAP; those that are places only are left out.
-    pub(super) fn list(&self, pattern: &str) -> Result<Vec<Vec<u8>>, StoreError> {
-        let list = Command::List(pattern);
+    /// External names of mailboxes that match one of the patterns, over IMAP; those that are places
+    /// only are left out.
+    pub(super) fn list(&self, patterns: &[String]) -> Result<Vec<Vec<u8>>, StoreError> {
+        let list = Command::ListAny(patterns);
         let answers = self.with(Dialect::Imap, |link| link.run(&list));
-        let answers = answers.map_err(failed("list", pattern))?;
+        let answers = answers.map_err(failed("list", &patterns.join(" ")))?;
         let listed = answers.iter().filter_map(Answer::listed);
         let mailboxes = listed.filter(|(_, is_place)| !is_place);
         Ok(mailboxes.map(|(name, _)| name.to_vec()).collect())

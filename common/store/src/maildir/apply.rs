@@ -397,7 +397,7 @@ impl Held<'_> {
         }
         let list = match self.ready.batch.to.mode {
             Mode::Repair => {
-                self.rewrite_list()?;
+                self.rewrite_list(cx)?;
                 None
             }
             Mode::Update | Mode::Build => {
@@ -434,8 +434,8 @@ impl Held<'_> {
             cur.touch()?;
         }
         if self.ready.batch.to.mode == Mode::Repair {
-            let seed = indexlog::seed(cx.clock.unix_ms());
-            hash::replace(self.dir, indexlog::NAME, &seed, self.owner, None)?;
+            // Whoever looked in between has an index of what was there then.
+            indexlog::replace(self.dir, cx.clock.unix_ms(), self.owner)?;
         }
         Ok(appended)
     }
@@ -462,15 +462,15 @@ impl Held<'_> {
         Ok(())
     }
 
-    /// Replaces the list by a sorted one, and takes away the index that would contradict it. Lines
+    /// Replaces the list by a sorted one, and begins the index anew that would contradict it. Lines
     /// come before files: a line without a file is nothing, a file without a line gets another
     /// UID.
-    fn rewrite_list(&self) -> Result<(), StoreError> {
+    fn rewrite_list(&self, cx: &Context) -> Result<(), StoreError> {
         let snapshot = self.guard.as_ref().ok_or(StoreError::Stale(None))?;
         for name in indexlog::COMPANIONS {
             self.dir.remove(name)?;
         }
-        self.dir.remove(indexlog::NAME)?;
+        indexlog::replace(self.dir, cx.clock.unix_ms(), self.owner)?;
         let heading = Heading {
             uid_validity: snapshot.header.uid_validity,
             next: snapshot.header.uid_next,

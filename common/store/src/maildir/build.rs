@@ -301,7 +301,7 @@ impl Build {
         if !table.is_empty() {
             hash::put(&self.dir, b"dovecot-keywords", &table, self.owner)?;
         }
-        hash::put(&self.dir, indexlog::NAME, &indexlog::seed(now_ms), self.owner)?;
+        hash::put(&self.dir, indexlog::NAME, &indexlog::seed(now_ms, None), self.owner)?;
         if !to.name.is_inbox() && layout == Layout::MaildirPlusPlus {
             self.dir.create(b"maildirfolder", self.owner)?;
         }
@@ -356,8 +356,8 @@ impl Build {
         for name in [b"new", b"tmp"] {
             dir.make(name, self.owner)?;
         }
-        let files: [&[u8]; 4] =
-            [b"maildirfolder", b"dovecot-keywords", indexlog::NAME, uidlist::NAME];
+        indexlog::replace(dir, engine.cx.clock.unix_ms(), self.owner)?;
+        let files: [&[u8]; 3] = [b"maildirfolder", b"dovecot-keywords", uidlist::NAME];
         for name in files {
             match self.dir.rename(name, dir, name) {
                 Err(error) if !is_absent(&error) => return Err(error),

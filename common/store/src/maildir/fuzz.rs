@@ -7,7 +7,7 @@ use std::{
     os::unix::ffi::OsStrExt as _,
     path::{Component, Path},
     sync::{
-        OnceLock,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -175,9 +175,23 @@ struct Site {
     accounts: AtomicU64,
 }
 
-fn site() -> &'static Site {
-    static SITE: OnceLock<Site> = OnceLock::new();
-    SITE.get_or_init(|| {
+/// Accounts in one store. It remembers those that are gone, some 3 KB each.
+const ACCOUNTS_MAX: u64 = 4096;
+
+/// The store, and the name of an account that it never had.
+fn site() -> (Arc<Site>, String) {
+    static SITE: Mutex<Option<Arc<Site>>> = Mutex::new(None);
+    let mut held = SITE.lock().unwrap_or_else(PoisonError::into_inner);
+    let site = held.get_or_insert_with(|| Arc::new(Site::new())).clone();
+    let number = site.accounts.fetch_add(1, Ordering::Relaxed);
+    if number + 1 == ACCOUNTS_MAX {
+        *held = None;
+    }
+    (site, format!("u{number}"))
+}
+
+impl Site {
+    fn new() -> Self {
         let dir = tempfile::tempdir().expect("there is room");
         let (mail, record) = (dir.path().join("mail/{user}"), dir.path().join("identity"));
         fs::create_dir(dir.path().join("mail")).expect("there is room");
@@ -188,13 +202,12 @@ fn site() -> &'static Site {
             ..MaildirOptions::new(&mail, &record)
         };
         let store = Maildir::open(options, index, SystemClock::shared());
-        Site { dir, store: store.expect("it is a store"), accounts: AtomicU64::new(0) }
-    })
+        Self { dir, store: store.expect("it is a store"), accounts: AtomicU64::new(0) }
+    }
 }
 
 pub(crate) fn mailboxes(input: &[u8]) {
-    let site = site();
-    let name = format!("u{}", site.accounts.fetch_add(1, Ordering::Relaxed));
+    let (site, name) = site();
     let root = site.dir.path().join("mail").join(&name);
     for dir in ["cur", "new", "tmp", ".Work/cur"] {
         fs::create_dir_all(root.join(dir)).expect("there is room");

@@ -244,9 +244,12 @@ impl MailStore for Maildir {
     ) -> Result<Delta, StoreError> {
         let now_ms = self.engine.cx.clock.unix_ms();
         self.engine.visit_id(account, mailbox, |name, snapshot, _| {
-            self.engine.cx.shelf.load(snapshot, now_ms)?;
-            let header = &snapshot.header;
-            let complete = since.0 == 0 || since < header.floor || since > header.highest_modseq;
+            let (floor, highest) = (snapshot.header.floor, snapshot.header.highest_modseq);
+            let complete = since.0 == 0 || since < floor || since > highest;
+            // Where nothing is new, no record is needed.
+            if complete || since < highest {
+                self.engine.cx.shelf.load(snapshot, now_ms)?;
+            }
             let entries = snapshot.entries().values();
             let wanted = entries.filter(|entry| complete || entry.modseq > since);
             let records = wanted.map(|entry| entry.record(&snapshot.table)).collect();

@@ -188,9 +188,10 @@ impl Engine {
     ) -> Result<(), StoreError> {
         self.take_away(account, book, root, name, |dir, held, snapshot, family| {
             let entries: Vec<Entry> = snapshot.entries().values().cloned().collect();
-            for file in indexlog::COMPANIONS.iter().chain([&indexlog::NAME]) {
+            for file in indexlog::COMPANIONS {
                 dir.remove(file)?;
             }
+            indexlog::replace(dir, self.cx.clock.unix_ms(), dir.owner()?)?;
             self.cx.graveyard.messages(dir, family, &entries, self.cx.clock.unix_ms())?;
             dir.remove(b"dovecot-keywords")?;
             dir.remove(uidlist::NAME)?;

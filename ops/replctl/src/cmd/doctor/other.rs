@@ -210,13 +210,6 @@ fn judge(found: &Found, other: OtherServer) -> Vec<Finding> {
         };
         findings.push(finding.because(why).next(next));
     }
-    let modseq =
-        Finding::note(Code::OtherServer, "MODSEQs of the two servers have nothing in common");
-    findings.push(
-        modseq
-            .because("clients with QRESYNC or CONDSTORE may miss changes of flags after a move")
-            .next("have them look at their mailboxes anew (most do when they are restarted)"),
-    );
     findings
 }
 

@@ -118,7 +118,7 @@ fn start(
 /// Directories of all users' INBOXes.
 fn inboxes(server: &Cyrus) -> Result<Vec<PathBuf>> {
     let users = (0..ACCOUNTS).map(live::account);
-    users.map(|user| server.mailbox_dir(&user, &format!("user.{user}"))).collect()
+    users.map(|user| server.mailbox_dir(&format!("user.{user}"))).collect()
 }
 
 /// Which of our messages this is.
