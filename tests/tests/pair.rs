@@ -92,6 +92,29 @@ fn a_message_that_is_moved_away_and_back_is_there_once() -> anyhow::Result<()> {
     })
 }
 
+/// Dovecot rewrites its list without what is gone, into a file with the inode that it had before.
+#[test]
+fn the_uid_of_what_came_and_went_unseen_is_spent_on_the_replica() -> anyhow::Result<()> {
+    Lab::run(|lab| {
+        let mut pair = Pair::start(lab, &["u1"])?;
+        let mut imap = pair.master.imap("u1")?;
+        imap.create("Work")?;
+        imap.append("Work", &corpus::short("stays")).finish()?;
+        pair.wait_equal(lab)?;
+        for uid in 2..6 {
+            pair.agent.stop()?;
+            imap.append("Work", &corpus::short(&format!("goes-{uid}"))).finish()?;
+            let mut other = pair.master.imap("u1")?;
+            other.select("Work")?;
+            other.uid_store(uid.to_string(), "+FLAGS.SILENT (\\Deleted)")?;
+            other.uid_expunge(uid.to_string())?;
+            pair.agent.start(lab)?;
+            pair.wait_equal(lab).with_context(|| format!("UID {uid}"))?;
+        }
+        pair.expect_quiet_logs()
+    })
+}
+
 #[test]
 fn every_change_of_mailboxes_is_replayed() -> anyhow::Result<()> {
     Lab::run(|lab| {

@@ -155,9 +155,13 @@ fn five_broken_mailboxes_among_five_hundred() -> anyhow::Result<()> {
             let there = serials.any(|serial| serial == Some("u1-late"));
             Ok(if there { Ok(()) } else { Err("u1-late is not there".into()) })
         })?;
-        let status = pair.agent.ask(lab, &["status"])?;
-        let link = &status["replicas"][0];
-        ensure!(link["state"] == "degraded" && link["lag_entries"] == 0, "{link}");
+        // What came last is on the replica before the agent has heard so.
+        lab.wait("nothing is behind but these", || {
+            let status = pair.agent.ask(lab, &["status"])?;
+            let link = &status["replicas"][0];
+            let told = link["state"] == "degraded" && link["lag_entries"] == 0;
+            Ok(if told { Ok(()) } else { Err(link.to_string()) })
+        })?;
         tell_of_it(lab, &pair)?;
         // A restart forgets nothing.
         pair.agent.stop()?;

@@ -118,6 +118,17 @@ fn a_frozen_master_is_no_master_for_a_load_balancer() -> anyhow::Result<()> {
     })
 }
 
+/// The page of a daemon, once a browser that loads it shows all of `words`.
+fn shown(lab: &Lab, port: u16, words: &[&str]) -> anyhow::Result<String> {
+    lab.wait(&format!("a browser shows {words:?}"), || {
+        let page = match browser::document(lab, &format!("http://127.0.0.1:{port}/")) {
+            Ok(page) => page,
+            Err(error) => return Ok(Err(format!("{error:#}"))),
+        };
+        Ok(if words.iter().all(|word| page.contains(word)) { Ok(page) } else { Err(page) })
+    })
+}
+
 #[test]
 fn a_browser_shows_what_is_and_names_nobodys_mail() -> anyhow::Result<()> {
     Lab::run(|lab| {
@@ -144,15 +155,8 @@ fn a_browser_shows_what_is_and_names_nobodys_mail() -> anyhow::Result<()> {
         })?;
 
         let (agent, replica) = (pair.agent.metrics.0, pair.copy.metrics.1);
-        let page = lab.wait("the page shows the replica", || {
-            let page = browser::document(lab, &format!("http://127.0.0.1:{agent}/"))?;
-            let name = format!("<th scope=\"row\" role=\"rowheader\">{}</th>", pair.copy.name());
-            Ok(if page.contains(&name) && page.contains("<polyline") {
-                Ok(page)
-            } else {
-                Err(page)
-            })
-        })?;
+        let name = format!("<th scope=\"row\" role=\"rowheader\">{}</th>", pair.copy.name());
+        let page = shown(lab, agent, &[&name, "<polyline"])?;
         for text in ["master, epoch 1", ">Gate<", "If the master died now", "Sync log", ">Lag<"] {
             ensure!(page.contains(text), "{text} is in {page}");
         }
@@ -168,8 +172,7 @@ fn a_browser_shows_what_is_and_names_nobodys_mail() -> anyhow::Result<()> {
         ensure!(json["lag_history"][0]["name"] == pair.copy.name(), "{json}");
 
         wait_for(lab, replica, "/replica?lag=0s", 200)?;
-        let page = browser::document(lab, &format!("http://127.0.0.1:{replica}/"))?;
-        ensure!(page.contains("everything is here"), "{page}");
+        let page = shown(lab, replica, &["everything is here"])?;
         ensure!(page.contains("replica-node: follows master-node"), "{page}");
 
         // For who wants to see it: MAILTWIN_KEEP=1 keeps the pictures.

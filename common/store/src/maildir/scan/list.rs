@@ -42,18 +42,19 @@ impl Look<'_> {
             self.list = List { whole: true, ..List::default() };
             return Ok(());
         };
+        let mut known = None;
         if appended {
             let new = content.split_off(back.min(content.len()));
-            let known = uidlist::ends_with(&content, start == 0, header.list_last);
-            if !known || !self.is_known_list()? {
+            known = self.continued(&content, start == 0)?;
+            if known.is_none() {
                 return self.read_list(true);
             }
             content = new;
         }
-        let path = self.dir.at(uidlist::NAME);
-        let (heading, rest, last) = if appended {
-            (self.known_heading(), content.as_slice(), header.list_last)
+        let (heading, rest, last) = if let Some(heading) = known {
+            (heading, content.as_slice(), header.list_last)
         } else {
+            let path = self.dir.at(uidlist::NAME);
             let corrupt = |why| StoreError::Corrupt { path, why };
             let (heading, rest) = Heading::parse(&content).map_err(corrupt)?;
             (heading, rest, Uid(0))
@@ -76,15 +77,22 @@ impl Look<'_> {
         Ok(())
     }
 
-    /// Whether the list still says that it is this mailbox's: one that was deleted and made anew can
-    /// get the same inode number, and be as long.
-    fn is_known_list(&self) -> Result<bool, StoreError> {
+    /// The heading of a list of which `part` was read before, up to its end; `None` if it is another.
+    /// A mailbox that was deleted and made anew can have a list of the same inode number, and be as
+    /// long. So can the same mailbox's: rewritten, it lacks the lines of what was delivered and
+    /// expunged meanwhile, and only its first line tells that their UIDs are spent.
+    fn continued(&self, part: &[u8], is_start: bool) -> Result<Option<Heading>, StoreError> {
         let header = &self.snapshot.header;
-        let known = |heading: Heading| {
-            let id = heading.id.unwrap_or_else(|| derived_id(self.dir));
-            (id, heading.uid_validity) == (header.id, header.uid_validity)
-        };
-        Ok(hash::heading(self.dir)?.is_some_and(known))
+        if !uidlist::ends_with(part, is_start, header.list_last) {
+            return Ok(None);
+        }
+        let Some(now) = hash::heading(self.dir)? else { return Ok(None) };
+        let id = now.id.unwrap_or_else(|| derived_id(self.dir));
+        if (id, now.uid_validity) != (header.id, header.uid_validity) {
+            return Ok(None);
+        }
+        let known = self.known_heading();
+        Ok(Some(Heading { next: known.next.max(now.next), ..known }))
     }
 
     pub(super) fn known_heading(&self) -> Heading {

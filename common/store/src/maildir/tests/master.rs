@@ -85,6 +85,27 @@ fn a_mailbox_made_anew_with_the_old_ones_inode_is_another() {
     }
 }
 
+/// Dovecot writes a list anew without the lines of what is gone, and the second time may be given the
+/// inode that the list had at first.
+#[test]
+fn a_list_that_was_written_anew_tells_which_uids_are_spent() {
+    let site = Site::new(Layout::MaildirPlusPlus);
+    site.create(&ann(), &name(""));
+    (1..=2).for_each(|n| site.deliver(&ann(), &name(""), format!("{n}").as_bytes()));
+    let path = site.mailbox(&ann(), &name("")).join("dovecot-uidlist");
+    let list = site.list(&ann(), &name(""));
+    let rest = list.split_once(" N1 ").unwrap();
+    let store = site.master();
+    for next in [3, 4, 6] {
+        write(&path, [rest.0, &format!(" N{next} "), rest.1].concat().as_bytes());
+        assert_eq!(state(&store, "").head.uid_next, Uid(next));
+    }
+    // Nobody is given a UID that somebody had.
+    site.drop_in(&ann(), &name(""), b"late");
+    let uids: Vec<Uid> = records(&store, "").iter().map(|record| record.uid).collect();
+    assert_eq!(uids, [Uid(1), Uid(2), Uid(6)]);
+}
+
 #[test]
 fn a_root_that_matches_no_account_is_a_problem_for_a_master_only() {
     let (site, copy) = (Site::new(Layout::MaildirPlusPlus), Site::new(Layout::MaildirPlusPlus));
