@@ -57,7 +57,7 @@ const MUTANTS: &[Mutant] = &[
         to: "{ let _ = waiting; self.running.values().map(|covers| covers.first).min() }",
     },
     Mutant {
-        what: "a mailbox that came to another's place passes for it",
+        what: "a mailbox that was moved away passes for who came to its place",
         file: "agent/src/visit/mailbox.rs",
         from: "Ok((delta, unread)) if delta.state.name == *name => {",
         to: "Ok((delta, unread)) => {",
